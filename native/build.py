@@ -1,0 +1,37 @@
+"""
+Generate the cffi module's C source from the contract, `include/vhostblk.h`.
+
+The text between the two ``cdef`` markers of the header is handed to cffi verbatim, so the
+declarations exist once.
+"""
+
+import argparse
+from pathlib import Path
+
+import cffi
+
+MODULE = "vhostblk._native"
+BEGIN, END = "/* cdef: begin */", "/* cdef: end */"
+
+
+def cdef_text(header: str) -> str:
+    """Return what stands between the markers of *header*."""
+    return header.split(BEGIN, 1)[1].split(END, 1)[0]
+
+
+def main() -> None:
+    """Write the C source named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("header", type=Path)
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+
+    ffi = cffi.FFI()
+    ffi.cdef(cdef_text(args.header.read_text(encoding="utf-8")))
+    # py_limited_api: one wheel for every CPython from 3.11 on.
+    ffi.set_source(MODULE, '#include "vhostblk.h"', py_limited_api=True)
+    ffi.emit_c_code(str(args.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Numbers and layouts of the standards; nothing here runs."""
