@@ -1,0 +1,53 @@
+# The two commands are `make demo` and `make test`; both set up what is missing first.
+# VHOSTBLK_CACHE says where downloads are kept (default: .cache); PYTHON which Python to use.
+
+VHOSTBLK_CACHE ?= $(CURDIR)/.cache
+export VHOSTBLK_CACHE
+
+bin := .venv/bin
+# Paths of the guest's kernel and the like, found by `.ci/setup guest`.
+with_tools := set -a && . "$(VHOSTBLK_CACHE)/tools.env" && set +a &&
+c_files = $(shell git ls-files 'native/*.c' 'native/*.h' 'bench/*.c' 'tests/*.c')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-sanitize bench lint format setup venv clean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: setup ## Serve a disk to a real Linux guest, verify it, say what happened
+	@$(with_tools) $(bin)/vhostblk demo
+
+test: setup ## Run every test but the slow ones (guest boots included)
+	@$(with_tools) $(bin)/pytest
+
+test-slow: setup ## Run the slow tests
+	@$(with_tools) $(bin)/pytest -m slow
+
+test-sanitize: setup ## Run the C tests under ASan+UBSan, then under TSan
+	@.ci/sanitize address,undefined thread
+
+bench: setup ## Measure against qemu-storage-daemon, in one run
+	@$(with_tools) $(bin)/python -m bench
+
+lint: venv ## Check style, types and who imports whom
+	@$(bin)/ruff check
+	@$(bin)/ruff format --check --quiet
+	@$(bin)/mypy
+	@$(bin)/lint-imports
+	@shellcheck .ci/run .ci/sanitize .ci/setup
+	@$(if $(c_files),$(bin)/clang-format --dry-run --Werror $(c_files))
+
+format: venv ## Rewrite the sources as the formatters want them
+	@$(bin)/ruff check --fix --quiet
+	@$(bin)/ruff format
+	@$(if $(c_files),$(bin)/clang-format -i $(c_files))
+
+setup: ## Debian packages, guest and virtual environment, where missing
+	@.ci/setup all
+
+venv: ## The virtual environment with the compiled core, where missing
+	@.ci/setup packages && .ci/setup venv
+
+clean: ## Throw away what was built (downloads stay)
+	rm -rf .venv build build-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
