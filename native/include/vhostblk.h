@@ -1,0 +1,280 @@
+/* vhostblk.h - the contract of the C core: virtqueues in, block requests out.
+ *
+ * Knows no socket and no Python, makes no thread, writes no log, never exits.
+ *
+ * Who may call what.  Two contexts exist: the *control plane* (one thread) and the *worker*
+ * (the one thread inside vhb_worker_run, or whoever calls vhb_worker_step).  Every function is
+ * the control plane's unless it says otherwise.  A queue's ring and settings belong to one of
+ * them at a time; setters on a queue that its worker owns return -EBUSY.  Request slots and
+ * completions always stay with the worker.
+ *
+ * Returns.  int: 0 (or a count) or -errno.  Pointers come out through the last argument.
+ * Lengths are bytes unless the name says sectors; a sector is 512 bytes.
+ */
+#ifndef VHOSTBLK_H
+#define VHOSTBLK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+
+/* ---- values ------------------------------------------------------------------------- */
+
+enum {
+    VHB_ACCESS_READ = 1, /* the device may read */
+    VHB_ACCESS_WRITE = 2 /* the device may write */
+};
+
+/* One row of the flat table: guest addresses [iova, iova + len) live at host.
+ * access 0: mapped but denied.  log_page: first dirty-log page, in 4096-byte units. */
+struct vhb_segment {
+    uint64_t iova;
+    uint64_t len;
+    void *host;
+    uint64_t log_page;
+    uint32_t access;
+    uint32_t reserved;
+};
+
+/* A run of bytes in this process; the same layout as struct iovec. */
+struct vhb_piece {
+    void *host;
+    size_t len;
+};
+
+enum { VHB_PART_DESC = 0, VHB_PART_AVAIL = 1, VHB_PART_USED = 2 };
+
+enum vhb_op {
+    VHB_READ = 0,
+    VHB_WRITE = 1,
+    VHB_FLUSH = 2,
+    VHB_DISCARD = 3,
+    VHB_WRITE_ZEROES = 4,
+    VHB_CANCEL = 5 /* mailbox only: the job of this tag is dead, stop working on it */
+};
+
+enum {
+    VHB_REQ_FUA = 1,  /* stable before it completes */
+    VHB_REQ_UNMAP = 2 /* write zeroes may leave a hole */
+};
+
+enum {
+    VHB_BLK_READ_ONLY = 1,
+    VHB_BLK_WRITETHROUGH = 2, /* every write is stable before its status */
+    VHB_BLK_DISCARD = 4,
+    VHB_BLK_WRITE_ZEROES = 8,
+    VHB_BLK_UNMAP = 16 /* WRITE_ZEROES may carry UNMAP and it is passed on */
+};
+
+enum { VHB_SERIAL_SIZE = 20, VHB_MAX_RANGES = 16 };
+
+/* What the device promises its driver; virtio 1.3, 5.2.4. */
+struct vhb_blk {
+    uint64_t capacity_sectors;
+    uint32_t block_size;
+    uint32_t flags;
+    uint32_t max_discard_sectors;
+    uint32_t max_discard_seg; /* 1 to VHB_MAX_RANGES */
+    uint32_t max_write_zeroes_sectors;
+    uint32_t max_write_zeroes_seg; /* 1 to VHB_MAX_RANGES */
+    uint8_t serial[20];            /* padded with NUL */
+};
+
+/* Events of a queue, taken with vhb_queue_take_events(). */
+enum {
+    VHB_PARKED = 1,  /* as asked: stands between two requests, I/O may be in flight */
+    VHB_DRAINED = 2, /* as asked: nothing is in flight, all that completed is pushed */
+    VHB_BROKEN = 4,  /* the ring is not a ring; vhb_queue_fault() says why */
+    VHB_DETACHED = 8 /* as asked: the worker has forgotten the queue, it may be freed */
+};
+
+/* Why a queue broke. */
+enum vhb_reason {
+    VHB_OK = 0,
+    VHB_AVAIL_INDEX = 1,   /* value: avail idx, further ahead than the ring is long */
+    VHB_HEAD = 2,          /* value: a head out of range */
+    VHB_NEXT = 3,          /* value: a next field out of range */
+    VHB_LOOP = 4,          /* value: descriptors walked; a chain longer than its table */
+    VHB_INDIRECT = 5,      /* value: length of a malformed, nested or unwanted indirect table */
+    VHB_TABLE_ADDRESS = 6, /* value: address of an indirect table that may not be read */
+    VHB_STATUS_ADDRESS = 7, /* value: address of a status byte that may not be written */
+    VHB_MEMORY_GONE = 8    /* the guest's memory vanished (SIGBUS) under the ring or a request */
+};
+
+struct vhb_fault {
+    uint32_t reason; /* enum vhb_reason */
+    uint32_t index;  /* avail or descriptor index it was met at */
+    uint64_t value;
+};
+
+/* Counted by the worker, read at any time; each only grows but the last two. */
+struct vhb_counters {
+    uint64_t reads;
+    uint64_t writes;
+    uint64_t flushes;
+    uint64_t discards;
+    uint64_t write_zeroes;
+    uint64_t get_ids;
+    uint64_t bytes_read;
+    uint64_t bytes_written;
+    uint64_t errors;      /* requests that ended with IOERR */
+    uint64_t unsupported; /* requests that ended with UNSUPP */
+    uint64_t malformed;   /* chains without room for a status, given back with length 0 */
+    uint64_t kicks;
+    uint64_t calls;
+    uint64_t faults; /* SIGBUS or EFAULT on guest memory */
+    uint64_t in_flight;
+    uint64_t dead; /* cancelled, not yet returned by the disk */
+};
+
+/* ---- disks -------------------------------------------------------------------------- */
+
+struct vhb_disk;
+
+enum {
+    VHB_FILE_DIRECT = 1,      /* fd is O_DIRECT: misaligned requests are bounced */
+    VHB_FILE_BLOCK_DEVICE = 2 /* discard is BLKDISCARD */
+};
+
+/* A regular file or block device.  The fd stays the caller's and must outlive the disk.
+ * mem_align, offset_align: what O_DIRECT asks of buffers and offsets, powers of two, else 1. */
+int vhb_disk_file_new(int fd, uint32_t flags, uint32_t mem_align, uint32_t offset_align,
+                      struct vhb_disk **out);
+
+/* *size* bytes of anonymous private memory at *host*, the caller's.  Discard gives pages back. */
+int vhb_disk_memory_new(void *host, uint64_t size, struct vhb_disk **out);
+
+/* Reads give zeroes (or, without *zero*, leave the buffer alone); writes go nowhere. */
+int vhb_disk_null_new(bool zero, struct vhb_disk **out);
+
+/* -EBUSY while a queue uses it. */
+int vhb_disk_free(struct vhb_disk *disk);
+
+/* A mailbox is a disk served by somebody else: one queue posts, one other thread takes and
+ * completes.  Its memory is fixed at *slots* requests under way, at least the queue's slots. */
+struct vhb_mailbox;
+
+struct vhb_job {
+    uint64_t tag;    /* names the job towards vhb_mailbox_complete(), once */
+    uint64_t offset; /* bytes */
+    uint64_t len;    /* bytes; the pieces add up to it (READ, WRITE) */
+    uint32_t op;     /* enum vhb_op */
+    uint32_t flags;  /* VHB_REQ_* */
+    uint32_t n_pieces;
+    uint32_t reserved;
+    const struct vhb_piece *pieces; /* valid until the job is completed */
+};
+
+int vhb_mailbox_new(uint32_t slots, struct vhb_mailbox **out);
+struct vhb_disk *vhb_mailbox_disk(struct vhb_mailbox *box); /* freed with the box */
+int vhb_mailbox_fd(struct vhb_mailbox *box); /* readable while jobs wait; the box's own */
+
+/* The serving thread: up to *n* jobs into *jobs*; the count, 0 when none wait. */
+int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n);
+
+/* The serving thread: a job is over.  result: 0 or -errno.  -EINVAL: no such job. */
+int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
+
+int vhb_mailbox_free(struct vhb_mailbox *box); /* -EBUSY while a queue uses it */
+
+/* ---- workers ------------------------------------------------------------------------ */
+
+struct vhb_worker;
+struct vhb_queue;
+
+enum { VHB_WORKER_NO_URING = 1 };
+
+struct vhb_worker_config {
+    uint32_t flags;   /* VHB_WORKER_* */
+    uint32_t spin_us; /* how long to look on after the last request before sleeping */
+};
+
+/* Falls back to preadv/pwritev and epoll where io_uring is refused: vhb_worker_uring(). */
+int vhb_worker_new(const struct vhb_worker_config *config, struct vhb_worker **out);
+int vhb_worker_uring(struct vhb_worker *worker); /* 1: io_uring; 0 or -errno: why not */
+
+/* Readable when a queue of this worker has events; the reader resets it by reading 8 bytes. */
+int vhb_worker_event_fd(struct vhb_worker *worker);
+
+/* The worker's thread: serve until vhb_worker_stop().  One caller at a time, always the same
+ * thread. */
+int vhb_worker_run(struct vhb_worker *worker);
+
+/* One pass that never blocks, for tests: how many requests were popped or completed. */
+int vhb_worker_step(struct vhb_worker *worker);
+
+int vhb_worker_stop(struct vhb_worker *worker); /* any thread; run returns after its pass */
+int vhb_worker_free(struct vhb_worker *worker); /* -EBUSY while queues are attached or it runs */
+
+/* ---- queues ------------------------------------------------------------------------- */
+
+/* Shared by the queues of one device: requests that were cancelled but are still with the
+ * disk.  No new write that overlaps one of them is started until it has returned. */
+struct vhb_graveyard;
+int vhb_graveyard_new(struct vhb_graveyard **out);
+int vhb_graveyard_free(struct vhb_graveyard *graveyard); /* -EBUSY while it is not empty */
+
+/* A queue parked at base 0, with no ring, for at most *max_size* descriptors.  Attached to
+ * *worker* at once.  The disk and the graveyard stay the caller's and must outlive it. */
+int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk,
+                  struct vhb_graveyard *graveyard, uint32_t max_size, struct vhb_queue **out);
+
+/* Copies the table; the mappings stay the caller's and must outlive the next DRAINED with no
+ * request dead.  -EINVAL if the segments overlap or are not sorted by iova. */
+int vhb_queue_set_space(struct vhb_queue *queue, const struct vhb_segment *segments, size_t n);
+
+/* Ring size, a power of two up to max_size. */
+int vhb_queue_set_size(struct vhb_queue *queue, uint32_t size);
+
+/* Where a part of the ring (VHB_PART_*) lives.  -EINVAL if a border splits an element. */
+int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece *pieces,
+                       size_t n);
+
+/* Next avail entry to take; the used index is read from the ring at the next run. */
+int vhb_queue_set_base(struct vhb_queue *queue, uint32_t base);
+int vhb_queue_base(struct vhb_queue *queue); /* -EBUSY while its worker owns it */
+
+/* Eventfds stay the caller's; -1 for none (no kick fd: the ring is polled).  A replaced kick fd
+ * may be closed after the next run or DRAINED. */
+int vhb_queue_set_kick(struct vhb_queue *queue, int fd);
+int vhb_queue_set_call(struct vhb_queue *queue, int fd);
+int vhb_queue_set_err(struct vhb_queue *queue, int fd);
+int vhb_queue_set_enabled(struct vhb_queue *queue, bool enabled);
+int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features); /* acked bits */
+int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
+
+/* Hand the ring to the worker.  -EINVAL: size, parts or space are missing or too small.
+ * The ring is looked at once without waiting for a kick, and a new call fd is signalled once. */
+int vhb_queue_run(struct vhb_queue *queue);
+
+/* Ask for the ring back; VHB_PARKED or VHB_DRAINED follows.  A drain may follow a park. */
+int vhb_queue_park(struct vhb_queue *queue);
+int vhb_queue_drain(struct vhb_queue *queue);
+
+/* While a drain is pending: what is still with the disk is cancelled, completes with IOERR now
+ * and is dead.  VHB_DRAINED follows. */
+int vhb_queue_cancel(struct vhb_queue *queue);
+
+/* Ask the worker to forget a drained queue; VHB_DETACHED follows. */
+int vhb_queue_detach(struct vhb_queue *queue);
+int vhb_queue_free(struct vhb_queue *queue); /* -EBUSY unless detached with none dead */
+
+uint32_t vhb_queue_take_events(struct vhb_queue *queue); /* VHB_* bits, once each */
+int vhb_queue_fault(struct vhb_queue *queue, struct vhb_fault *out);
+int vhb_queue_counters(struct vhb_queue *queue, struct vhb_counters *out);
+
+/* ---- vanished memory (fault.c, the only global) ------------------------------------- */
+
+/* Install the SIGBUS handler once; other addresses go to the handler that was there. */
+int vhb_fault_install(void);
+
+/* Watch a guest mapping; page: its page size.  Returns a slot, or -ENOSPC. */
+int vhb_fault_watch(void *host, uint64_t len, uint64_t page);
+int vhb_fault_count(int slot); /* pages of this mapping that were lost so far */
+int vhb_fault_unwatch(int slot);
+
+/* cdef: end */
+
+#endif

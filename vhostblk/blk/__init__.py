@@ -1,0 +1,1 @@
+"""virtio-blk semantics: what we offer, the config space, the parsing of requests."""

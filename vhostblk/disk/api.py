@@ -1,0 +1,178 @@
+"""
+What a disk is.
+
+A disk has two duties, `info` and `read`; everything else has a default.  Methods may be plain or
+``async``; plain ones run one at a time on the disk's own thread, async ones run together on that
+thread's loop.  An ``OSError`` becomes ``IOERR`` for that request; so does any other exception,
+which is also logged with its traceback, and the disk goes on being served.
+"""
+
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskInfo:
+    """
+    What a disk says of itself; asked once it is open.
+
+    Args:
+        size: Bytes; a multiple of *block_size*.
+        block_size: Bytes every offset and length is a multiple of; a power of two from 512.
+        physical_block_size: Bytes written at once without reading first; 0: *block_size*.
+        optimal_io_size: Bytes of the best request; 0: no opinion.
+        read_only: The disk cannot be written, whatever methods it has.
+        volatile: Writes may sit in a cache until `flush`.
+        discard_alignment: Bytes; 0: *block_size*.
+        max_discard: Bytes of one `discard` at most.
+        max_write_zeroes: Bytes of one `write_zeroes` at most.
+        may_unmap: `write_zeroes` with *unmap* may leave a hole.
+    """
+
+    size: int
+    block_size: int = 512
+    physical_block_size: int = 0
+    optimal_io_size: int = 0
+    read_only: bool = False
+    volatile: bool = True
+    discard_alignment: int = 0
+    max_discard: int = 1 << 30
+    max_write_zeroes: int = 1 << 30
+    may_unmap: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """
+    A run of bytes of one kind.
+
+    Args:
+        offset: First byte.
+        length: Bytes.
+        hole: Nothing is stored there; it reads as zeroes.
+    """
+
+    offset: int
+    length: int
+    hole: bool
+
+
+class Disk(Protocol):
+    """
+    A block back-end.
+
+    Subclass it, or bring any object with the two required methods.  What a disk *can* follows
+    from the methods it defines itself: without `write` it is read-only, without `discard`
+    discards are not offered, without `write_zeroes` zeroes are written by `write`.
+
+    *views* are writable (`read`) or read-only (`write`) memoryviews of guest memory, in guest
+    order, their lengths adding up to the request's.  They die when the method returns: a disk
+    that keeps one, or a slice of one, is broken.  A write view can change while it is looked at:
+    hash, compress or compare a copy (``bytes(view)``).
+    """
+
+    def info(self) -> DiskInfo:
+        """Return what the disk is; called after `open`, and again only when it is replaced."""
+        ...
+
+    def read(self, offset: int, views: Sequence[memoryview]) -> Awaitable[None] | None:
+        """Fill *views* with what is stored from byte *offset* on."""
+        ...
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> Awaitable[None] | None:
+        """
+        Store *views* from byte *offset* on.
+
+        A disk that can make one write stable by itself takes a keyword ``fua: bool`` as well;
+        for others the device calls `flush` behind a write that must be stable.
+        """
+        ...
+
+    def flush(self) -> Awaitable[None] | None:
+        """Make every write that has returned stable.  Default: nothing is volatile."""
+        ...
+
+    def discard(self, offset: int, length: int) -> Awaitable[None] | None:
+        """Forget *length* bytes from *offset* on.  Default: not offered."""
+        ...
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> Awaitable[None] | None:
+        """
+        Make *length* bytes from *offset* on read as zeroes.
+
+        Args:
+            offset: First byte.
+            length: Bytes.
+            unmap: A hole is welcome.
+        """
+        ...
+
+    def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield what is stored in a range, in order, without gaps.  Default: all of it is."""
+        ...
+
+    def open(self) -> Awaitable[None] | None:
+        """Get ready, on the thread that will serve; before everything else."""
+        ...
+
+    def close(self) -> Awaitable[None] | None:
+        """Let go of everything; nothing is called afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeFile:
+    """
+    A disk the C core can serve: an open file or block device.
+
+    Args:
+        fd: Stays the disk's.
+        direct: Opened with O_DIRECT.
+        mem_align: Bytes O_DIRECT wants buffers aligned to, else 1.
+        offset_align: Bytes O_DIRECT wants offsets and lengths aligned to, else 1.
+        block_device: Not a regular file.
+    """
+
+    fd: int
+    direct: bool = False
+    mem_align: int = 1
+    offset_align: int = 1
+    block_device: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NativeMemory:
+    """
+    A disk the C core can serve: private anonymous memory.
+
+    Args:
+        address: First byte, in this process; stays the disk's.
+        size: Bytes.
+    """
+
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeNull:
+    """
+    A disk the C core can serve: nothing at all.
+
+    Args:
+        zero: Reads give zeroes; without it they leave the guest's buffer alone.
+    """
+
+    zero: bool = True
+
+
+NativeSpec = NativeFile | NativeMemory | NativeNull
+
+
+class NativeDisk(Protocol):
+    """A disk that, once open, the C core can serve without Python."""
+
+    def native(self) -> NativeSpec:
+        """Say how; valid until `Disk.close`."""
+        ...

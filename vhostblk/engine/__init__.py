@@ -1,0 +1,1 @@
+"""Data planes: the C core (`native`) and the readable one (`reference`)."""

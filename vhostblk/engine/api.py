@@ -1,0 +1,254 @@
+"""
+What a data plane is: queues that belong to somebody, and disks at their other end.
+
+A queue's ring and settings belong either to its worker or to the control plane.  Setters and
+`Queue.base` need it parked or drained and raise `Busy` otherwise; `run` hands it over,
+`parked` and `drained` ask for it back.  *Adding needs parked; removing needs drained.*
+
+All methods are called on the control thread, inside its running asyncio loop.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from vhostblk.blk.device import BlkDevice
+from vhostblk.disk.api import Disk
+from vhostblk.errors import VhostBlkError
+from vhostblk.memory.space import Segment
+
+Piece = tuple[int, int]
+"""(host address, length in bytes) of a part of a ring."""
+
+
+class Busy(VhostBlkError):  # noqa: N818 - a state, as EBUSY is
+    """A setter was called on a queue that its worker owns: our own bug."""
+
+
+class Op(IntEnum):
+    """What a job asks for; the numbers are those of ``enum vhb_op``."""
+
+    READ = 0
+    WRITE = 1
+    FLUSH = 2
+    DISCARD = 3
+    WRITE_ZEROES = 4
+    CANCEL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    One request to a disk that is served in Python.
+
+    Args:
+        tag: Names the job towards `Mailbox.complete`.
+        op: What to do; CANCEL: the job of this tag is dead, stop working on it.
+        offset: First byte on the disk.
+        length: Bytes.
+        views: READ: writable, WRITE: read-only; in guest order, *length* bytes in all.
+        fua: Stable before it completes.
+        unmap: A hole is welcome (WRITE_ZEROES).
+    """
+
+    tag: int
+    op: Op
+    offset: int
+    length: int
+    views: tuple[memoryview, ...]
+    fua: bool = False
+    unmap: bool = False
+
+
+class Mailbox(Protocol):
+    """
+    Where a queue leaves jobs for a Python disk; used by one thread of the disk's.
+
+    The server's pump takes jobs, releases their views when the disk's method returns, and then
+    completes them.
+    """
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while jobs wait."""
+        ...
+
+    def take(self) -> list[Job]:
+        """Return the jobs that wait, CANCELs among them; empty when there are none."""
+        ...
+
+    def complete(self, tag: int, errno: int) -> None:
+        """End a job: *errno* 0 for success.  A dead job is ended the same way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """
+    Why a queue broke.
+
+    Args:
+        reason: Short words, e.g. "head out of range".
+        index: Avail or descriptor index it was met at.
+        value: The offending value.
+    """
+
+    reason: str
+    index: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What a queue has done since it was made; names as in ``struct vhb_counters``."""
+
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    discards: int = 0
+    write_zeroes: int = 0
+    get_ids: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    errors: int = 0
+    unsupported: int = 0
+    malformed: int = 0
+    kicks: int = 0
+    calls: int = 0
+    faults: int = 0
+    in_flight: int = 0
+    dead: int = 0
+
+
+class Queue(Protocol):
+    """A virtqueue and the requests in flight behind it."""
+
+    @property
+    def mailbox(self) -> Mailbox | None:
+        """Where this queue's jobs wait; None where the engine serves the disk itself."""
+        ...
+
+    def set_space(self, segments: Sequence[Segment]) -> None:
+        """
+        Point the queue at new segments, sorted and disjoint.
+
+        Their mappings must outlive the next `drained` and every dead request.
+        """
+        ...
+
+    def set_ring(
+        self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
+    ) -> None:
+        """
+        Say where the ring lives.
+
+        Args:
+            size: Descriptors, a power of two up to 1024.
+            desc: Pieces of the descriptor table, 16 * size bytes or more.
+            avail: Pieces of the avail ring, 6 + 2 * size bytes or more.
+            used: Pieces of the used ring, 6 + 8 * size bytes or more.
+        """
+        ...
+
+    def set_base(self, base: int) -> None:
+        """Set the next avail entry to take; the used index is read from the ring at `run`."""
+        ...
+
+    def base(self) -> int:
+        """Return the next avail entry not yet taken."""
+        ...
+
+    def set_kick(self, fd: int | None) -> None:
+        """Take over an eventfd (made non-blocking); None: the ring is polled."""
+        ...
+
+    def set_call(self, fd: int | None) -> None:
+        """Take over an eventfd; None: the driver is never called."""
+        ...
+
+    def set_err(self, fd: int | None) -> None:
+        """Take over an eventfd that is written when the queue breaks."""
+        ...
+
+    def set_enabled(self, *, enabled: bool) -> None:
+        """Say whether the queue may take new requests; a disabled one still completes."""
+        ...
+
+    def set_features(self, features: int) -> None:
+        """Set the feature bits the driver acked."""
+        ...
+
+    def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
+        """Set what requests are checked against, and whether every write must be stable."""
+        ...
+
+    def run(self) -> None:
+        """Hand the ring to the worker, which looks at it at once."""
+        ...
+
+    async def parked(self) -> None:
+        """Get the ring back between two requests; I/O may be in flight.  Idempotent."""
+        ...
+
+    async def drained(self, *, seconds: float) -> int:
+        """
+        Get the ring back with nothing in flight.
+
+        Args:
+            seconds: When it takes longer, what is left is cancelled and completes with IOERR.
+
+        Returns:
+            Requests that are dead: cancelled, but still with the disk.
+        """
+        ...
+
+    def fault(self) -> Fault | None:
+        """Return why the queue is broken, None while it is not."""
+        ...
+
+    def counters(self) -> Counters:
+        """Return what the queue has counted; legal at any time."""
+        ...
+
+    async def close(self) -> None:
+        """Drain, forget the ring, close its eventfds; the queue is not used afterwards."""
+        ...
+
+
+class Engine(Protocol):
+    """A data plane; one serves any number of devices."""
+
+    @property
+    def name(self) -> str:
+        """``native`` or ``reference``."""
+        ...
+
+    def device(self, disk: Disk) -> "DeviceEngine":
+        """Get ready to serve an open *disk*; its queues share what a device shares."""
+        ...
+
+    async def close(self) -> None:
+        """End the workers; every queue was closed before."""
+        ...
+
+
+class DeviceEngine(Protocol):
+    """One device's share of an engine."""
+
+    def queue(self, index: int, *, on_broken: Callable[[], None]) -> Queue:
+        """
+        Make a queue, parked, at base 0 and without a ring.
+
+        Args:
+            index: Its number in the device, for log lines and worker choice.
+            on_broken: Called on the control thread when the queue breaks.
+        """
+        ...
+
+    def dead(self) -> int:
+        """Return how many cancelled requests are still with the disk."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the disk; every queue was closed before."""
+        ...
