@@ -1,0 +1,1 @@
+"""vhost-user without I/O: bytes and file descriptors in, messages out, and back."""
