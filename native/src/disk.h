@@ -1,0 +1,103 @@
+/* disk.h - what a disk is inside the core, and the request it is given.
+ *
+ * All of a disk's operations but free are called by workers; a disk that serves queues of several
+ * workers is called by them at the same time. */
+#ifndef VHB_DISK_H
+#define VHB_DISK_H
+
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+#include "vhostblk.h"
+
+struct vhb_io;
+struct vhb_queue;
+struct vhb_req;
+
+enum { VHB_PENDING = 1 };
+
+/* Pieces a slot holds itself: 126 data segments, header and status; longer chains borrow. */
+enum { VHB_SLOT_IOV = 130, VHB_MAX_IOV = 2048 };
+
+enum vhb_req_state {
+    VHB_REQ_FREE,
+    VHB_REQ_LIVE, /* with the disk, or held back for a dead one */
+    VHB_REQ_DEAD, /* cancelled: its head is given back, its result will be dropped */
+    VHB_REQ_DONE  /* waits to be pushed */
+};
+
+struct vhb_range {
+    uint64_t offset; /* bytes */
+    uint64_t len;    /* bytes */
+    uint32_t flags;  /* VHB_REQ_* */
+};
+
+/* What the disk is asked to do.  op to niov are set by blk.c; *iov* may be consumed. */
+struct vhb_req {
+    enum vhb_op op;
+    uint32_t flags;  /* VHB_REQ_* */
+    uint64_t offset; /* bytes */
+    uint64_t len;    /* bytes; the iovecs add up to it (READ, WRITE) */
+    struct iovec *iov;
+    uint32_t niov;
+    uint32_t tag; /* index of the slot in its queue */
+
+    /* The disk's own, while the request is with it. */
+    uint32_t step;
+    uint64_t done; /* bytes */
+    void *bounce;
+    void (*resume)(struct vhb_req *req, int result, struct vhb_io *io);
+    struct vhb_disk *disk;
+
+    /* The queue's. */
+    struct vhb_req *next; /* in one list at a time: done, held, bounce wait */
+    struct vhb_queue *queue;
+    enum vhb_req_state state;
+    uint16_t head;
+    bool held; /* in the queue's held list, the disk has not seen it */
+    uint8_t *status;
+    uint32_t written; /* bytes of data written to the guest, without the status */
+    uint32_t n_readable, n_writable; /* pieces */
+    bool bad;     /* completes with IOERR, whatever it asks */
+    uint8_t result; /* VIRTIO_BLK_S_* */
+    uint32_t n_ranges, range;
+    struct vhb_range ranges[VHB_MAX_RANGES];
+    struct vhb_req *buried_next; /* in the graveyard */
+    struct iovec *vec;           /* own or borrowed */
+    struct iovec own[VHB_SLOT_IOV];
+};
+
+struct vhb_disk_ops {
+    /* 0 or -errno: it is over.  VHB_PENDING: vhb_req_done() follows, on this worker. */
+    int (*submit)(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io);
+    /* Try to stop a request; vhb_req_done() follows all the same, with any result. */
+    void (*cancel)(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io);
+    /* Readable when reap has work after an armed reap; NULL where completions come by io. */
+    int (*poll_fd)(struct vhb_disk *disk);
+    /* Call vhb_req_done() for what is over; how many.  arm: the worker is about to sleep. */
+    int (*reap)(struct vhb_disk *disk, bool arm);
+    void (*free)(struct vhb_disk *disk); /* the control plane's */
+};
+
+struct vhb_disk {
+    const struct vhb_disk_ops *ops;
+    atomic_int users; /* queues */
+};
+
+/* A request is over: 0 or -errno.  On the worker of its queue. */
+void vhb_req_done(struct vhb_req *req, int result);
+
+/* ---- graveyard.c ---- */
+
+/* Any worker.  A dead request stays known until it leaves. */
+void vhb_grave_bury(struct vhb_graveyard *graveyard, struct vhb_req *req);
+void vhb_grave_leave(struct vhb_graveyard *graveyard, struct vhb_req *req);
+/* Whether *req* would change bytes that a dead request may still change. */
+bool vhb_grave_blocks(struct vhb_graveyard *graveyard, const struct vhb_req *req);
+
+/* ---- fault.c ---- */
+
+/* SIGBUS caught in guest mappings by this thread so far. */
+uint32_t vhb_fault_seen(void);
+
+#endif

@@ -1,0 +1,48 @@
+/* io.h - how one worker's thread waits and talks to the kernel: io_uring, or epoll and plain
+ * calls where io_uring is refused. */
+#ifndef VHB_IO_H
+#define VHB_IO_H
+
+#include <liburing.h>
+
+#include "disk.h"
+
+enum { VHB_BOUNCE_COUNT = 16, VHB_BOUNCE_SIZE = 256 * 1024 };
+
+/* What became ready; token is what vhb_io_watch was given. */
+typedef void (*vhb_io_ready)(void *context, uint64_t token, bool still_watched);
+
+struct vhb_io {
+    bool uring;
+    int why_not; /* -errno of io_uring_queue_init */
+    int epoll;   /* without uring */
+    struct io_uring ring;
+    uint32_t pending; /* requests with the kernel */
+
+    /* Aligned memory for misaligned O_DIRECT requests; untouched until it is needed. */
+    uint8_t *bounce;
+    uint32_t bounce_free; /* one bit each */
+    struct vhb_req *bounce_wait, **bounce_tail;
+};
+
+int vhb_io_init(struct vhb_io *io, bool allow_uring);
+int vhb_io_enable(struct vhb_io *io); /* on the worker's thread, before its first pass */
+void vhb_io_free(struct vhb_io *io);
+
+/* Say *token* (low 3 bits 0, not 0) each time *fd* becomes readable. */
+int vhb_io_watch(struct vhb_io *io, int fd, uint64_t token);
+void vhb_io_unwatch(struct vhb_io *io, int fd, uint64_t token);
+
+/* The next submission entry for *req*; its completion calls req->resume.  Uring only. */
+struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io, struct vhb_req *req);
+void vhb_io_cancel(struct vhb_io *io, struct vhb_req *req);
+
+/* Submit, reap, and wait up to timeout_us (0: do not wait; -1: for ever).  How many requests
+ * completed. */
+int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void *context);
+
+/* VHB_BOUNCE_SIZE bytes, or NULL: *req* then waits and its resume is called with -EAGAIN. */
+void *vhb_io_bounce_get(struct vhb_io *io, struct vhb_req *req);
+void vhb_io_bounce_put(struct vhb_io *io, void *buffer);
+
+#endif

@@ -1,0 +1,132 @@
+/* vq.h - a virtqueue, and the five verbs a ring format implements.
+ *
+ * Contexts: fields under "shared" are atomics; those under "ring" and "settings" belong to the
+ * owner; the rest is the worker's for ever. */
+#ifndef VHB_VQ_H
+#define VHB_VQ_H
+
+#include <linux/virtio_ring.h>
+
+#include "atomics.h"
+#include "disk.h"
+
+enum vhb_owner { VHB_OWNER_CONTROL, VHB_OWNER_WORKER };
+
+/* What the control plane asks of the worker; later words include earlier ones. */
+enum vhb_ask { VHB_ASK_RUN, VHB_ASK_PARK, VHB_ASK_DRAIN, VHB_ASK_CANCEL, VHB_ASK_DETACH };
+
+enum { VHB_BORROW_COUNT = 4 };
+
+/* A part of the ring: one flat run (the fast path) or several pieces. */
+struct vhb_part {
+    uint8_t *flat; /* NULL: look at the pieces */
+    struct vhb_piece *pieces;
+    size_t n;
+    size_t len; /* bytes in all */
+};
+
+struct vhb_space {
+    struct vhb_segment *segments; /* sorted, disjoint */
+    size_t n;
+    size_t hint; /* index of the last hit */
+};
+
+struct vhb_queue {
+    /* shared */
+    uint32_t owner;  /* enum vhb_owner; release hands over.  pair: owner */
+    uint32_t ask;    /* enum vhb_ask; pair: ask */
+    uint32_t events; /* VHB_PARKED…; pair: events */
+    struct vhb_queue *inbox_next;
+
+    /* ring */
+    struct vhb_part part[3];
+    uint32_t size;
+    uint16_t next_avail, next_used;
+    uint16_t signalled_used; /* used idx at the last call decision */
+    bool loaded;             /* next_used was read from the ring */
+    bool quiet;              /* the driver was told not to kick */
+    bool broken;
+    struct vhb_fault fault;
+
+    /* settings */
+    struct vhb_space space;
+    struct vhb_blk blk;
+    int kick, call, err;
+    bool enabled, event_idx, indirect, greet; /* greet: a new call fd, signal it once */
+
+    /* worker's */
+    struct vhb_worker *worker;
+    struct vhb_disk *disk;
+    struct vhb_graveyard *graveyard;
+    uint32_t max_size;
+    struct vhb_req *slots;
+    uint16_t *free_slots; /* a stack: the slot used last is the warmest */
+    uint32_t n_free;
+    struct vhb_req *done, **done_tail;
+    struct vhb_req *held;
+    struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
+    uint32_t borrow_free; /* one bit each */
+    uint32_t in_flight, dead;
+    int watched; /* kick fd the io watches, or -1 */
+    int watched_disk;
+    uint32_t watch_gen;
+    uint32_t position; /* in the worker's table */
+    bool cancelled;
+    struct vhb_counters counters;
+};
+
+/* ---- ring formats: split.c ---- */
+
+/* Take the next chain into *req* (head, vec, n_readable, n_writable, status, bad).
+ * 1: taken; 0: none; -EAGAIN: it needs more pieces than are free now; -EPROTO: broken now. */
+int vhb_split_pop(struct vhb_queue *queue, struct vhb_req *req);
+/* Give back every request of the done list with one publication of the index; how many. */
+int vhb_split_push(struct vhb_queue *queue);
+bool vhb_split_should_call(struct vhb_queue *queue);
+/* Ask for kicks again; whether entries slipped in meanwhile. */
+bool vhb_split_arm(struct vhb_queue *queue);
+void vhb_split_quiet(struct vhb_queue *queue);
+/* Read the used index from the ring; part of handing a ring over. */
+void vhb_split_load(struct vhb_queue *queue);
+
+/* ---- queue.c ---- */
+
+int vhb_break(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
+void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell the control plane */
+
+/* One visit by the worker: completions, new requests, what was asked.  How much was done. */
+int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io);
+/* The worker is about to sleep: whether it must not. */
+bool vhb_queue_wants_visit(struct vhb_queue *queue);
+
+/* ---- blk.c ---- */
+
+/* Look at a popped request and start it; it may be done already when this returns. */
+void vhb_blk_start(struct vhb_queue *queue, struct vhb_req *req, struct vhb_io *io);
+/* Hand the current range of the request to the disk, unless a dead one is in its way. */
+void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io);
+void vhb_blk_abandon(struct vhb_req *req); /* cancelled: IOERR now, its slot stays taken */
+void vhb_req_release(struct vhb_req *req); /* the slot is free again */
+
+/* ---- mem.c ---- */
+
+int vhb_space_set(struct vhb_space *space, const struct vhb_segment *segments, size_t n);
+/* Where [iova, …) lives, how much is contiguous there (at most len); NULL: denied. */
+void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access,
+                     uint64_t *contiguous);
+int vhb_part_set(struct vhb_part *part, int which, const struct vhb_piece *pieces, size_t n);
+void *vhb_part_slow(const struct vhb_part *part, size_t offset);
+
+static inline void *part_at(const struct vhb_part *part, size_t offset)
+{
+    return part->flat ? part->flat + offset : vhb_part_slow(part, offset);
+}
+
+/* ---- worker.c ---- */
+
+void vhb_worker_wake(struct vhb_worker *worker);   /* any thread */
+void vhb_worker_notify(struct vhb_worker *worker); /* worker: events are waiting */
+void vhb_worker_adopt(struct vhb_worker *worker, struct vhb_queue *queue); /* control */
+struct vhb_io *vhb_worker_io(struct vhb_worker *worker);
+
+#endif
