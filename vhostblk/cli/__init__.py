@@ -1,0 +1,1 @@
+"""Arguments become objects; what a person sees."""

@@ -1,0 +1,293 @@
+"""
+A real Linux guest under QEMU, on a vhost-user-blk socket.
+
+The demonstration and the tests boot the same guest: a distribution's kernel, an initramfs made
+on the spot (:mod:`vhostblk.cli.initramfs`) and one script in it.  What the script says on the
+console as ``@@ NAME VALUE`` is the result.  Emulation only: it runs wherever QEMU does, and a
+kernel of this size boots in two seconds.
+"""
+
+import os
+import re
+import selectors
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vhostblk.cli import initramfs, qmp
+from vhostblk.errors import VhostBlkError
+
+VIRTIO_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+PROGRAMS = ("mke2fs", "e2fsck", "blkdiscard", "fallocate")
+_CHUNK = 65536
+_TERMINAL = re.compile(r"\x1b(c|\[[0-9;?]*[A-Za-z])")
+_MARK = re.compile(r"@@ (\S+) ?(.*)")
+
+
+class GuestError(VhostBlkError):
+    """The guest did not do what it was started for; carries the end of its console."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """
+    What a guest is made of.
+
+    Args:
+        qemu: qemu-system-x86_64.
+        kernel: A bzImage.
+        modules: The kernel's module directory, /lib/modules/RELEASE.
+        busybox: A statically linked busybox.
+    """
+
+    qemu: Path
+    kernel: Path
+    modules: Path
+    busybox: Path
+
+
+def find_tools(environ: Mapping[str, str]) -> Tools:
+    """
+    Find QEMU, a kernel and busybox.
+
+    Args:
+        environ: VHOSTBLK_QEMU, VHOSTBLK_KERNEL, VHOSTBLK_MODULES and VHOSTBLK_BUSYBOX say where;
+            without them, QEMU and busybox are looked for in PATH, and the kernel is the one that
+            runs here, with its modules.
+
+    Raises:
+        VhostBlkError: One is missing; the text names it and its variable.
+    """
+    release = os.uname().release
+    guesses = {
+        "QEMU": shutil.which("qemu-system-x86_64") or "qemu-system-x86_64",
+        "KERNEL": f"/boot/vmlinuz-{release}",
+        "MODULES": f"/lib/modules/{release}",
+        "BUSYBOX": shutil.which("busybox") or "busybox",
+    }
+    found = {}
+    for name, guess in guesses.items():
+        path = Path(environ.get(f"VHOSTBLK_{name}") or guess)
+        if not path.exists():
+            raise VhostBlkError(f"no {path} for the guest: set VHOSTBLK_{name}")
+        found[name.lower()] = path
+    return Tools(**found)
+
+
+def make_initramfs(tools: Tools, script: str) -> bytes:
+    """
+    Make a guest's user space that runs *script* on /dev/vda and powers off.
+
+    Args:
+        tools: Where the kernel's modules and busybox are.
+        script: Shell (busybox), run with -e and -u.  ``say NAME VALUE`` reports.  mke2fs, e2fsck,
+            blkdiscard and fallocate are in /sbin: busybox prefers its own applets to PATH.
+    """
+    return initramfs.build(
+        busybox=tools.busybox,
+        modules=tools.modules,
+        wanted=VIRTIO_MODULES,
+        programs=PROGRAMS,
+        script=script,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """
+    A guest to boot.
+
+    Args:
+        socket_path: Where the back-end listens.
+        queues: Virtqueues, and as many CPUs (Linux uses a queue per CPU).
+        memory_mib: The guest's memory.
+        device_options: More of the device's properties: "serial=x" is the back-end's business,
+            "packed=on" is QEMU's.
+        reboots: A reset boots again; otherwise it ends QEMU.
+    """
+
+    socket_path: Path
+    queues: int = 1
+    memory_mib: int = 256
+    device_options: tuple[str, ...] = ()
+    reboots: bool = False
+
+
+def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) -> list[str]:
+    """
+    Say how QEMU is started.
+
+    Args:
+        tools: QEMU and the kernel.
+        machine: The guest.
+        initrd: The initramfs as a file.
+        monitor: Where QEMU listens for QMP.
+
+    Returns:
+        The command and its arguments; the guest's console is its standard output.
+    """
+    device = ("vhost-user-blk-pci", "chardev=disk", f"num-queues={machine.queues}")
+    # Guest memory is a memfd because the back-end maps it: anonymous memory has no descriptor.
+    memory = f"memory-backend-memfd,id=ram,size={machine.memory_mib}M,share=on"
+    return [
+        *(str(tools.qemu), "-machine", "q35,memory-backend=ram", "-object", memory),
+        *("-accel", "tcg,thread=multi", "-cpu", "max", "-m", str(machine.memory_mib)),
+        *("-smp", str(machine.queues), "-nographic", "-nodefaults", "-serial", "stdio"),
+        *("-kernel", str(tools.kernel), "-initrd", str(initrd)),
+        *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
+        *("-qmp", f"unix:{_option(monitor)},server=on,wait=off"),
+        *("-chardev", f"socket,id=disk,path={_option(machine.socket_path)}"),
+        *("-device", ",".join((*device, *machine.device_options))),
+        *([] if machine.reboots else ["-no-reboot"]),
+    ]
+
+
+def _option(value: Path) -> str:
+    """Double the commas, as QEMU's options want them."""
+    return str(value).replace(",", ",,")
+
+
+def _text(raw: bytes) -> str:
+    """Decode a line of the console without the firmware's cursor movements."""
+    return _TERMINAL.sub("", raw.decode(errors="replace")).rstrip("\r")
+
+
+class Vm:
+    """
+    One run of QEMU, to be used in a ``with`` statement; leaving it ends QEMU if it still runs.
+
+    Args:
+        tools: What the guest is made of.
+        machine: The guest.
+        script: What it runs, see :func:`make_initramfs`.
+        directory: For the initramfs and the monitor's socket; its path must be short.
+        on_line: Told every line of the console as it comes.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        machine: Machine,
+        script: str,
+        directory: Path,
+        on_line: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.monitor = directory / "qmp"
+        """Where QEMU listens for QMP, see :func:`vhostblk.cli.qmp.run`."""
+        initrd = directory / "initrd"
+        initrd.write_bytes(make_initramfs(tools, script))
+        self._command = qemu_command(tools, machine, initrd, self.monitor)
+        self._on_line = on_line
+        self._partial = b""
+        self._read = 0
+        self.console: list[str] = []
+        """Every complete line so far, QEMU's own complaints among them."""
+
+    def __enter__(self) -> Self:
+        """Start QEMU."""
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End QEMU."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What the guest has said so far; of a name said twice, the later value."""
+        return dict(self.said())
+
+    def said(self) -> Iterator[tuple[str, str]]:
+        """Go through what the guest has said, in order, with repetitions."""
+        for line in self.console:
+            if found := _MARK.search(line):
+                yield found[1], found[2].strip()
+
+    def wait_for(self, name: str, timeout_s: float) -> str:
+        """
+        Read the console until the guest says *name* once more.
+
+        Returns:
+            The value it said.
+
+        Raises:
+            GuestError: QEMU ended first, or the time is up.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (line := self._next_line(deadline)) is not None:
+            found = _MARK.search(line)
+            if found and found[1] == name:
+                return found[2].strip()
+        raise self._error(f"QEMU ended and the guest never said {name!r}")
+
+    def wait(self, timeout_s: float) -> dict[str, str]:
+        """
+        Read the console until the guest powers off.
+
+        Returns:
+            What the guest said.
+
+        Raises:
+            GuestError: The script failed, the guest ended without finishing it, or the time is up.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self._next_line(deadline) is not None:
+            pass
+        status = self._process.wait()
+        if status or self.marks.get("exit") != "0":
+            raise self._error(f"the guest failed (QEMU's exit status {status})")
+        return self.marks
+
+    def reset(self) -> None:
+        """Press the guest's reset button."""
+        qmp.run(self.monitor, "system_reset")
+
+    def _next_line(self, deadline: float) -> str | None:
+        """Return the first line nobody has waited for yet, or None once QEMU has ended."""
+        while self._read == len(self.console):
+            chunk = self._chunk(deadline)
+            if not chunk:
+                return None
+            *lines, self._partial = (self._partial + chunk).split(b"\n")
+            for line in map(_text, lines):
+                self.console.append(line)
+                self._on_line(line)
+        self._read += 1
+        return self.console[self._read - 1]
+
+    def _chunk(self, deadline: float) -> bytes:
+        stdout = self._process.stdout
+        assert stdout is not None  # noqa: S101 - a pipe, by our own __enter__
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                raise self._error("the guest takes too long")
+        return os.read(stdout.fileno(), _CHUNK)
+
+    def _error(self, what: str) -> GuestError:
+        tail = "\n".join(f"    {line}" for line in self.console[-25:])
+        return GuestError(f"{what}; its console ends with\n{tail}")
