@@ -6,7 +6,9 @@ A disk has two duties, `info` and `read`; everything else has a default.  Method
 thread's loop.  An ``OSError`` becomes ``IOERR`` for that request; so does any other exception,
 which is also logged with its traceback, and the disk goes on being served.
 """
+# ruff: noqa: ARG002 - the defaults name the parameters that others use
 
+import errno
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,8 +27,8 @@ class DiskInfo:
         read_only: The disk cannot be written, whatever methods it has.
         volatile: Writes may sit in a cache until `flush`.
         discard_alignment: Bytes; 0: *block_size*.
-        max_discard: Bytes of one `discard` at most.
-        max_write_zeroes: Bytes of one `write_zeroes` at most.
+        max_discard: Bytes of one `discard` at most; 0: not offered, whatever methods it has.
+        max_write_zeroes: Bytes of one `write_zeroes` at most; 0: zeroes are written by `write`.
         may_unmap: `write_zeroes` with *unmap* may leave a hole.
     """
 
@@ -87,15 +89,15 @@ class Disk(Protocol):
         A disk that can make one write stable by itself takes a keyword ``fua: bool`` as well;
         for others the device calls `flush` behind a write that must be stable.
         """
-        ...
+        raise OSError(errno.EROFS, "the disk has no write method")
 
     def flush(self) -> Awaitable[None] | None:
         """Make every write that has returned stable.  Default: nothing is volatile."""
-        ...
+        return None
 
     def discard(self, offset: int, length: int) -> Awaitable[None] | None:
         """Forget *length* bytes from *offset* on.  Default: not offered."""
-        ...
+        raise OSError(errno.EOPNOTSUPP, "the disk has no discard method")
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> Awaitable[None] | None:
         """
@@ -106,19 +108,19 @@ class Disk(Protocol):
             length: Bytes.
             unmap: A hole is welcome.
         """
-        ...
+        raise OSError(errno.EOPNOTSUPP, "the disk has no write_zeroes method")
 
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield what is stored in a range, in order, without gaps.  Default: all of it is."""
-        ...
+        yield Extent(offset, length, hole=False)
 
     def open(self) -> Awaitable[None] | None:
         """Get ready, on the thread that will serve; before everything else."""
-        ...
+        return None
 
     def close(self) -> Awaitable[None] | None:
         """Let go of everything; nothing is called afterwards."""
-        ...
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
