@@ -1,0 +1,51 @@
+"""
+The fake guest: a vhost-user front-end with RAM and a virtio-blk driver, for testing back-ends.
+
+It shares nothing with the back-end of this package but the numbers of the standards, so it tests
+any vhost-user-blk back-end.  See docs/how-to/test-with-the-fake-guest.md.
+"""
+
+from vhostblk.guest.blk import Completion, Framing, Range, Request
+from vhostblk.guest.errors import (
+    BrokenQueueError,
+    DeadlineError,
+    DisconnectedError,
+    GuestError,
+    NackError,
+    RingError,
+    StatusError,
+)
+from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.guest import Guest
+from vhostblk.guest.memory import GuestMemory, Region, pc_layout, slots_layout
+from vhostblk.guest.negotiate import DEFAULT_FEATURES, DEFAULT_PROTOCOL_FEATURES
+from vhostblk.guest.queue import Queue, QueueOptions, Ticket
+from vhostblk.guest.ring import Buffer, Descriptor, RingAddresses
+
+__all__ = [
+    "DEFAULT_FEATURES",
+    "DEFAULT_PROTOCOL_FEATURES",
+    "BrokenQueueError",
+    "Buffer",
+    "Completion",
+    "DeadlineError",
+    "Descriptor",
+    "DisconnectedError",
+    "Framing",
+    "FrontEnd",
+    "Guest",
+    "GuestError",
+    "GuestMemory",
+    "NackError",
+    "Queue",
+    "QueueOptions",
+    "Range",
+    "Region",
+    "Request",
+    "RingAddresses",
+    "RingError",
+    "StatusError",
+    "Ticket",
+    "pc_layout",
+    "slots_layout",
+]

@@ -1,0 +1,309 @@
+"""
+The fake guest: a front-end, RAM and a virtio-blk driver behind one object.
+
+``Guest.connect`` does what QEMU and a Linux driver do between power-on and the first request;
+``read``, ``write`` and the others are one request each.  Whatever these do not do is done with the
+parts, which are public: ``frontend`` for messages, ``memory`` for RAM, ``queues`` for rings.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from vhostblk.guest import blk
+from vhostblk.guest.blk import BlkTicket, Completion, Framing, Range, Request
+from vhostblk.guest.channel import BackendChannel
+from vhostblk.guest.config import LAYOUT, BlkConfig
+from vhostblk.guest.errors import RingError, StatusError
+from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.memory import GuestMemory, Region
+from vhostblk.guest.negotiate import (
+    DEFAULT_FEATURES,
+    DEFAULT_PROTOCOL_FEATURES,
+    Agreement,
+    Wanted,
+)
+from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.guest.session import Session
+from vhostblk.spec.virtio_blk import Status
+
+
+class Guest:
+    """
+    A guest with one block device; make one with ``connect``.
+
+    Not safe for use by several threads.
+
+    Args:
+        frontend: A fresh connection; owned.
+        wanted: Features to agree on, and how many queues.
+        queue_options: Of every queue.
+        memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
+    """
+
+    def __init__(
+        self,
+        frontend: FrontEnd,
+        wanted: Wanted | None = None,
+        queue_options: QueueOptions | None = None,
+        memory: GuestMemory | None = None,
+    ) -> None:
+        self.memory = GuestMemory() if memory is None else memory
+        self.timeout = frontend.connection.timeout
+        """Seconds a request may take."""
+        self._own_memory = memory is None
+        self._pending: set[BlkTicket] = set()
+        try:
+            self.session = Session(
+                frontend, self.memory, wanted or Wanted(), queue_options or QueueOptions()
+            )
+        except BaseException:
+            if self._own_memory:
+                self.memory.close()
+            raise
+
+    @classmethod
+    def connect(  # noqa: PLR0913 - each is a knob that tests turn
+        cls,
+        path: str | Path,
+        *,
+        queues: int = 1,
+        queue_size: int = 256,
+        base: int = 0,
+        features: int = DEFAULT_FEATURES,
+        protocol_features: int = DEFAULT_PROTOCOL_FEATURES,
+        memory: GuestMemory | None = None,
+        timeout: float = 10.0,
+        start: bool = True,
+    ) -> Self:
+        """
+        Connect to a listening back-end and bring the device up.
+
+        Args:
+            path: The back-end's socket.
+            queues: How many queues.
+            queue_size: Descriptors of each.
+            base: Index at which the rings begin.
+            features: Virtio features to acknowledge of those offered.
+            protocol_features: Features to agree on of those offered.
+            memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
+            timeout: Seconds a message or a request may take.
+            start: Start the queues; else call ``start`` later.
+
+        Returns:
+            The guest; use it in a ``with`` statement, or ``close`` it.
+
+        Raises:
+            GuestError: The back-end is not there, or does not do what was asked.
+        """
+        guest = cls(
+            FrontEnd.connect(path, timeout=timeout),
+            Wanted(queues=queues, features=features, protocol_features=protocol_features),
+            QueueOptions(size=queue_size, base=base),
+            memory,
+        )
+        if start:
+            try:
+                guest.start()
+            except BaseException:
+                guest.close()
+                raise
+        return guest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up and give everything back, as a killed QEMU would; again is harmless."""
+        self.session.close()
+        self._abandon()
+        if self._own_memory:
+            self.memory.close()
+
+    @property
+    def frontend(self) -> FrontEnd:
+        """Return the connection, for messages of your own."""
+        return self.session.frontend
+
+    @property
+    def channel(self) -> BackendChannel:
+        """Return the back-end's own channel."""
+        return self.session.channel
+
+    @property
+    def queues(self) -> list[Queue]:
+        """Return the virtqueues, for chains of your own."""
+        return self.session.queues
+
+    @property
+    def agreement(self) -> Agreement:
+        """Return what the back-end offers and what was agreed on."""
+        return self.session.agreement
+
+    @property
+    def features(self) -> int:
+        """Return the virtio features the driver acknowledges."""
+        return self.session.features
+
+    def start(self, queues: Sequence[int] | None = None) -> None:
+        """Start the device on *queues* (``None``: all); see ``Session.start``."""
+        self.session.start(queues)
+
+    def stop(self) -> dict[int, int]:
+        """Stop the device and return the bases; see ``Session.stop``."""
+        return self.session.stop()
+
+    def reboot(
+        self, *, features: int | None = None, queue_options: QueueOptions | None = None
+    ) -> None:
+        """Start anew on empty rings, forgetting requests in flight; see ``Session.reboot``."""
+        self._abandon()
+        self.session.reboot(features, queue_options)
+
+    def add_region(self, region: Region) -> None:
+        """Plug RAM in while the device runs."""
+        self.session.add_region(region)
+
+    def remove_region(self, gpa: int) -> None:
+        """Unplug the region that begins at *gpa*, in which nothing may be allocated."""
+        self.session.remove_region(gpa)
+
+    def config(self) -> BlkConfig:
+        """Read the config space and unpack it."""
+        return BlkConfig.parse(self.read_config(0, LAYOUT.size))
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Read *length* bytes of the config space."""
+        return self.frontend.get_config(offset, length)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write to the config space, as the driver may."""
+        self.frontend.set_config(offset, data)
+
+    def submit(
+        self, request: Request, *, queue: int = 0, framing: Framing | None = None
+    ) -> BlkTicket:
+        """
+        Put a request on a queue and kick.
+
+        Args:
+            request: Any.
+            queue: Which.
+            framing: How it is cut; ``None``: header, data, status, or fewer on a tiny ring.
+
+        Returns:
+            What to ``wait`` for.
+
+        Raises:
+            RingError: The queue has no room for it until something else is done.
+        """
+        on = self.queues[queue]
+        how = self._framing(on) if framing is None else framing
+        indirect = self.session.indirect if how.indirect is None else how.indirect
+        buffers, owned = blk.place(self.memory, request, how)
+        try:
+            if not indirect and len(buffers) > on.ring.free_descriptors:
+                on.reap()
+            ticket = on.submit(buffers, indirect=indirect, direct=how.direct)
+        except RingError:
+            for gpa in owned:
+                self.memory.free(gpa)
+            raise
+        pending = BlkTicket(ticket, request, buffers, owned)
+        self._pending.add(pending)
+        return pending
+
+    def wait(self, ticket: BlkTicket, *, timeout: float | None = None) -> Completion:
+        """
+        Wait for one request.
+
+        Args:
+            ticket: Of ``submit``; good for one call.
+            timeout: Seconds; ``None`` for the guest's.
+
+        Returns:
+            How it ended, whatever the status.
+
+        Raises:
+            DeadlineError: It is still in flight.
+            BrokenQueueError: The device gave up the queue.
+            DisconnectedError: The back-end is gone.
+            RingError: The device broke the ring's rules.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        self.queues[ticket.ticket.queue].wait([ticket.ticket], seconds)
+        self._pending.discard(ticket)
+        return blk.collect(self.memory, ticket)
+
+    def run(
+        self,
+        request: Request,
+        *,
+        queue: int = 0,
+        framing: Framing | None = None,
+        timeout: float | None = None,
+    ) -> Completion:
+        """Submit a request and wait for it; see ``submit`` and ``wait``."""
+        return self.wait(self.submit(request, queue=queue, framing=framing), timeout=timeout)
+
+    def read(
+        self, sector: int, length: int, *, queue: int = 0, framing: Framing | None = None
+    ) -> bytes:
+        """
+        Read.
+
+        Args:
+            sector: First.
+            length: Bytes.
+            queue: Which.
+            framing: How the request is cut.
+
+        Returns:
+            *length* bytes.
+
+        Raises:
+            StatusError: The status is not OK; and otherwise as ``wait``.
+        """
+        return self._ok(Request.read(sector, length), queue, framing).data
+
+    def write(
+        self, sector: int, data: bytes, *, queue: int = 0, framing: Framing | None = None
+    ) -> None:
+        """Write *data* (see ``read``)."""
+        self._ok(Request.write(sector, data), queue, framing)
+
+    def flush(self, *, queue: int = 0) -> None:
+        """Make completed writes stable (see ``read``)."""
+        self._ok(Request.flush(), queue, None)
+
+    def discard(self, ranges: Sequence[Range], *, queue: int = 0) -> None:
+        """Discard *ranges* (see ``read``)."""
+        self._ok(Request.discard(ranges), queue, None)
+
+    def write_zeroes(self, ranges: Sequence[Range], *, queue: int = 0) -> None:
+        """Make *ranges* read as zeros (see ``read``)."""
+        self._ok(Request.write_zeroes(ranges), queue, None)
+
+    def get_id(self, *, queue: int = 0) -> bytes:
+        """Return the serial up to the first NUL (see ``read``)."""
+        return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
+
+    def _framing(self, queue: Queue) -> Framing:
+        tiny = queue.ring.size < 3 and not self.session.indirect  # noqa: PLR2004 - header, data, status
+        return Framing.compact() if tiny else Framing()
+
+    def _ok(self, request: Request, queue: int, framing: Framing | None) -> Completion:
+        completion = self.run(request, queue=queue, framing=framing)
+        if completion.status != Status.OK:
+            raise StatusError(str(request), completion.status)
+        return completion
+
+    def _abandon(self) -> None:
+        for pending in self._pending:
+            for gpa in pending.owned:
+                self.memory.free(gpa)
+            pending.owned.clear()
+        self._pending.clear()

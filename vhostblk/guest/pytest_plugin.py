@@ -1,0 +1,30 @@
+"""
+The pytest fixture of the fake guest.
+
+Installing this package makes ``vhost_user_guest`` available; nothing else is registered.
+"""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vhostblk.guest.guest import Guest
+
+
+@pytest.fixture
+def vhost_user_guest() -> "Iterator[Callable[..., Guest]]":
+    """
+    Make guests that are closed at the end of the test, the last one first.
+
+    Yields:
+        A function with the arguments of ``Guest.connect``.
+    """
+    # Imported by the tests that use it only: pytest loads plugins in every project it runs in.
+    from vhostblk.guest.guest import Guest  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(Guest.connect(*args, **kwargs))

@@ -1,0 +1,226 @@
+"""
+The life of the device on one connection: negotiate, start, stop, reboot, plug memory.
+
+The order of messages is QEMU's, as recorded from QEMU 10; a back-end that counts on another order
+would fail there too.
+"""
+
+from collections.abc import Sequence
+
+from vhostblk.guest import wire
+from vhostblk.guest.channel import BackendChannel
+from vhostblk.guest.errors import GuestError
+from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.memory import GuestMemory, Region
+from vhostblk.guest.negotiate import Wanted, negotiate
+from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.spec import virtio_ring as vr
+from vhostblk.spec.vhost_user import (
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    DeviceStatus,
+    ProtocolFeature,
+)
+
+DRIVER_READY = (
+    DeviceStatus.ACKNOWLEDGE
+    | DeviceStatus.DRIVER
+    | DeviceStatus.FEATURES_OK
+    | DeviceStatus.DRIVER_OK
+)
+
+
+class Session:
+    """
+    A device as the back-end knows it on this connection.
+
+    Args:
+        frontend: A fresh connection; owned.
+        memory: The RAM; stays the caller's.
+        wanted: Features to agree on, and how many queues.
+        queue_options: Of every queue.
+
+    Raises:
+        GuestError: The back-end does not agree; nothing is left open.
+    """
+
+    def __init__(
+        self,
+        frontend: FrontEnd,
+        memory: GuestMemory,
+        wanted: Wanted,
+        queue_options: QueueOptions,
+    ) -> None:
+        self.frontend = frontend
+        self.memory = memory
+        self.channel = BackendChannel(frontend.connection.timeout)
+        self.queues: list[Queue] = []
+        self._started: list[int] = []
+        self._bases: dict[int, int] = {}
+        self._known_regions: list[Region] = []
+        try:
+            self.agreement = negotiate(frontend, wanted, self.channel)
+            self.features = self.agreement.features
+            """What the driver acknowledges at each start."""
+            for index in range(wanted.queues):
+                self._make_queue(index, queue_options)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up and give everything back but the memory; again is harmless."""
+        self.frontend.close()
+        self.channel.close()
+        while self.queues:
+            self.queues.pop().close()
+
+    @property
+    def indirect(self) -> bool:
+        """Tell whether INDIRECT_DESC is acknowledged."""
+        return bool(self.features & vr.F_INDIRECT_DESC)
+
+    @property
+    def event_idx(self) -> bool:
+        """Tell whether EVENT_IDX is acknowledged."""
+        return bool(self.features & vr.F_EVENT_IDX)
+
+    def start(self, queues: Sequence[int] | None = None) -> None:
+        """
+        Start the device, from scratch or from where ``stop`` left it.
+
+        Args:
+            queues: Which queues the driver uses; ``None`` for all.  The others are enabled as
+                well, as QEMU does, but never set up.
+
+        Raises:
+            GuestError: The back-end refused or did not answer.
+        """
+        self.frontend.set_features(self.features)
+        self._set_status(DeviceStatus.FEATURES_OK)
+        for queue in self.queues:
+            self.frontend.set_vring_call(queue.index, queue.call)
+        self.frontend.set_features(self.features)  # QEMU sends it twice
+        self.send_memory()
+        for index in range(len(self.queues)) if queues is None else queues:
+            self.set_up_queue(index)
+        self.enable(enable=True)
+        self._set_status(DRIVER_READY)
+
+    def set_up_queue(self, index: int) -> None:
+        """Send NUM, BASE, ADDR and KICK of one queue."""
+        queue = self.queues[index]
+        addresses = queue.ring.addresses
+        self.frontend.set_vring_num(index, queue.ring.size)
+        self.frontend.set_vring_base(index, self._bases.get(index, queue.options.base))
+        self.frontend.set_vring_addr(
+            wire.VringAddr(
+                index=index,
+                desc=self.memory.uva(addresses.desc),
+                used=self.memory.uva(addresses.used),
+                avail=self.memory.uva(addresses.avail),
+                log=addresses.used,
+            )
+        )
+        self.frontend.set_vring_kick(index, queue.kick)
+        self._started.append(index)
+
+    def enable(self, *, enable: bool) -> None:
+        """Send SET_VRING_ENABLE for all queues, if there is such a message in this session."""
+        if self.features & VHOST_USER_F_PROTOCOL_FEATURES:
+            for queue in self.queues:
+                self.frontend.set_vring_enable(queue.index, enable=enable)
+
+    def stop(self) -> dict[int, int]:
+        """
+        Stop the device; requests in flight may be done afterwards.
+
+        Returns:
+            The base of each queue that was started; ``start`` goes on from there.
+
+        Raises:
+            GuestError: The back-end refused or did not answer.
+        """
+        self.enable(enable=False)
+        stopped = {index: self.frontend.get_vring_base(index) for index in self._started}
+        self._bases.update(stopped)
+        self._started.clear()
+        if self._agreed(ProtocolFeature.STATUS):
+            self.frontend.set_status(0)
+        return stopped
+
+    def reboot(self, features: int | None, queue_options: QueueOptions | None) -> None:
+        """
+        Stop, reset and start on new rings; the back-end keeps its memory table.
+
+        Args:
+            features: What the next driver acknowledges of what is offered; ``None``: the same.
+            queue_options: Of the new rings; ``None``: as before.
+
+        Raises:
+            GuestError: The back-end refused or did not answer.
+        """
+        self.stop()
+        if self._agreed(ProtocolFeature.RESET_DEVICE):
+            self.frontend.reset_device()
+        self._bases.clear()
+        if features is not None:
+            self.features = self.agreement.offered & features
+        for queue in self.queues:
+            queue.replace_ring(queue_options or queue.options, event_idx=self.event_idx)
+        self.start()
+
+    def send_memory(self) -> None:
+        """Tell the back-end of regions it does not know, by slots or by a whole table."""
+        mappings = self.memory.mappings
+        regions = [mapping.region for mapping in mappings]
+        if regions == self._known_regions:
+            return
+        if self._agreed(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            for mapping in mappings:
+                if mapping.region not in self._known_regions:
+                    self.frontend.add_mem_reg(mapping)
+        else:
+            self.frontend.set_mem_table(mappings)
+        self._known_regions = regions
+
+    def add_region(self, region: Region) -> None:
+        """Plug RAM in while the device runs."""
+        self.memory.add_region(region)
+        self.send_memory()
+
+    def remove_region(self, gpa: int) -> None:
+        """
+        Unplug RAM while the device runs.
+
+        Args:
+            gpa: First address of the region.
+
+        Raises:
+            GuestError: No region begins there, something in it is allocated, or the back-end
+                refused.
+        """
+        mapping = next((m for m in self.memory.mappings if m.region.gpa == gpa), None)
+        if mapping is None:
+            raise GuestError(f"no region begins at GPA {gpa:#x}")
+        rest = [m for m in self.memory.mappings if m is not mapping]
+        if self._agreed(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            self.frontend.rem_mem_reg(mapping)
+        else:
+            self.frontend.set_mem_table(rest)
+        self._known_regions = [m.region for m in rest]
+        self.memory.remove_region(gpa)
+
+    def _make_queue(self, index: int, options: QueueOptions) -> None:
+        queue = Queue.create(index, self.memory, options, event_idx=self.event_idx)
+        queue.hangup_fd = self.frontend.connection.fileno()
+        self.queues.append(queue)
+        # Long before SET_FEATURES: QEMU does so as soon as it is connected.
+        self.frontend.set_vring_call(index, queue.call)
+        self.frontend.set_vring_err(index, queue.err)
+
+    def _set_status(self, bits: DeviceStatus) -> None:
+        if self._agreed(ProtocolFeature.STATUS):
+            self.frontend.set_status(self.frontend.get_status() | bits)
+
+    def _agreed(self, feature: ProtocolFeature) -> bool:
+        return feature in self.agreement.protocol_features
