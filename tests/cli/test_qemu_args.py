@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from vhostblk.cli import main, qemu_args
+
+
+def test_qemu_args_prints_one_line_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line holds shared memory, the socket and the device, and nothing else."""
+    assert main.main(["qemu-args", "--socket-path", "/run/vm0.sock"]) == 0
+
+    assert capsys.readouterr().out == (
+        "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on"
+        " -machine memory-backend=mem"
+        " -chardev socket,id=vhostblk0,path=/run/vm0.sock"
+        " -device vhost-user-blk-pci,chardev=vhostblk0,num-queues=1\n"
+    )
+
+
+def test_qemu_args_takes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Queues, memory, machine type and id end up where QEMU wants them."""
+    options = "--num-queues 4 --memory 512m --machine q35 --id data"
+    assert main.main(["qemu-args", "--socket-path", "/run/vm0.sock", *options.split()]) == 0
+
+    assert capsys.readouterr().out == (
+        "-m 512M -object memory-backend-memfd,id=mem,size=512M,share=on"
+        " -machine q35,memory-backend=mem"
+        " -chardev socket,id=data,path=/run/vm0.sock"
+        " -device vhost-user-blk-pci,chardev=data,num-queues=4\n"
+    )
+
+
+def test_qemu_args_of_a_second_disk_leave_the_memory_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--device-only prints what may come more than once on a command line."""
+    options = ["--socket-path", "/run/b.sock", "--id", "b", "--device-only"]
+    assert main.main(["qemu-args", *options]) == 0
+
+    assert capsys.readouterr().out == (
+        "-chardev socket,id=b,path=/run/b.sock -device vhost-user-blk-pci,chardev=b,num-queues=1\n"
+    )
+
+
+def test_qemu_args_quotes_for_shell_and_qemu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A comma is doubled for QEMU, a space quoted for the shell, a relative path made absolute."""
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["qemu-args", "--device-only", "--socket-path", "a, b.sock"]) == 0
+
+    out = capsys.readouterr().out
+    assert f"-chardev 'socket,id=vhostblk0,path={tmp_path}/a,, b.sock' " in out
+
+
+def test_arguments_are_not_quoted() -> None:
+    """Programs that start QEMU themselves get the arguments as they are."""
+    attachment = qemu_args.Attachment(socket_path=Path("/a b"), memory=None)
+    assert qemu_args.arguments(attachment)[1] == "socket,id=vhostblk0,path=/a b"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--memory", "12"],
+            (
+                "Invalid value for '--memory': '12' is not a size;"
+                " give a whole number and a unit: 512M."
+            ),
+        ),
+        (
+            ["--id", "0a"],
+            (
+                "Invalid value for '--id': '0a' is not an id;"
+                " begin with a letter, go on with letters, digits, '-._'."
+            ),
+        ),
+        (
+            ["--num-queues", "65"],
+            "Invalid value for '--num-queues': 65 is not in the range 1<=x<=64.",
+        ),
+    ],
+)
+def test_qemu_args_refuses_what_qemu_would(
+    options: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value QEMU cannot take is refused here, with what to give instead."""
+    assert main.main(["qemu-args", "--socket-path", "/run/vm0.sock", *options]) == 2
+
+    assert capsys.readouterr() == (
+        "",
+        f"vhostblk qemu-args: {line} See 'vhostblk qemu-args --help'.\n",
+    )

@@ -1,0 +1,54 @@
+"""The ``vhostblk`` program: its commands, and how it ends."""
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+import click
+
+from vhostblk.cli import report
+from vhostblk.cli.qemu_args import qemu_args
+
+
+def version() -> str:
+    """Say which vhostblk this is."""
+    try:
+        return metadata.version("vhostblk")
+    except metadata.PackageNotFoundError:
+        return "(run from a source tree, not installed)"
+
+
+@click.group(invoke_without_command=True)
+@click.option("--version", "asked_version", is_flag=True, help="Print the version and exit.")
+@click.pass_context
+def vhostblk(context: click.Context, *, asked_version: bool) -> None:
+    """
+    Serve disks to virtual machines over vhost-user-blk.
+
+    \b
+    Examples:
+      vhostblk serve --socket-path /run/vm0.sock disk.img
+      vhostblk qemu-args --socket-path /run/vm0.sock
+      vhostblk demo
+    """  # noqa: D301 - \b keeps click from joining the lines of the examples
+    if asked_version:
+        click.echo(f"vhostblk {version()}")
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+vhostblk.add_command(qemu_args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run ``vhostblk``.
+
+    Args:
+        argv: Arguments without the program's name; None: the process's own.
+
+    Returns:
+        The exit status.
+    """
+    return report.run(vhostblk, sys.argv[1:] if argv is None else argv, name="vhostblk")

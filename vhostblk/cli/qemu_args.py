@@ -1,0 +1,128 @@
+"""
+``vhostblk qemu-args``: what QEMU must be given to use a served disk.
+
+The guest's memory has to be a memfd with share=on: the back-end maps the descriptors QEMU sends,
+and anonymous memory has none.
+"""
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from vhostblk.cli import options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """
+    A disk as one QEMU is to see it.
+
+    Args:
+        socket_path: Where the back-end listens.
+        num_queues: Virtqueues; at most what the back-end serves.
+        memory: The guest's memory, as QEMU writes sizes; None: set up elsewhere.
+        machine: QEMU's machine type; None: named elsewhere, or QEMU's default.
+        id: Name of the character device; each disk of a guest needs its own.
+    """
+
+    socket_path: Path
+    num_queues: int = 1
+    memory: str | None = "1G"
+    machine: str | None = None
+    id: str = "vhostblk0"
+
+
+def arguments(attachment: Attachment) -> list[str]:
+    """
+    Say what QEMU's command line needs.
+
+    Returns:
+        Arguments, not yet quoted for a shell.
+    """
+    path = os.path.abspath(attachment.socket_path)  # noqa: PTH100 - must not follow links
+    return [
+        *_memory(attachment),
+        *("-chardev", f"socket,id={attachment.id},path={path.replace(',', ',,')}"),
+        "-device",
+        f"vhost-user-blk-pci,chardev={attachment.id},num-queues={attachment.num_queues}",
+    ]
+
+
+def _memory(attachment: Attachment) -> list[str]:
+    if attachment.memory is None:
+        return []
+    machine = ",".join(filter(None, (attachment.machine, "memory-backend=mem")))
+    return [
+        *("-m", attachment.memory),
+        *("-object", f"memory-backend-memfd,id=mem,size={attachment.memory},share=on"),
+        *("-machine", machine),
+    ]
+
+
+@click.command("qemu-args", short_help="Print what QEMU needs to use a served disk.")
+@click.option(
+    "--socket-path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The socket `vhostblk serve` listens on; it need not exist yet.",
+)
+@click.option(
+    "--num-queues",
+    type=click.IntRange(1, options.MAX_QUEUES),
+    default=1,
+    show_default=True,
+    help="Virtqueues; at most what `vhostblk serve --num-queues` says.",
+)
+@click.option(
+    "--memory",
+    default="1G",
+    show_default=True,
+    metavar="SIZE",
+    callback=options.parsed(options.qemu_size),
+    help="The guest's memory, as in QEMU's -m.",
+)
+@click.option("--machine", metavar="TYPE", help="QEMU's machine type, e.g. q35.")
+@click.option(
+    "--id",
+    "name",
+    default="vhostblk0",
+    show_default=True,
+    callback=options.parsed(options.qemu_id),
+    help="Name of the character device; a second disk needs another.",
+)
+@click.option(
+    "--device-only",
+    is_flag=True,
+    help="Leave the memory out: a second disk, or shared memory that is already set up.",
+)
+def qemu_args(
+    *,
+    socket_path: Path,
+    num_queues: int,
+    memory: str,
+    machine: str | None,
+    name: str,
+    device_only: bool,
+) -> None:
+    """
+    Print the QEMU arguments that attach a served disk, on one line.
+
+    They add to a command line that boots a guest: paste them, or let the shell do it.
+
+    \b
+    Examples:
+      vhostblk qemu-args --socket-path /run/vm0.sock
+      qemu-system-x86_64 guest.img $(vhostblk qemu-args --socket-path /run/vm0.sock)
+      vhostblk qemu-args --socket-path /run/vm0-b.sock --id b --device-only
+    """  # noqa: D301 - \b keeps click from joining the lines of the examples
+    attachment = Attachment(
+        socket_path=socket_path,
+        num_queues=num_queues,
+        memory=None if device_only else memory,
+        machine=machine,
+        id=name,
+    )
+    click.echo(shlex.join(arguments(attachment)))
