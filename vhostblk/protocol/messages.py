@@ -329,8 +329,6 @@ class Invalid:
     """
     A message we could frame but not accept, and whose sender waits for an answer.
 
-    Without *need_reply* it never gets here: the connection raises ProtocolError instead.
-
     Args:
         number: Its message number, known or not.
         errno: What the ack shall carry.
@@ -377,6 +375,8 @@ BlockMessage: TypeAlias = (
 )
 Message: TypeAlias = BlockMessage | Foreign
 Received: TypeAlias = Message | Invalid
+
+REQUESTS: dict[int, Request] = {int(request): request for request in Request}
 
 
 def fds_of(message: Received) -> tuple[Fd, ...]:

@@ -1,0 +1,95 @@
+"""
+The back-end's own channel: our requests to the front-end, on the socket of SET_BACKEND_REQ_FD.
+
+An ack on it must never be waited for while the front-end may be waiting for us on the main socket:
+QEMU answers CONFIG_CHANGE_MSG with a GET_CONFIG there.
+
+Spec: vhost-user, "Back-end message types".
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vhostblk.errors import ProtocolError
+from vhostblk.protocol import wire
+from vhostblk.protocol.frames import Framer, encode
+from vhostblk.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, BackendRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigChange:
+    """
+    The config space changed; the front-end shall read it again.
+
+    Args:
+        need_reply: Ask for an ack; only where REPLY_ACK is in force.
+    """
+
+    need_reply: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """
+    The front-end's answer to one of our requests.
+
+    Args:
+        request: Which one it answers.
+        value: 0: done.
+    """
+
+    request: BackendRequest
+    value: int
+
+
+class Channel:
+    """Requests out, acks in; acks come in the order of the requests that asked for one."""
+
+    __slots__ = ("_framer", "_waiting")
+
+    def __init__(self) -> None:
+        self._framer = Framer(flags=FLAG_REPLY)
+        self._waiting: deque[BackendRequest] = deque()
+
+    @property
+    def want(self) -> int:
+        """How many bytes the transport must read next, at most; never 0."""
+        return self._framer.want
+
+    def encode(self, message: ConfigChange) -> bytes:
+        """Return the bytes of *message*, and expect its ack if it asks for one."""
+        request = BackendRequest.CONFIG_CHANGE_MSG
+        if message.need_reply:
+            self._waiting.append(request)
+        return encode(request, FLAG_NEED_REPLY if message.need_reply else 0)
+
+    def receive(self, data: bytes, fds: Sequence[int] = ()) -> Ack | None:
+        """
+        Take what one read returned.
+
+        Args:
+            data: Up to *want* bytes.
+            fds: Descriptors of that read; closed, as no ack brings one.
+
+        Returns:
+            The ack these bytes complete, if they do.
+
+        Raises:
+            ProtocolError: This is not the ack that is due.
+        """
+        frame = self._framer.feed(data, fds)
+        if frame is None:
+            return None
+        for fd in frame.fds:
+            fd.close()
+        if not self._waiting or frame.number != self._waiting[0] or frame.fds:
+            raise ProtocolError(f"message {frame.number} on the back-end's channel is not due")
+        if len(frame.payload) != wire.U64.size:
+            raise ProtocolError(f"an ack of {len(frame.payload)} bytes, expected {wire.U64.size}")
+        (value,) = wire.U64.unpack(frame.payload)
+        return Ack(self._waiting.popleft(), value)
+
+    def close(self) -> None:
+        """Forget an ack that came in part."""
+        self._framer.close()
