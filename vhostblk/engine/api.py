@@ -223,6 +223,11 @@ class Engine(Protocol):
         """``native`` or ``reference``."""
         ...
 
+    @property
+    def ring_features(self) -> int:
+        """Ring feature bits it can, for `vhostblk.blk.features.offered`."""
+        ...
+
     def device(self, disk: Disk) -> "DeviceEngine":
         """Get ready to serve an open *disk*; its queues share what a device shares."""
         ...

@@ -1,0 +1,37 @@
+"""Why a ring is not a ring: one word for each way, the same for every engine."""
+
+from enum import IntEnum
+
+
+class Reason(IntEnum):
+    """
+    Numbers of ``enum vhb_reason``; `Fault.reason` is the *text* of one.
+
+    Spec: virtio 1.3, 2.7.
+    """
+
+    AVAIL_INDEX = 1
+    HEAD = 2
+    NEXT = 3
+    LOOP = 4
+    INDIRECT = 5
+    TABLE_ADDRESS = 6
+    STATUS_ADDRESS = 7
+    MEMORY_GONE = 8
+
+    @property
+    def text(self) -> str:
+        """Return short words for a log line."""
+        return _TEXT[self]
+
+
+_TEXT = {
+    Reason.AVAIL_INDEX: "avail index further ahead than the ring is long",
+    Reason.HEAD: "head out of range",
+    Reason.NEXT: "next descriptor out of range",
+    Reason.LOOP: "descriptor chain longer than its table",
+    Reason.INDIRECT: "malformed indirect table",
+    Reason.TABLE_ADDRESS: "indirect table that may not be read",
+    Reason.STATUS_ADDRESS: "status byte that may not be written",
+    Reason.MEMORY_GONE: "guest memory vanished",
+}
