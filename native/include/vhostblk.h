@@ -100,7 +100,8 @@ enum vhb_reason {
     VHB_INDIRECT = 5,      /* value: length of a malformed, nested or unwanted indirect table */
     VHB_TABLE_ADDRESS = 6, /* value: address of an indirect table that may not be read */
     VHB_STATUS_ADDRESS = 7, /* value: address of a status byte that may not be written */
-    VHB_MEMORY_GONE = 8    /* the guest's memory vanished (SIGBUS) under the ring or a request */
+    VHB_MEMORY_GONE = 8,    /* the guest's memory vanished (SIGBUS) under the ring or a request */
+    VHB_DISK_KEPT_VIEW = 9  /* value: byte offset of the request whose memory the disk kept */
 };
 
 struct vhb_fault {
@@ -176,6 +177,10 @@ int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n);
 
 /* The serving thread: a job is over.  result: 0 or -errno.  -EINVAL: no such job. */
 int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
+
+/* The serving thread: as complete with -EIO, but the disk keeps a view of the job's pieces: a late
+ * write could corrupt the guest, so the queue breaks with VHB_DISK_KEPT_VIEW. */
+int vhb_mailbox_break(struct vhb_mailbox *box, uint64_t tag);
 
 int vhb_mailbox_free(struct vhb_mailbox *box); /* -EBUSY while a queue uses it */
 

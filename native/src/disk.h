@@ -16,6 +16,10 @@ struct vhb_req;
 
 enum { VHB_PENDING = 1 };
 
+/* A result beyond the errnos: the request failed and its disk goes on using the guest's memory.
+ * It completes with IOERR and its queue breaks, a dead request's too. */
+enum { VHB_RESULT_KEPT_VIEW = -4096 };
+
 /* Pieces a slot holds itself: 126 data segments, header and status; longer chains borrow. */
 enum { VHB_SLOT_IOV = 130, VHB_MAX_IOV = 2048 };
 
@@ -32,7 +36,8 @@ struct vhb_range {
     uint32_t flags;  /* VHB_REQ_* */
 };
 
-/* What the disk is asked to do.  op to niov are set by blk.c; *iov* may be consumed. */
+/* What the disk is asked to do.  op to niov are set by blk.c; *iov* may be consumed.  op, offset
+ * and len stay as they are until vhb_req_done(): the graveyard compares them. */
 struct vhb_req {
     enum vhb_op op;
     uint32_t flags;  /* VHB_REQ_* */
@@ -84,7 +89,7 @@ struct vhb_disk {
     atomic_int users; /* queues */
 };
 
-/* A request is over: 0 or -errno.  On the worker of its queue. */
+/* A request is over: 0, -errno or VHB_RESULT_KEPT_VIEW.  On the worker of its queue. */
 void vhb_req_done(struct vhb_req *req, int result);
 
 /* ---- graveyard.c ---- */
