@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from guest_boot import fake_qemu
 
 from vhostblk.cli import guest_vm
 from vhostblk.cli.guest_vm import GuestError, Machine, Tools, Vm
@@ -10,24 +11,10 @@ from vhostblk.errors import VhostBlkError
 PYTHON = Path(sys.executable)
 
 
-@pytest.fixture
-def tools(tmp_path: Path) -> Tools:
-    """Return tools whose QEMU is a Python that runs the file "console" beside it."""
-    modules = tmp_path / "modules"
-    modules.mkdir()
-    (modules / "modules.builtin").write_text("virtio_pci.ko\nvirtio_blk.ko\next4.ko\n")
-    busybox = tmp_path / "busybox"
-    busybox.write_bytes(b"")
-    qemu = tmp_path / "qemu"
-    qemu.write_text(f"#!/bin/sh\nexec {PYTHON} -u {tmp_path}/console\n")
-    qemu.chmod(0o755)
-    return Tools(qemu=qemu, kernel=Path("/vmlinuz"), modules=modules, busybox=busybox)
-
-
-def vm(tools: Tools, tmp_path: Path, console: str) -> Vm:
+def vm(directory: Path, console: str) -> Vm:
     """Return a run in which "QEMU" executes *console*."""
-    (tmp_path / "console").write_text(console)
-    return Vm(tools, Machine(tmp_path / "socket"), "true", tmp_path)
+    tools = fake_qemu.make(directory, console)
+    return Vm(tools, Machine(directory / "socket"), "true", directory)
 
 
 def test_find_tools_names_the_variable_to_set(tmp_path: Path) -> None:
@@ -45,10 +32,10 @@ def test_find_tools_believes_the_environment() -> None:
     assert guest_vm.find_tools(environ) == Tools(*[Path("/")] * 4)
 
 
-def test_qemu_command_shares_memory_and_doubles_commas(tools: Tools) -> None:
+def test_qemu_command_shares_memory_and_doubles_commas(tmp_path: Path) -> None:
     """Guest memory is a shared memfd, without which no back-end can serve; commas are quoted."""
     command = guest_vm.qemu_command(
-        tools,
+        fake_qemu.make(tmp_path, ""),
         Machine(Path("/a,b"), queues=4, device_options=("packed=on",)),
         Path("/initrd"),
         Path("/m"),
@@ -61,38 +48,38 @@ def test_qemu_command_shares_memory_and_doubles_commas(tools: Tools) -> None:
 
 
 @pytest.mark.parametrize("reboots", [False, True])
-def test_qemu_command_reboots_only_if_asked(tools: Tools, reboots: bool) -> None:  # noqa: FBT001
+def test_qemu_command_reboots_only_if_asked(tmp_path: Path, reboots: bool) -> None:  # noqa: FBT001
     """A guest that panics ends QEMU unless the caller wants to see a second boot."""
     machine = Machine(Path("/s"), reboots=reboots)
 
-    command = guest_vm.qemu_command(tools, machine, Path("/initrd"), Path("/m"))
+    command = guest_vm.qemu_command(
+        fake_qemu.make(tmp_path, ""), machine, Path("/initrd"), Path("/m")
+    )
 
     assert ("-no-reboot" in command) is not reboots
 
 
-def test_wait_returns_what_the_guest_said(tools: Tools, tmp_path: Path) -> None:
+def test_wait_returns_what_the_guest_said(tmp_path: Path) -> None:
     """Marks are collected by name, the firmware's cursor movements and carriage returns aside."""
-    with vm(tools, tmp_path, r"print('\x1b[2J@@ size 7 MiB\r\nnoise\n@@ exit 0')") as guest:
+    with vm(tmp_path, r"print('\x1b[2J@@ size 7 MiB\r\nnoise\n@@ exit 0')") as guest:
         assert guest.wait(5) == {"size": "7 MiB", "exit": "0"}
         assert guest.console == ["@@ size 7 MiB", "noise", "@@ exit 0"]
 
 
 @pytest.mark.parametrize("console", ["print('@@ exit 1')", "print('bye')", "exit(3)"])
-def test_wait_raises_unless_the_script_succeeded(
-    tools: Tools, tmp_path: Path, console: str
-) -> None:
+def test_wait_raises_unless_the_script_succeeded(tmp_path: Path, console: str) -> None:
     """A failed script, a console that just ends and a failing QEMU are all failures."""
     with (
-        vm(tools, tmp_path, console) as guest,
+        vm(tmp_path, console) as guest,
         pytest.raises(GuestError, match="the guest failed"),
     ):
         guest.wait(5)
 
 
-def test_wait_is_bounded(tools: Tools, tmp_path: Path) -> None:
+def test_wait_is_bounded(tmp_path: Path) -> None:
     """A silent guest costs the given time and no more, and QEMU does not outlive the block."""
     with (
-        vm(tools, tmp_path, "import time; time.sleep(600)") as guest,
+        vm(tmp_path, "import time; time.sleep(600)") as guest,
         pytest.raises(GuestError, match="takes too long"),
     ):
         guest.wait(0.01)
@@ -100,19 +87,19 @@ def test_wait_is_bounded(tools: Tools, tmp_path: Path) -> None:
     assert not Path(f"/proc/{guest.pid}").exists()
 
 
-def test_wait_for_takes_one_mark_at_a_time(tools: Tools, tmp_path: Path) -> None:
+def test_wait_for_takes_one_mark_at_a_time(tmp_path: Path) -> None:
     """Two marks that arrive together are waited for one after the other; none is lost."""
-    with vm(tools, tmp_path, r"print('@@ boot 1\n@@ boot 2\n@@ exit 0')") as guest:
+    with vm(tmp_path, r"print('@@ boot 1\n@@ boot 2\n@@ exit 0')") as guest:
         assert guest.wait_for("boot", 5) == "1"
         assert guest.wait_for("boot", 5) == "2"
         assert guest.wait(5)["boot"] == "2"
         assert [value for name, value in guest.said() if name == "boot"] == ["1", "2"]
 
 
-def test_wait_for_shows_the_console_when_the_guest_ends(tools: Tools, tmp_path: Path) -> None:
+def test_wait_for_shows_the_console_when_the_guest_ends(tmp_path: Path) -> None:
     """The error carries what was on the console: that is where the cause is."""
     with (
-        vm(tools, tmp_path, "print('Kernel panic')") as guest,
+        vm(tmp_path, "print('Kernel panic')") as guest,
         pytest.raises(GuestError, match=r"(?s)never said 'boot'.*Kernel panic"),
     ):
         guest.wait_for("boot", 5)

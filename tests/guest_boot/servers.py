@@ -5,7 +5,6 @@ Each is a context manager that yields the socket once it listens, and checks tha
 ends cleanly when told to.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from guest_boot import CHECKOUT
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -84,10 +81,9 @@ def qemu_storage_daemon(disk: Disk, directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def _running(command: Sequence[str], socket: Path, log: Path) -> Iterator[None]:
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     with (
         log.open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
+        subprocess.Popen(command, stdout=output, stderr=output) as process,
     ):
         try:
             _wait_until_listening(process, socket, log)
