@@ -35,7 +35,7 @@ lint: venv ## Check style, types and who imports whom
 	@$(bin)/ruff format --check --quiet
 	@$(bin)/mypy
 	@$(bin)/lint-imports
-	@shellcheck .ci/run .ci/sanitize .ci/setup
+	@shellcheck .ci/*
 	@$(if $(c_files),$(bin)/clang-format --dry-run --Werror $(c_files))
 
 format: venv ## Rewrite the sources as the formatters want them
