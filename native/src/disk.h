@@ -75,7 +75,8 @@ struct vhb_req {
 struct vhb_disk_ops {
     /* 0 or -errno: it is over.  VHB_PENDING: vhb_req_done() follows, on this worker. */
     int (*submit)(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io);
-    /* Try to stop a request; vhb_req_done() follows all the same, with any result. */
+    /* Try to stop a request; vhb_req_done() follows all the same, with any result.  NULL where
+     * nothing is ever pending. */
     void (*cancel)(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io);
     /* Readable when reap has work after an armed reap; NULL where completions come by io. */
     int (*poll_fd)(struct vhb_disk *disk);
