@@ -154,7 +154,8 @@ int vhb_disk_null_new(bool zero, struct vhb_disk **out);
 int vhb_disk_free(struct vhb_disk *disk);
 
 /* A mailbox is a disk served by somebody else: one queue posts, one other thread takes and
- * completes.  Its memory is fixed at *slots* requests under way, at least the queue's slots. */
+ * completes.  Its memory is fixed at *slots* requests under way, live or dead; twice the queue's
+ * max_size is always enough, what finds none free fails. */
 struct vhb_mailbox;
 
 struct vhb_job {
