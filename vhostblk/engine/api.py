@@ -81,6 +81,10 @@ class Mailbox(Protocol):
         """End a job: *errno* 0 for success.  A dead job is ended the same way."""
         ...
 
+    def break_queue(self, tag: int) -> None:
+        """End a job whose views the disk kept: it fails, and its queue breaks."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:

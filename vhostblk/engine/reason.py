@@ -18,6 +18,7 @@ class Reason(IntEnum):
     TABLE_ADDRESS = 6
     STATUS_ADDRESS = 7
     MEMORY_GONE = 8
+    DISK_KEPT_VIEW = 9
 
     @property
     def text(self) -> str:
@@ -34,4 +35,5 @@ _TEXT = {
     Reason.TABLE_ADDRESS: "indirect table that may not be read",
     Reason.STATUS_ADDRESS: "status byte that may not be written",
     Reason.MEMORY_GONE: "guest memory vanished",
+    Reason.DISK_KEPT_VIEW: "disk kept a view of guest memory",
 }
