@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
+from weakref import ref
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
@@ -50,6 +51,7 @@ class Job:
         views: READ: writable, WRITE: read-only; in guest order, *length* bytes in all.
         fua: Stable before it completes.
         unmap: A hole is welcome (WRITE_ZEROES).
+        exporters: Weak references to the objects that *views* were made from.
     """
 
     tag: int
@@ -59,6 +61,26 @@ class Job:
     views: tuple[memoryview, ...]
     fua: bool = False
     unmap: bool = False
+    exporters: tuple[ref[object], ...] = ()
+
+    def release(self) -> bool:
+        """
+        End the life of the views; called by the pump when the disk's method has returned.
+
+        Releasing a memoryview does not end its slices (CPython counts them with what the view
+        was made from, and only views of *other* kinds make the release raise), so what it was
+        made from tells: it is gone when nobody holds any part of it.
+
+        Returns:
+            False when the disk still holds a view, or a slice of one: that disk's bug.
+        """
+        kept = False
+        for view in self.views:
+            try:
+                view.release()
+            except BufferError:
+                kept = True
+        return not kept and all(exporter() is None for exporter in self.exporters)
 
 
 class Mailbox(Protocol):
