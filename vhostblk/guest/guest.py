@@ -205,7 +205,7 @@ class Guest:
         indirect = self.session.indirect if how.indirect is None else how.indirect
         buffers, owned = blk.place(self.memory, request, how)
         try:
-            if not indirect and len(buffers) > on.ring.free_descriptors:
+            if (how.direct + 1 if indirect else len(buffers)) > on.ring.free_descriptors:
                 on.reap()
             ticket = on.submit(buffers, indirect=indirect, direct=how.direct)
         except RingError:

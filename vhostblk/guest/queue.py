@@ -5,6 +5,8 @@ Waiting is poll() on call, err and the socket, so that a device that gave up or 
 once and not as a timeout.
 """
 
+import contextlib
+import math
 import os
 import select
 from collections.abc import Iterable, Sequence
@@ -277,6 +279,7 @@ class Queue:
                 self.memory.free(ticket.table)
         self._tickets.clear()
         self._free_ring()
+        self._forget_signals()
         addresses = options.addresses or allocate_ring(self.memory, options.size)
         self.ring = SplitRing(
             self.memory, addresses, options.size, base=options.base, event_idx=event_idx
@@ -299,6 +302,10 @@ class Queue:
             deadline.left()
         os.eventfd_read(self.err)
 
+    def is_broken(self) -> bool:
+        """Tell whether the device has signalled err since the ring began or ``wait_broken``."""
+        return bool(self._poll(0, [self.err]))
+
     def take_calls(self) -> int:
         """Return how many calls are pending (0 if none), and clear them."""
         try:
@@ -307,6 +314,11 @@ class Queue:
             return 0
         self.counters.calls += calls
         return calls
+
+    def _forget_signals(self) -> None:
+        self.take_calls()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.err)
 
     def _free_ring(self) -> None:
         if self.options.addresses is None:
@@ -333,7 +345,7 @@ class Queue:
             poller.register(fd, select.POLLIN)
         if self.hangup_fd is not None:
             poller.register(self.hangup_fd, select.POLLRDHUP)
-        ready = {fd for fd, _ in poller.poll(int(timeout * 1000) + 1)}
+        ready = {fd for fd, _ in poller.poll(math.ceil(timeout * 1000))}
         if ready == {self.hangup_fd}:
             raise DisconnectedError(f"the back-end is gone; queue {self.index} was waiting for it")
         return ready - {self.hangup_fd}
