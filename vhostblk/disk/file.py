@@ -1,0 +1,234 @@
+"""
+A disk in a regular file or on a block device.
+
+`open` looks closely, because what is wrong with an image is best said before a guest uses it;
+after that the C core usually serves the file by itself (`File.native`), and these methods serve it
+for the reference engine and for layers written in Python.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vhostblk.disk import holes, lock, signature, transfer
+from vhostblk.disk.api import Disk, DiskInfo, Extent, NativeFile
+from vhostblk.disk.geometry import Geometry, measure, open_image
+
+log = logging.getLogger(__name__)
+
+_ZERO_CHUNK = 1 << 20
+_ZEROES = memoryview(bytes(_ZERO_CHUNK))
+_LONGEST = 1 << 30
+
+
+class CacheMode(StrEnum):
+    """
+    What may hold a write back, by QEMU's names.
+
+    ============  ============  ================================
+    mode          transfers     writes
+    ============  ============  ================================
+    writeback     page cache    stable at the driver's flush
+    none          O_DIRECT      stable at the driver's flush
+    writethrough  page cache    each stable when it completes
+    directsync    O_DIRECT      each stable when it completes
+    ============  ============  ================================
+    """
+
+    WRITEBACK = "writeback"
+    NONE = "none"
+    WRITETHROUGH = "writethrough"
+    DIRECTSYNC = "directsync"
+
+    @property
+    def direct(self) -> bool:
+        """Whether transfers go around the page cache."""
+        return self in {CacheMode.NONE, CacheMode.DIRECTSYNC}
+
+    @property
+    def writeback(self) -> bool:
+        """Whether the driver is told of a cache that it has to flush."""
+        return self in {CacheMode.WRITEBACK, CacheMode.NONE}
+
+
+class Locking(StrEnum):
+    """Whether to take QEMU's image lock; AUTO does without where the file system has none."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """
+    What exists between `File.open` and `File.close`.
+
+    Args:
+        fd: Ours; the lock hangs on it.
+        geometry: As it was found.
+        bounce: For O_DIRECT, else None.
+    """
+
+    fd: int
+    geometry: Geometry
+    bounce: transfer.Bounce | None
+
+
+class File(Disk):
+    """
+    A raw disk in a file.
+
+    Args:
+        path: A regular file or block device.
+        cache: What may hold a write back.
+        read_only: Opened for reading only.
+        discard: Discards are offered where they can be carried out, and zeroes may leave holes.
+        locking: Whether to take QEMU's image lock.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        cache: CacheMode = CacheMode.WRITEBACK,
+        read_only: bool = False,
+        discard: bool = True,
+        locking: Locking = Locking.AUTO,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._cache = cache
+        self._read_only = read_only
+        self._discard = discard
+        self._locking = locking
+        self._opened: _Opened | None = None
+
+    @property
+    def path(self) -> str:
+        """The name it was given."""
+        return self._path
+
+    @property
+    def writeback(self) -> bool:
+        """Start value of the device's write cache switch; the driver may change it."""
+        return self._cache.writeback
+
+    def open(self) -> None:
+        """
+        Open, lock, measure, and look at the first bytes.
+
+        Raises:
+            VhostBlkError: It cannot be served like that; says what to do.
+            OSError: The kernel fails in a way that says it all.
+        """
+        write, direct = not self._read_only, self._cache.direct
+        fd = open_image(self._path, write=write, direct=direct)
+        try:
+            self._lock(fd)
+            geometry = measure(fd, self._path, write=write, direct=direct)
+        except BaseException:
+            os.close(fd)
+            raise
+        bounce = transfer.Bounce(geometry.alignment.offset) if direct else None
+        self._opened = _Opened(fd, geometry, bounce)
+        try:
+            self._look(geometry.block_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file, and with it its lock."""
+        if self._opened is None:
+            return
+        if self._opened.bounce is not None:
+            self._opened.bounce.close()
+        os.close(self._opened.fd)
+        self._opened = None
+
+    def info(self) -> DiskInfo:
+        """Return what was measured; always volatile, for the driver may turn caching on."""
+        geometry = self._open.geometry
+        unmap = geometry.can_discard and self._discard
+        return DiskInfo(
+            size=geometry.size,
+            block_size=geometry.block_size,
+            physical_block_size=geometry.physical_block_size,
+            optimal_io_size=geometry.optimal_io_size,
+            read_only=self._read_only,
+            discard_alignment=geometry.discard_alignment,
+            max_discard=_LONGEST if unmap else 0,
+            may_unmap=unmap,
+        )
+
+    def read(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill *views* from the file."""
+        opened = self._open
+        if opened.bounce is not None:
+            opened.bounce.read(opened.fd, offset, views)
+        else:
+            transfer.read(opened.fd, offset, views)
+
+    def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> None:
+        """Store *views* in the file; with *fua* on the medium."""
+        opened = self._open
+        if opened.bounce is not None:
+            opened.bounce.write(opened.fd, offset, views, stable=fua)
+        else:
+            transfer.write(opened.fd, offset, views, stable=fua)
+
+    def flush(self) -> None:
+        """Bring what was written to the medium."""
+        os.fdatasync(self._open.fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Punch a hole, or discard on the device."""
+        opened = self._open
+        holes.discard(opened.fd, offset, length, block_device=opened.geometry.block_device)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Make a range read as zeroes, by writing them where the file system cannot."""
+        if holes.zero(self._open.fd, offset, length, unmap=unmap and self._discard):
+            return
+        end = offset + length
+        for at in range(offset, end, _ZERO_CHUNK):
+            self.write(at, [_ZEROES[: min(_ZERO_CHUNK, end - at)]])
+
+    def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield data and holes as the file system knows them."""
+        return holes.extents(self._open.fd, offset, length)
+
+    def native(self) -> NativeFile:
+        """Say how the C core serves it."""
+        opened = self._open
+        return NativeFile(
+            fd=opened.fd,
+            direct=self._cache.direct,
+            mem_align=opened.geometry.alignment.memory,
+            offset_align=opened.geometry.alignment.offset,
+            block_device=opened.geometry.block_device,
+        )
+
+    @property
+    def _open(self) -> _Opened:
+        assert self._opened is not None, "open() comes first"  # noqa: S101 - our own promise
+        return self._opened
+
+    def _lock(self, fd: int) -> None:
+        if self._locking is Locking.OFF:
+            return
+        try:
+            lock.acquire(fd, self._path, write=not self._read_only)
+        except lock.LockUnavailableError as error:
+            if self._locking is Locking.ON:
+                raise
+            log.warning("%s", error)
+
+    def _look(self, length: int) -> None:
+        start = bytearray(max(length, signature.LENGTH))
+        with memoryview(start) as view:
+            self.read(0, [view])
+        if text := signature.warning(self._path, bytes(start)):
+            log.warning("%s", text)

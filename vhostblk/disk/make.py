@@ -1,0 +1,125 @@
+"""
+From a disk as somebody wrote it to the disk itself.
+
+One table of schemes: what each may be told, and who makes it.  Nothing is opened here; that is
+`Disk.open`'s, on the thread that will serve.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from vhostblk.disk.api import Disk
+from vhostblk.disk.file import CacheMode, File, Locking
+from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
+from vhostblk.disk.memory import Memory
+from vhostblk.disk.null import Null
+from vhostblk.disk.python import load
+from vhostblk.errors import VhostBlkError
+
+_SECTOR = 512
+
+_E = TypeVar("_E", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """
+    A kind of disk.
+
+    Args:
+        build: Makes one of a spec whose options are known.
+        options: Those there are; None where the disk itself decides.
+        form: How to write one, for errors and help.
+    """
+
+    build: Callable[[DiskSpec], Disk]
+    options: frozenset[str] | None
+    form: str
+
+
+def make(spec: DiskSpec | str) -> Disk:
+    """
+    Make a disk; it is not open yet.
+
+    Args:
+        spec: As parsed, or the text.
+
+    Raises:
+        VhostBlkError: No such scheme or option, or a value that is none; one line that says what
+            to write.
+    """
+    if isinstance(spec, str):
+        spec = parse(spec)
+    scheme = SCHEMES.get(spec.scheme)
+    if scheme is None:
+        raise VhostBlkError(
+            f"{spec}: no disk has the scheme {spec.scheme!r} (there are {', '.join(SCHEMES)}); "
+            f"for a file of that name write file:{spec}"
+        )
+    if not spec.body:
+        raise VhostBlkError(f"{spec}: something is missing behind the colon: write {scheme.form}")
+    if scheme.options is not None:
+        _check_options(spec, scheme.options)
+    return scheme.build(spec)
+
+
+def _check_options(spec: DiskSpec, known: frozenset[str]) -> None:
+    for key in spec.options:
+        if key not in known:
+            some = ", ".join(sorted(known)) or "none"
+            raise VhostBlkError(f"{spec}: no option {key!r} for {spec.scheme}: (there are {some})")
+
+
+def _file(spec: DiskSpec) -> Disk:
+    options = spec.options
+    return File(
+        spec.body,
+        cache=_choice(options, "cache", CacheMode.WRITEBACK),
+        read_only=_switch(options, "read-only", default=False),
+        discard=_switch(options, "discard", default=True),
+        locking=_choice(options, "locking", Locking.AUTO),
+    )
+
+
+def _memory(spec: DiskSpec) -> Disk:
+    return Memory(_size(spec))
+
+
+def _null(spec: DiskSpec) -> Disk:
+    return Null(_size(spec), zero=_switch(spec.options, "zero", default=True))
+
+
+def _python(spec: DiskSpec) -> Disk:
+    return load(spec.body, spec.options)
+
+
+def _size(spec: DiskSpec) -> int:
+    size = parse_size(spec.body, f"{spec.scheme}: size")
+    if not size or size % _SECTOR:
+        raise VhostBlkError(f"{spec}: a disk has 512 bytes or a multiple of that, not {size}")
+    return size
+
+
+def _switch(options: Mapping[str, str], key: str, *, default: bool) -> bool:
+    return parse_switch(options[key], key) if key in options else default
+
+
+def _choice(options: Mapping[str, str], key: str, default: _E) -> _E:
+    kind = type(default)
+    text = options.get(key, default.value)
+    try:
+        return kind(text)
+    except ValueError:
+        raise VhostBlkError(f"{key}={text}: write {key}= and one of {', '.join(kind)}") from None
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "file": Scheme(
+        _file, frozenset({"cache", "read-only", "discard", "locking"}), "file:PATH[,key=value,…]"
+    ),
+    "memory": Scheme(_memory, frozenset(), "memory:SIZE, e.g. memory:4G"),
+    "null": Scheme(_null, frozenset({"zero"}), "null:SIZE[,zero=off]"),
+    "python": Scheme(_python, None, "python:module:Class[,arg=value,…]"),
+}
