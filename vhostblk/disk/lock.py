@@ -65,7 +65,8 @@ def acquire(fd: int, path: str, *, write: bool) -> None:
     used = [Permission.CONSISTENT_READ, *([Permission.WRITE] if write else [])]
     denied = [Permission.WRITE]
     mine = [USED_BASE + p for p in used] + [DENIED_BASE + p for p in denied]
-    opposite = [DENIED_BASE + p for p in used] + [USED_BASE + p for p in denied]
+    # Writers first: where one both writes and lets nobody else, that it writes says more.
+    opposite = [USED_BASE + p for p in denied] + [DENIED_BASE + p for p in used]
     try:
         for byte in mine:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, 0, byte, 1, 0))
