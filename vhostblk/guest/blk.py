@@ -115,8 +115,8 @@ class Framing:
     Where the cuts fall, and where the pieces lie.
 
     Args:
-        readable: Sizes of the descriptors the device reads, in bytes; a last one takes what is
-            left.  ``None``: the header, then the data.
+        readable: Sizes of the descriptors the device reads, in bytes; the last one takes what is
+            left, and sizes beyond the end mean nothing.  ``None``: the header, then the data.
         writable: The same for what it writes.  ``None``: the data, then the status.
         indirect: Use an indirect table; ``None``: if it was negotiated.
         direct: Descriptors in front of the indirect table.
@@ -156,9 +156,6 @@ class Framing:
 
         Returns:
             Sizes of the readable and of the writable ones.
-
-        Raises:
-            GuestError: The sizes asked for are more than the request has.
         """
         readable, writable = self.readable, self.writable
         if readable is None:
@@ -223,7 +220,7 @@ def place(
         The buffers of its chain, and the GPAs to free later.
 
     Raises:
-        GuestError: No room, or *framing* does not fit.
+        GuestError: No room, or ``framing.at`` has another number of pieces.
     """
     readable, writable = framing.cut(request)
     sizes = readable + writable
@@ -281,7 +278,10 @@ def _addresses(
 
 
 def _fill(sizes: Sequence[int], total: int) -> list[int]:
-    rest = total - sum(sizes)
-    if rest < 0:
-        raise GuestError(f"descriptors of {list(sizes)} bytes for a request of {total}")
-    return [*sizes, rest] if rest else list(sizes)
+    pieces = []
+    for size in sizes:
+        if not total:
+            break
+        pieces.append(min(size, total))
+        total -= pieces[-1]
+    return [*pieces, total] if total else pieces
