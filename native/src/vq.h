@@ -10,10 +10,10 @@
 #include "atomics.h"
 #include "disk.h"
 
-enum vhb_owner { VHB_OWNER_CONTROL, VHB_OWNER_WORKER };
-
-/* What the control plane asks of the worker; later words include earlier ones. */
+/* What the control plane asks of the worker, and whether the worker has given the ring back:
+ * one word, so that a new wish and a late answer to an older one cannot pass each other. */
 enum vhb_ask { VHB_ASK_RUN, VHB_ASK_PARK, VHB_ASK_DRAIN, VHB_ASK_CANCEL, VHB_ASK_DETACH };
+enum { VHB_OWNED_BY_CONTROL = 1u << 8 };
 
 enum { VHB_BORROW_COUNT = 4 };
 
@@ -33,8 +33,7 @@ struct vhb_space {
 
 struct vhb_queue {
     /* shared */
-    uint32_t owner;  /* enum vhb_owner; release hands over.  pair: owner */
-    uint32_t ask;    /* enum vhb_ask; pair: ask */
+    uint32_t state;  /* enum vhb_ask, VHB_OWNED_BY_CONTROL; pair: state */
     uint32_t events; /* VHB_PARKED…; pair: events */
     struct vhb_queue *inbox_next;
 
@@ -54,6 +53,8 @@ struct vhb_queue {
     int kick, call, err;
     bool enabled, event_idx, indirect, greet; /* greet: a new call fd, signal it once */
 
+    bool attached; /* the control plane's: VHB_DETACHED was not taken yet */
+
     /* worker's */
     struct vhb_worker *worker;
     struct vhb_disk *disk;
@@ -67,11 +68,14 @@ struct vhb_queue {
     struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
     uint32_t borrow_free; /* one bit each */
     uint32_t in_flight, dead;
-    int watched; /* kick fd the io watches, or -1 */
-    int watched_disk;
-    uint32_t watch_gen;
-    uint32_t position; /* in the worker's table */
-    bool cancelled;
+    struct vhb_fault doom; /* found by a completion */
+    bool starved;   /* a long chain waits for a borrowed array */
+    bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
+    bool watching;  /* the kick fd is watched by the worker's io */
+    bool watching_disk;
+    int watched; /* that kick fd, or -1 */
+    uint32_t kick_generation, disk_generation; /* a late event of an older watch is told by it */
+    uint32_t position;  /* in the worker's table */
     struct vhb_counters counters;
 };
 
@@ -91,8 +95,14 @@ void vhb_split_load(struct vhb_queue *queue);
 
 /* ---- queue.c ---- */
 
+/* The ring is not a ring (the owner's).  Always -EPROTO. */
 int vhb_break(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
+/* The same from a completion, when the ring may be the control plane's: breaks at the next visit. */
+void vhb_doom(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
 void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell the control plane */
+
+/* The slot the next request gets; q->n_free-- takes it. */
+struct vhb_req *vhb_slot_peek(struct vhb_queue *queue);
 
 /* One visit by the worker: completions, new requests, what was asked.  How much was done. */
 int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io);
