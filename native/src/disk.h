@@ -51,6 +51,7 @@ struct vhb_req {
     uint32_t step;
     uint64_t done; /* bytes */
     void *bounce;
+    struct iovec one; /* where the pieces are not the guest's */
     void (*resume)(struct vhb_req *req, int result, struct vhb_io *io);
     struct vhb_disk *disk;
 
