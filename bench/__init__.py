@@ -1,0 +1,1 @@
+"""Measurements: the same client drives vhostblk and its peers in turn (docs/reference/bench.md)."""
