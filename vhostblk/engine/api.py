@@ -258,6 +258,20 @@ class Engine(Protocol):
         """Get ready to serve an open *disk*; its queues share what a device shares."""
         ...
 
+    def guard(self, host: int, length: int, page: int) -> Callable[[], None]:
+        """
+        Survive guest memory that vanishes under a mapping (SIGBUS), where the engine can.
+
+        Args:
+            host: First byte of the mapping.
+            length: Bytes.
+            page: Bytes of one of its pages.
+
+        Returns:
+            What ends the guard; to be called before the mapping goes.
+        """
+        ...
+
     async def close(self) -> None:
         """End the workers; every queue was closed before."""
         ...

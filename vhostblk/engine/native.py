@@ -411,6 +411,15 @@ class NativeEngine:
         """Get ready to serve an open *disk*."""
         return NativeDevice(self, disk)
 
+    def guard(self, host: int, length: int, page: int) -> Callable[[], None]:
+        """Survive guest memory that vanishes under a mapping."""
+        slot = _check(_lib.vhb_fault_watch(_ffi.cast("void *", host), length, page), "guard")
+
+        def end() -> None:
+            _check(_lib.vhb_fault_unwatch(slot), "guard")
+
+        return end
+
     def worker(self, index: int) -> _Worker:
         """Return the worker for a queue of this index."""
         while len(self._workers) <= index % self._limit:
