@@ -5,6 +5,7 @@ It shares nothing with the back-end of this package but the numbers of the stand
 any vhost-user-blk back-end.  See docs/how-to/test-with-the-fake-guest.md.
 """
 
+from vhostblk.guest import hostile, wire
 from vhostblk.guest.blk import Completion, Framing, Range, Request
 from vhostblk.guest.errors import (
     BrokenQueueError,
@@ -46,6 +47,8 @@ __all__ = [
     "RingError",
     "StatusError",
     "Ticket",
+    "hostile",
     "pc_layout",
     "slots_layout",
+    "wire",
 ]

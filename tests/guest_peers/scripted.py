@@ -1,0 +1,98 @@
+"""
+A back-end that does as it is told: records every message, answers what the script says.
+
+It runs on a thread at the other end of a socket pair, until that is closed.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from vhostblk.guest import wire
+from vhostblk.guest.connection import Connection
+from vhostblk.guest.errors import GuestError
+from vhostblk.spec import vhost_user as vu
+from vhostblk.spec.vhost_user import Request
+
+
+@dataclass(slots=True)
+class Scripted:
+    """
+    What is known of the conversation.
+
+    Args:
+        front: The front-end's end of the pair.
+        answers: Payload of the reply to each request that has one.
+        nacks: Requests to refuse, with the code.
+        seen: Messages, in order; their descriptors are closed.
+    """
+
+    front: socket.socket
+    answers: Mapping[int, bytes]
+    nacks: Mapping[int, int] = field(default_factory=dict)
+    seen: list[wire.Message] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the messages seen; ``!`` marks those that asked for an ack."""
+        return [Request(m.request).name + "!" * m.need_reply for m in self.seen]
+
+
+def u64(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+def offers(features: int, protocol_features: int, **others: bytes) -> dict[int, bytes]:
+    """Answer as a back-end that offers these features; *others* are payloads by message name."""
+    answers: dict[int, bytes] = {
+        Request.GET_FEATURES: u64(features),
+        Request.GET_PROTOCOL_FEATURES: u64(protocol_features),
+        Request.GET_QUEUE_NUM: u64(4),
+        Request.GET_MAX_MEM_SLOTS: u64(509),
+        Request.GET_STATUS: u64(0),
+    }
+    answers.update({Request[name]: payload for name, payload in others.items()})
+    return answers
+
+
+@contextlib.contextmanager
+def scripted(
+    answers: Mapping[int, bytes], nacks: Mapping[int, int] | None = None
+) -> Iterator[Scripted]:
+    """Run the back-end until the ``with`` block ends."""
+    front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    backend = Scripted(front, answers, nacks or {})
+    thread = threading.Thread(target=_serve, args=(backend, Connection(back, 10)))
+    thread.start()
+    try:
+        yield backend
+    finally:
+        front.close()
+        thread.join()
+
+
+def _serve(backend: Scripted, connection: Connection) -> None:
+    with contextlib.closing(connection), contextlib.suppress(GuestError):
+        while True:
+            message = connection.receive("a message")
+            for fd in message.fds:
+                os.close(fd)
+            backend.seen.append(message)
+            payload = _answer(backend, message)
+            if payload is not None:
+                connection.send(wire.message(message.request, payload, reply=True))
+
+
+def _answer(backend: Scripted, message: wire.Message) -> bytes | None:
+    if message.request == Request.GET_VRING_BASE:
+        return message.payload[:4] + (7).to_bytes(4, "little")
+    if message.request == Request.GET_CONFIG:
+        return message.payload
+    if message.request in backend.answers:
+        return backend.answers[message.request]
+    if message.flags & vu.FLAG_NEED_REPLY:
+        return u64(backend.nacks.get(message.request, 0))
+    return None
