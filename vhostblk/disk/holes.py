@@ -88,4 +88,6 @@ def _seek(fd: int, offset: int, whence: int, end: int) -> int:
     except OSError as error:
         if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
             return end
+        if error.errno == errno.EINVAL:  # a block device knows no holes: all of it is data
+            return offset if whence == os.SEEK_DATA else end
         raise
