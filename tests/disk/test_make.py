@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+
+from vhostblk.disk.call import Calls, starts_writeback
+from vhostblk.disk.file import File
+from vhostblk.disk.grammar import parse
+from vhostblk.disk.make import SCHEMES, make
+from vhostblk.disk.memory import Memory
+from vhostblk.disk.null import Null
+from vhostblk.errors import VhostBlkError
+
+
+def test_a_plain_path_and_file_make_the_same(image: Path) -> None:
+    """A path alone is a file: without options."""
+    for text in (str(image), f"file:{image}"):
+        disk = make(text)
+        assert isinstance(disk, File)
+        assert disk.path == str(image)
+        assert starts_writeback(disk)
+
+
+def test_file_takes_its_options(image: Path) -> None:
+    """Every option reaches the disk."""
+    disk = make(f"file:{image},cache=directsync,read-only=on,discard=off,locking=off")
+    assert isinstance(disk, File)
+    assert not starts_writeback(disk)
+    disk.open()
+    try:
+        info = disk.info()
+        assert disk.native().direct
+        assert (info.read_only, info.max_discard) == (True, 0)
+        other = make(str(image))
+        other.open()  # nobody locked it
+        other.close()
+    finally:
+        disk.close()
+
+
+def test_memory_and_null_take_a_size() -> None:
+    """The body is the size, with or without a suffix."""
+    assert isinstance(make("memory:4G"), Memory)
+    assert Calls(make("memory:1M")).info().size == 1 << 20
+    null = make("null:1T,zero=off")
+    assert isinstance(null, Null)
+    assert Calls(null).info().size == 1 << 40
+    assert not null.native().zero
+
+
+def test_python_makes_what_the_class_makes() -> None:
+    """A class by name, its arguments converted."""
+    disk = make("python:vhostblk.disk.memory:Memory,size=2M")
+    assert isinstance(disk, Memory)
+    assert Calls(disk).info().size == 2 << 20
+
+
+def test_a_spec_is_as_good_as_its_text() -> None:
+    """What was parsed elsewhere is taken as it is."""
+    assert isinstance(make(parse("null:512")), Null)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("foo:x", "no disk has the scheme 'foo' .there are file, memory, null, python"),
+        ("foo:x", "for a file of that name write file:foo:x"),
+        ("file:", "something is missing behind the colon: write file:PATH"),
+        ("memory:", "something is missing behind the colon: write memory:SIZE"),
+        ("file:x,cash=none", "no option 'cash' for file: .there are cache, discard, locking"),
+        ("memory:1G,zero=off", "no option 'zero' for memory: .there are none"),
+        ("file:x,cache=unsafe", "cache=unsafe: write cache= and one of writeback, none, writet"),
+        ("file:x,read-only=1", "read-only=1: write read-only=on or read-only=off"),
+        ("file:x,locking=yes", "locking=yes: write locking= and one of auto, on, off"),
+        ("null:1G,zero=x", "zero=x: write zero=on or zero=off"),
+        ("memory:x", "memory: size 'x' is not a size"),
+        ("memory:1000", "512 bytes or a multiple of that, not 1000"),
+        ("null:0", "512 bytes or a multiple of that, not 0"),
+        ("python:x", "write python:module:Class"),
+    ],
+)
+def test_a_mistake_says_what_to_write(text: str, message: str) -> None:
+    """Every mistake in a disk's text is one line with the remedy in it."""
+    with pytest.raises(VhostBlkError, match=message) as caught:
+        make(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_looks_like_a_scheme_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file named foo:x exists; it is still foo's to mean, and the message says how to name it."""
+    monkeypatch.chdir(tmp_path)
+    Path("foo:x").write_bytes(bytes(512))
+    with pytest.raises(VhostBlkError, match="write file:foo:x"):
+        make("foo:x")
+    for text in ("file:foo:x", "./foo:x"):
+        disk = make(text)
+        disk.open()
+        assert disk.info().size == 512
+        disk.close()
+
+
+def test_every_scheme_says_how_it_is_written() -> None:
+    """The form begins with the scheme: it is shown to people."""
+    for name, scheme in SCHEMES.items():
+        assert scheme.form.startswith(f"{name}:")
