@@ -29,9 +29,9 @@ class Allocator:
         insort(self._regions, (gpa, size))
         self._free[gpa] = [(gpa, size)]
 
-    def remove(self, gpa: int, size: int) -> None:
+    def check_unused(self, gpa: int, size: int) -> None:
         """
-        Remove a region.
+        Check that a region could be removed.
 
         Args:
             gpa: Where it begins.
@@ -42,6 +42,10 @@ class Allocator:
         """
         if self._free[gpa] != [(gpa, size)]:
             raise GuestError(f"the region at GPA {gpa:#x} is still in use")
+
+    def remove(self, gpa: int, size: int) -> None:
+        """Remove a region, which must be unused (see ``check_unused``)."""
+        self.check_unused(gpa, size)
         self._regions.remove((gpa, size))
         del self._free[gpa]
 

@@ -142,19 +142,28 @@ class GuestMemory:
         self._map_group([region])
         return self._find(region.gpa)
 
-    def remove_region(self, gpa: int) -> None:
+    def removable(self, gpa: int) -> Mapping:
         """
-        Take RAM away; tell the back-end before.
+        Find a region that can be taken away.
 
         Args:
             gpa: First address of the region.
 
+        Returns:
+            Its mapping.
+
         Raises:
             GuestError: No region begins there, or something in it is still allocated.
         """
-        mapping = self._find(gpa)
-        if mapping.region.gpa != gpa:
+        mapping = next((m for m in self._mappings if m.region.gpa == gpa), None)
+        if mapping is None:
             raise GuestError(f"no region begins at GPA {gpa:#x}")
+        self._allocator.check_unused(gpa, mapping.region.size)
+        return mapping
+
+    def remove_region(self, gpa: int) -> None:
+        """Take a ``removable`` region away; tell the back-end before."""
+        mapping = self.removable(gpa)
         self._allocator.remove(mapping.region.gpa, mapping.region.size)
         self._mappings.remove(mapping)
         _unmap(mapping)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from vhostblk.guest.guest import Guest
 
 
-@pytest.fixture
-def vhost_user_guest() -> "Iterator[Callable[..., Guest]]":
+@contextlib.contextmanager
+def closing_guests() -> "Iterator[Callable[..., Guest]]":
     """
-    Make guests that are closed at the end of the test, the last one first.
+    Make guests that are closed at the end of the block, the last one first.
 
     Yields:
         A function with the arguments of ``Guest.connect``.
@@ -28,3 +28,10 @@ def vhost_user_guest() -> "Iterator[Callable[..., Guest]]":
 
     with contextlib.ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(Guest.connect(*args, **kwargs))
+
+
+@pytest.fixture
+def vhost_user_guest() -> "Iterator[Callable[..., Guest]]":
+    """Connect fake guests to a back-end; see ``Guest.connect`` for the arguments."""
+    with closing_guests() as connect:
+        yield connect

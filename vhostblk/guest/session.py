@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
-from vhostblk.guest.errors import GuestError
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.memory import GuestMemory, Region
 from vhostblk.guest.negotiate import Wanted, negotiate
@@ -196,12 +195,10 @@ class Session:
             gpa: First address of the region.
 
         Raises:
-            GuestError: No region begins there, something in it is allocated, or the back-end
-                refused.
+            GuestError: No region begins there, something in it is allocated (nothing was sent), or
+                the back-end refused.
         """
-        mapping = next((m for m in self.memory.mappings if m.region.gpa == gpa), None)
-        if mapping is None:
-            raise GuestError(f"no region begins at GPA {gpa:#x}")
+        mapping = self.memory.removable(gpa)
         rest = [m for m in self.memory.mappings if m is not mapping]
         if self._agreed(ProtocolFeature.CONFIGURE_MEM_SLOTS):
             self.frontend.rem_mem_reg(mapping)
