@@ -206,6 +206,12 @@ def test_qemu_io_that_reads_is_welcome_beside_a_reader(image: Path) -> None:
         pass
 
 
+def test_qemu_io_that_reads_lets_us_write(image: Path) -> None:
+    """A reader that lets others write keeps nobody out."""
+    with qemu_io(image, "-r"), locked(image, write=True):
+        pass
+
+
 def test_qemu_refuses_an_image_that_we_write(image: Path) -> None:
     """We first: qemu-img and qemu-io refuse the image by their own lock."""
     with locked(image, write=True):

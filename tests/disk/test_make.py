@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from vhostblk.disk.call import Calls, starts_writeback
-from vhostblk.disk.file import File
+from vhostblk.disk.file import CacheMode, File, Locking
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import SCHEMES, make
 from vhostblk.disk.memory import Memory
@@ -104,3 +104,16 @@ def test_every_scheme_says_how_it_is_written() -> None:
     """The form begins with the scheme: it is shown to people."""
     for name, scheme in SCHEMES.items():
         assert scheme.form.startswith(f"{name}:")
+
+
+def test_the_reference_has_every_scheme_and_option() -> None:
+    """`docs/reference/disks.md` names each scheme with its options, and each cache mode."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "disks.md"
+    text = page.read_text()
+    for name, scheme in SCHEMES.items():
+        section = text[text.index(f"\n## {name}\n") :].split("\n## ")[1]
+        assert f"`{name}:" in section
+        for option in scheme.options or ():
+            assert f"{option}=" in section
+    for mode in (*CacheMode, *Locking):
+        assert f"`{mode}`" in text
