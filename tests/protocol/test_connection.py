@@ -15,9 +15,12 @@ from frontend_bytes import (
     u64,
     vring,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vhostblk.errors import ProtocolError, Refused
 from vhostblk.protocol.connection import Connection
+from vhostblk.protocol.describe import describe
 from vhostblk.protocol.messages import (
     GetConfig,
     GetVringBase,
@@ -287,3 +290,33 @@ def test_descriptor_survives_being_taken(connection: Connection) -> None:
     close_fds(received)
     os.fstat(taken)
     os.close(taken)
+
+
+NUMBERS = st.one_of(st.integers(0, 50), st.integers(0, (1 << 32) - 1))
+PAYLOADS = st.one_of(
+    st.sampled_from([sample.payload for sample in SAMPLES]),
+    st.sampled_from([8, 16, 24, 32, 40]).flatmap(
+        lambda size: st.binary(min_size=size, max_size=size)
+    ),
+    st.binary(max_size=100),
+    st.just(b"\xff" * 40),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(NUMBERS, PAYLOADS, st.integers(0, 3), st.booleans()), max_size=6))
+def test_no_message_does_worse_than_end_the_connection(
+    stream: list[tuple[int, bytes, int, bool]],
+) -> None:
+    """Whatever comes: a message, a refusal that can be sent, or ProtocolError; nothing leaks."""
+    connection = agree((1 << 20) - 1)
+    for number, payload, fds, asks in stream:
+        try:
+            received = deliver(connection, message(number, payload, ASKS if asks else VERSION), fds)
+        except ProtocolError:
+            return
+        assert describe(received)
+        close_fds(received)
+        if isinstance(received, Invalid):
+            sent, _ = connection.reply(received, Refused(received.errno, received.reason))
+            assert sent
