@@ -312,4 +312,6 @@ void vhb_split_load(struct vhb_queue *q)
 {
     q->next_used = load_relaxed(used_idx(q));
     q->signalled_used = q->next_used;
+    /* The ring may come from a device that died while it wanted no kicks: take that back. */
+    q->quiet = true;
 }
