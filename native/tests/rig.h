@@ -1,0 +1,130 @@
+/* rig.h - a guest of a few hundred lines: memory, a driver that writes a split ring with its own
+ * arithmetic, and the control plane's side of one queue.
+ *
+ * Knows the core by vhostblk.h only.  Offsets and numbers are written from virtio 1.3 (2.7 for
+ * the ring, 5.2.6 for requests), not taken from the kernel headers that the core uses. */
+#ifndef VHB_RIG_H
+#define VHB_RIG_H
+
+#include <errno.h>
+
+#include "check.h"
+#include "vhostblk.h"
+
+/* Where things are in guest memory, as offsets from its start. */
+enum {
+    RIG_RAM = 8 << 20,
+    RIG_RAM_AT = 0x100000, /* guest address of the first byte: never equal to an offset */
+    RIG_DESC = 0,
+    RIG_AVAIL = 0x8000,
+    RIG_USED = 0xa000,
+    RIG_HEADERS = 0x10000, /* 32 bytes per head: header at 0, status at 16 */
+    RIG_DATA = 0x20000
+};
+
+enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
+enum {
+    BLK_IN = 0,
+    BLK_OUT = 1,
+    BLK_FLUSH = 4,
+    BLK_GET_ID = 8,
+    BLK_DISCARD = 11,
+    BLK_WRITE_ZEROES = 13
+};
+enum { BLK_OK = 0, BLK_IOERR = 1, BLK_UNSUPP = 2, BLK_UNTOUCHED = 0xee };
+
+#define RIG_EVENT_IDX (1ull << 29)
+#define RIG_INDIRECT (1ull << 28)
+
+struct rig_config {
+    struct vhb_disk *disk;     /* or a null disk of the rig's own */
+    struct vhb_worker *worker; /* or one of the rig's own */
+    struct vhb_graveyard *graveyard;
+    uint32_t size;           /* descriptors; 0: 64 */
+    uint64_t features;       /* ring features */
+    uint64_t sectors;        /* capacity; 0: 2048 */
+    uint32_t block_size;     /* 0: 512 */
+    uint32_t blk_flags;      /* besides everything that is offered by default */
+    uint32_t blk_flags_off;
+    uint32_t worker_flags;   /* VHB_WORKER_* */
+    bool threaded;           /* a thread runs the worker; else waiting steps it */
+    bool stopped;            /* everything is set, but the queue is not run */
+};
+
+struct rig {
+    struct rig_config config;
+    int memfd;
+    uint8_t *ram;
+    uint16_t avail_idx; /* as published */
+    uint16_t used_seen;
+    uint32_t last_id, last_len; /* of the used element taken last */
+    int kick, call, err;
+    struct vhb_worker *worker;
+    struct vhb_graveyard *graveyard;
+    struct vhb_disk *null_disk;
+    struct vhb_queue *queue;
+    struct vhb_blk blk;
+    uint32_t events; /* taken from the queue, not yet waited for */
+    unsigned long thread;
+};
+
+void rig_open(struct rig *rig, const struct rig_config *config);
+/* Drain (cancelling what does not end), detach, free all that rig_open made. */
+void rig_close(struct rig *rig);
+
+/* A worker for several rigs; plain calls in place of io_uring where VHB_TEST_PLAIN is set. */
+int rig_worker(uint32_t flags, struct vhb_worker **out);
+
+/* ---- the control plane ---- */
+
+void rig_space(struct rig *rig); /* one segment: all memory, read and write */
+void rig_parts(struct rig *rig);
+void rig_run(struct rig *rig);
+void rig_park(struct rig *rig);  /* and wait until it is */
+void rig_drain(struct rig *rig); /* likewise */
+void rig_cancel(struct rig *rig);
+void rig_wait(struct rig *rig, uint32_t event); /* for one VHB_* event */
+void rig_pass(struct rig *rig);                 /* one step, or a moment for the thread */
+uint64_t rig_count(struct rig *rig, size_t offset);
+#define RIG_COUNT(rig, name) rig_count(rig, offsetof(struct vhb_counters, name))
+struct vhb_fault rig_broken(struct rig *rig); /* wait until the queue breaks, and why */
+
+/* ---- memory ---- */
+
+uint64_t rig_at(uint32_t offset); /* the guest address of an offset */
+void put16(struct rig *rig, uint32_t offset, uint16_t value);
+void put32(struct rig *rig, uint32_t offset, uint32_t value);
+void put64(struct rig *rig, uint32_t offset, uint64_t value);
+uint16_t get16(struct rig *rig, uint32_t offset);
+uint32_t get32(struct rig *rig, uint32_t offset);
+void rig_fill(struct rig *rig, uint32_t offset, size_t len, uint32_t seed);
+bool rig_is(struct rig *rig, uint32_t offset, size_t len, uint32_t seed);
+
+/* ---- the driver ---- */
+
+/* A descriptor of the table at *table* (RIG_DESC, or an indirect one). */
+void put_desc(struct rig *rig, uint32_t table, uint32_t index, uint64_t addr, uint32_t len,
+              uint16_t flags, uint16_t next);
+void put_avail(struct rig *rig, uint16_t head); /* and publish it */
+void put_avail_idx(struct rig *rig, uint16_t idx);
+void rig_kick(struct rig *rig);
+bool take_used(struct rig *rig); /* into last_id, last_len */
+void wait_used(struct rig *rig); /* with a deadline */
+bool rig_wants_kick(struct rig *rig, uint16_t old_idx);
+
+/* ---- requests ---- */
+
+uint32_t header_at(uint32_t head);
+uint32_t status_at(uint32_t head);
+uint8_t status_of(struct rig *rig, uint32_t head);
+/* Header, *len* bytes of data at *data*, status: descriptors head to head + 2. */
+void put_request(struct rig *rig, uint32_t head, uint32_t type, uint64_t sector, uint32_t data,
+                 uint32_t len);
+/* A range of DISCARD or WRITE_ZEROES, number *i* of those at *data*. */
+void put_range(struct rig *rig, uint32_t data, uint32_t i, uint64_t sector, uint32_t sectors,
+               uint32_t flags);
+/* Publish, kick, wait; the status.  The used element must be this one. */
+uint8_t do_chain(struct rig *rig, uint16_t head);
+uint8_t do_request(struct rig *rig, uint32_t type, uint64_t sector, uint32_t data, uint32_t len);
+
+#endif
