@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from vhostblk.guest import Buffer, Framing, GuestError, GuestMemory, Range, Region, Request, Ticket
 from vhostblk.guest.blk import UNWRITTEN_DATA, UNWRITTEN_STATUS, BlkTicket, collect, place
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from guest_peers.scripted import scripted, u64
 
 from vhostblk.guest import FrontEnd, GuestError, GuestMemory, NackError, Region, wire
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, ProtocolFeature, Request
 
 Send = Callable[[FrontEnd], object]

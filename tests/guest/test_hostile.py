@@ -14,7 +14,7 @@ from vhostblk.guest.hostile import (
     attempt,
     flicker,
 )
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 
 ALL = (*RING_CASES, *INDIRECT_CASES, *REQUEST_CASES)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from vhostblk.guest import GuestError, GuestMemory, Region, pc_layout, slots_layout
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 
 
 def open_fds() -> int:
@@ -103,6 +103,27 @@ def test_regions_come_and_go() -> None:
         assert not memory.is_ram(1 << 32)
         assert open_fds() == alone
     assert open_fds() == before
+
+
+def test_vanish_cuts_the_memfd_off() -> None:
+    """The back-end's pages are gone; the guest reads zeros and lives, other regions stay."""
+    with GuestMemory(slots_layout(2, PAGE), own_memfds=True) as memory:
+        low, high = memory.mappings
+        memory.write(low.region.gpa, b"x" * 2 * PAGE)
+        memory.vanish(low.region.gpa)
+        assert os.fstat(low.fd).st_size == 0
+        assert memory.read(low.region.gpa, PAGE) == bytes(PAGE)
+        memory.write(low.region.gpa, b"goes nowhere")
+        assert memory.read(high.region.gpa, PAGE) == b"x" * PAGE
+
+
+def test_vanish_needs_a_memfd_of_its_own() -> None:
+    """A memfd with several regions is not cut off under the others."""
+    with (
+        GuestMemory(slots_layout(2, PAGE)) as memory,
+        pytest.raises(GuestError, match="memfd of its own"),
+    ):
+        memory.vanish(memory.mappings[0].region.gpa)
 
 
 def test_failed_construction_leaves_nothing_open() -> None:

@@ -20,7 +20,7 @@ from vhostblk.guest import (
     Ticket,
 )
 from vhostblk.guest import queue as queue_module
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostblk.guest import Buffer, Descriptor, GuestMemory, Region, RingAddresses, RingError
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 from vhostblk.guest.ring import (
     SplitRing,
     Used,

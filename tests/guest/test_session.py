@@ -18,7 +18,7 @@ from vhostblk.guest import (
     Region,
     slots_layout,
 )
-from vhostblk.guest.memory import MIB, PAGE
+from vhostblk.guest.layout import MIB, PAGE
 from vhostblk.guest.negotiate import Wanted
 from vhostblk.spec import vhost_user as vu
 from vhostblk.spec import virtio_ring as vr

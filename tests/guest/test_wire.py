@@ -7,7 +7,7 @@ Spec: vhost-user, "Message Specification" (little-endian machines).
 import pytest
 
 from vhostblk.guest import GuestError, GuestMemory, Region, wire
-from vhostblk.guest.memory import PAGE
+from vhostblk.guest.layout import PAGE
 from vhostblk.spec.vhost_user import Request
 
 

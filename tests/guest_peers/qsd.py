@@ -5,15 +5,24 @@ It is handed a socket that listens already; connecting needs no waiting.
 """
 
 import contextlib
+import random
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vhostblk.guest import Guest
+
 TOOL = "qemu-storage-daemon"
 EXIT_SECONDS = 10
+SIZE = 4 << 20
+"""Bytes of the disk most tests use."""
+SECTORS = SIZE // 512
+
+Connect = Callable[..., Guest]
+"""``Guest.connect`` without the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +82,18 @@ def _options(image: Path, fd: int, queues: int) -> list[str]:
         "--export",
         f"{export},addr.str={fd},num-queues={queues}",
     ]
+
+
+def noise(length: int, seed: int = 1) -> bytes:
+    """Return *length* bytes that are the same for the same *seed*."""
+    return random.Random(seed).randbytes(length)
+
+
+def exchange(guest: Guest, daemon: Daemon, rounds: int = 8) -> None:
+    """Write through every queue, read back through another one, compare with the file."""
+    queues = len(guest.queues)
+    for i in range(rounds):
+        data = noise(4096 * (1 + i % 3), seed=i)
+        guest.write(64 * i, data, queue=i % queues)
+        assert guest.read(64 * i, len(data), queue=(i + 1) % queues) == data
+        assert daemon.image.read_bytes()[64 * i * 512 :][: len(data)] == data

@@ -18,7 +18,8 @@ from vhostblk.guest.errors import (
 )
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
-from vhostblk.guest.memory import GuestMemory, Region, pc_layout, slots_layout
+from vhostblk.guest.layout import Region, pc_layout, slots_layout
+from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import DEFAULT_FEATURES, DEFAULT_PROTOCOL_FEATURES
 from vhostblk.guest.queue import Queue, QueueOptions, Ticket
 from vhostblk.guest.ring import Buffer, Descriptor, RingAddresses

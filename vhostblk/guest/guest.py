@@ -16,7 +16,8 @@ from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.config import LAYOUT, BlkConfig
 from vhostblk.guest.errors import RingError, StatusError
 from vhostblk.guest.frontend import FrontEnd
-from vhostblk.guest.memory import GuestMemory, Region
+from vhostblk.guest.layout import Region
+from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import (
     DEFAULT_FEATURES,
     DEFAULT_PROTOCOL_FEATURES,

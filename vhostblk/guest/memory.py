@@ -17,36 +17,16 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from vhostblk.guest.allocator import Allocator
 from vhostblk.guest.errors import GuestError
+from vhostblk.guest.layout import MIB, PAGE, Region
 
-MIB = 1 << 20
-PAGE = mmap.PAGESIZE
 UVA_TOP = 0x7FFF_0000_0000
 UVA_STRIDE = 1 << 36
 """Between the made-up addresses of two regions; larger than any region of a test."""
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """
-    Where a piece of RAM lies in the guest.
-
-    Args:
-        gpa: First guest-physical address, a multiple of the page size.
-        size: Bytes, a multiple of the page size.
-    """
-
-    gpa: int
-    size: int
-
-    @property
-    def end(self) -> int:
-        """Return the first address behind the region."""
-        return self.gpa + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +150,28 @@ class GuestMemory:
         if all(other.fd != mapping.fd for other in self._mappings):
             self._fds.remove(mapping.fd)
             os.close(mapping.fd)
+
+    def vanish(self, gpa: int) -> None:
+        """
+        Let the memory behind a region disappear while the back-end has it mapped.
+
+        The memfd is cut off where the region begins, so the back-end's next access there raises
+        SIGBUS or fails with EFAULT.  The guest goes on with private zeros in its place, for it
+        would die of the same.
+
+        Args:
+            gpa: First address of the region, the only one on its memfd.
+
+        Raises:
+            GuestError: No region begins there, or its memfd holds others.
+        """
+        at = self._find(gpa)
+        if at.region.gpa != gpa or sum(m.fd == at.fd for m in self._mappings) > 1:
+            raise GuestError(f"no region with a memfd of its own begins at GPA {gpa:#x}")
+        data = memoryview(mmap.mmap(-1, at.region.size))
+        self._mappings[self._mappings.index(at)] = replace(at, data=data, words=data.cast("H"))
+        _unmap(at)
+        os.ftruncate(at.fd, at.offset)
 
     def allocate(self, length: int, *, align: int = 16) -> int:
         """
@@ -332,36 +334,6 @@ class GuestMemory:
         return views
 
 
-def pc_layout(below: int, above: int) -> list[Region]:
-    """
-    Lay RAM out as a PC does, with the hole for devices below 4 GiB.
-
-    Args:
-        below: Bytes at address 0.
-        above: Bytes at 4 GiB.
-
-    Returns:
-        Two regions.
-    """
-    return [Region(0, below), Region(1 << 32, above)]
-
-
-def slots_layout(count: int, size: int, *, gap: int = 0, base: int = 1 << 32) -> list[Region]:
-    """
-    Lay out many equal regions.
-
-    Args:
-        count: How many.
-        size: Bytes of each.
-        gap: Bytes between two of them; 0 makes them touch.
-        base: GPA of the first.
-
-    Returns:
-        The regions, by address.
-    """
-    return [Region(base + i * (size + gap), size) for i in range(count)]
-
-
 def _memfd(size: int, *, hugetlb: bool) -> int:
     fd = os.memfd_create("fake-guest", os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugetlb else 0))
     try:
@@ -378,6 +350,3 @@ def _unmap(mapping: Mapping) -> None:
     mapping.data.release()
     if isinstance(owner, mmap.mmap):
         owner.close()
-
-
-__all__ = ["MIB", "PAGE", "GuestMemory", "Mapping", "Region", "pc_layout", "slots_layout"]

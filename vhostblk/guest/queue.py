@@ -141,7 +141,7 @@ class Queue:
         return cls(index, memory, ring, options, kick, call, err)
 
     def close(self) -> None:
-        """Close the eventfds and free the ring, if ``create`` allocated it."""
+        """Close the eventfds; free what was allocated for the ring and for chains in flight."""
         for fd in (self.kick, self.call, self.err):
             os.close(fd)
         self._free_ring()
@@ -274,10 +274,6 @@ class Queue:
             options: Of the new ring.
             event_idx: EVENT_IDX was negotiated.
         """
-        for ticket in self._tickets.values():
-            if ticket.table is not None:
-                self.memory.free(ticket.table)
-        self._tickets.clear()
         self._free_ring()
         self._forget_signals()
         addresses = options.addresses or allocate_ring(self.memory, options.size)
@@ -321,6 +317,10 @@ class Queue:
             os.eventfd_read(self.err)
 
     def _free_ring(self) -> None:
+        for ticket in self._tickets.values():
+            if ticket.table is not None:
+                self.memory.free(ticket.table)
+        self._tickets.clear()
         if self.options.addresses is None:
             addresses = self.ring.addresses
             for gpa in (addresses.desc, addresses.avail, addresses.used):

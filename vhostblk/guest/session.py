@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.frontend import FrontEnd
-from vhostblk.guest.memory import GuestMemory, Region
+from vhostblk.guest.layout import Region
+from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import Wanted, negotiate
 from vhostblk.guest.queue import Queue, QueueOptions
 from vhostblk.spec import virtio_ring as vr
