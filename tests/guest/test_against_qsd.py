@@ -37,7 +37,9 @@ def test_config_is_understood(connect: Connect) -> None:
 
     Spec: virtio 1.3, 5.2.4.
     """
-    config = connect(queues=1).config()
+    guest = connect(queues=1)
+    config = guest.config()
+    assert guest.capacity == SECTORS
     assert (config.capacity, config.blk_size, config.num_queues) == (SECTORS, 512, 4)
     assert config.max_write_zeroes_seg == 1
 

@@ -108,6 +108,7 @@ def test_collect_returns_what_the_device_wrote(memory: GuestMemory) -> None:
     done = BlkTicket(Ticket(0, 0, used_length=5), request, buffers, owned)
     completion = collect(memory, done)
     assert (completion.status, completion.data, completion.used_length) == (0, b"abcd", 5)
+    assert collect(memory, done) is completion, "its memory is somebody else's by now"
 
 
 def test_collect_needs_a_done_ticket(memory: GuestMemory) -> None:

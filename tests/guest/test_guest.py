@@ -130,3 +130,9 @@ def test_broken_queue_is_told_before_the_timeout() -> None:
         os.eventfd_write(made.queues[0].err, 1)
         with pytest.raises(BrokenQueueError):
             made.wait(ticket)
+
+
+def test_capacity_is_that_of_the_connect() -> None:
+    """The capacity is the first field of the config space, in sectors."""
+    with small_memory() as memory, scripted(OFFERED) as backend, guest(backend, memory) as made:
+        assert made.capacity == 0, "the scripted back-end echoes zeros"

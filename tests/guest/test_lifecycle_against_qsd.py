@@ -1,5 +1,7 @@
 """Start, stop, reboot, fewer features and death: the fake guest against qemu-storage-daemon."""
 
+from pathlib import Path
+
 import pytest
 from guest_peers.qsd import Connect, Daemon, exchange, noise
 
@@ -121,3 +123,17 @@ def test_deadline_names_what_was_waited_for(connect: Connect) -> None:
     ticket = guest.submit(Request.read(0, 512), queue=0)
     with pytest.raises(GuestError, match="timed out waiting for 1 chains on queue 0"):
         guest.wait(ticket, timeout=0.05)
+
+
+def test_many_connections_leave_nothing_open(connect: Connect) -> None:
+    """Guests that come and go leave no descriptor behind, with requests in flight or without."""
+    before = open_fds()
+    for i in range(20):
+        guest = connect(queues=2)
+        guest.submit(Request.write(0, bytes(4096)), queue=i % 2)
+        guest.close()
+    assert open_fds() == before
+
+
+def open_fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))

@@ -28,12 +28,14 @@ class Scripted:
         answers: Payload of the reply to each request that has one.
         nacks: Requests to refuse, with the code.
         seen: Messages, in order; their descriptors are closed.
+        status: What SET_STATUS said last, and GET_STATUS says.
     """
 
     front: socket.socket
     answers: Mapping[int, bytes]
     nacks: Mapping[int, int] = field(default_factory=dict)
     seen: list[wire.Message] = field(default_factory=list)
+    status: bytes = bytes(8)
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +54,6 @@ def offers(features: int, protocol_features: int, **others: bytes) -> dict[int, 
         Request.GET_PROTOCOL_FEATURES: u64(protocol_features),
         Request.GET_QUEUE_NUM: u64(4),
         Request.GET_MAX_MEM_SLOTS: u64(509),
-        Request.GET_STATUS: u64(0),
     }
     answers.update({Request[name]: payload for name, payload in others.items()})
     return answers
@@ -91,6 +92,10 @@ def _answer(backend: Scripted, message: wire.Message) -> bytes | None:
         return message.payload[:4] + (7).to_bytes(4, "little")
     if message.request == Request.GET_CONFIG:
         return message.payload
+    if message.request == Request.SET_STATUS:
+        backend.status = message.payload
+    if message.request == Request.GET_STATUS:
+        return backend.status
     if message.request in backend.answers:
         return backend.answers[message.request]
     if message.flags & vu.FLAG_NEED_REPLY:

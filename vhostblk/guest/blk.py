@@ -175,12 +175,14 @@ class BlkTicket:
         request: What was asked.
         buffers: Its pieces in order.
         owned: GPAs to free once the result is collected.
+        completion: The result, once collected.
     """
 
     ticket: Ticket
     request: Request
     buffers: tuple[Buffer, ...]
     owned: list[int]
+    completion: "Completion | None" = None
 
     @property
     def done(self) -> bool:
@@ -237,11 +239,11 @@ def place(
 
 def collect(memory: GuestMemory, done: BlkTicket) -> Completion:
     """
-    Read the result of a request out of guest memory, and free its pieces.
+    Read the result of a request out of guest memory, once, and free its pieces.
 
     Args:
         memory: Where it lies.
-        done: A ticket that is done; good for one call.
+        done: A ticket that is done.
 
     Returns:
         The result.
@@ -249,12 +251,15 @@ def collect(memory: GuestMemory, done: BlkTicket) -> Completion:
     Raises:
         GuestError: It is not done.
     """
+    if done.completion is not None:
+        return done.completion
     if done.ticket.used_length is None:
         raise GuestError(f"{done.request} is still in flight")
     written = b"".join(memory.read(b.gpa, b.length) for b in done.buffers if b.writable)
     while done.owned:
         memory.free(done.owned.pop())
-    return Completion(written[-1], written[:-1], done.ticket.used_length)
+    done.completion = Completion(written[-1], written[:-1], done.ticket.used_length)
+    return done.completion
 
 
 def _addresses(

@@ -14,7 +14,7 @@ from vhostblk.guest import blk
 from vhostblk.guest.blk import BlkTicket, Completion, Framing, Range, Request
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.config import LAYOUT, BlkConfig
-from vhostblk.guest.errors import RingError, StatusError
+from vhostblk.guest.errors import GuestError, RingError, StatusError
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
@@ -149,6 +149,18 @@ class Guest:
         """Return the virtio features the driver acknowledges."""
         return self.session.features
 
+    @property
+    def capacity(self) -> int:
+        """
+        Return the size of the disk when the guest was connected, in sectors.
+
+        Raises:
+            GuestError: CONFIG was not agreed on.
+        """
+        if self.session.capacity is None:
+            raise GuestError("the capacity is not known without CONFIG")
+        return self.session.capacity
+
     def start(self, queues: Sequence[int] | None = None) -> None:
         """Start the device on *queues* (``None``: all); see ``Session.start``."""
         self.session.start(queues)
@@ -222,7 +234,7 @@ class Guest:
         Wait for one request.
 
         Args:
-            ticket: Of ``submit``; good for one call.
+            ticket: Of ``submit``.
             timeout: Seconds; ``None`` for the guest's.
 
         Returns:

@@ -21,6 +21,10 @@ from vhostblk.spec.vhost_user import (
     ProtocolFeature,
 )
 
+CONFIG_BYTES = 57
+"""What QEMU asks for as soon as it is connected: up to write_zeroes_may_unmap."""
+RESETS = 3
+"""How often QEMU sends RESET_DEVICE when the machine is reset."""
 DRIVER_READY = (
     DeviceStatus.ACKNOWLEDGE
     | DeviceStatus.DRIVER
@@ -63,6 +67,8 @@ class Session:
             """What the driver acknowledges at each start."""
             for index in range(wanted.queues):
                 self._make_queue(index, queue_options)
+            self.capacity = self._read_capacity()
+            """Sectors, when it was connected; ``None`` without CONFIG."""
         except BaseException:
             self.close()
             raise
@@ -100,6 +106,7 @@ class Session:
         for queue in self.queues:
             self.frontend.set_vring_call(queue.index, queue.call)
         self.frontend.set_features(self.features)  # QEMU sends it twice
+        self._set_status(DeviceStatus.FEATURES_OK)
         self.send_memory()
         for index in range(len(self.queues)) if queues is None else queues:
             self.set_up_queue(index)
@@ -161,10 +168,13 @@ class Session:
         """
         self.stop()
         if self._agreed(ProtocolFeature.RESET_DEVICE):
-            self.frontend.reset_device()
+            for _ in range(RESETS):
+                self.frontend.reset_device()
         self._bases.clear()
         if features is not None:
-            self.features = self.agreement.offered & features
+            # Bit 30 is the front-end's, the driver never sees it.
+            kept = self.features & VHOST_USER_F_PROTOCOL_FEATURES
+            self.features = self.agreement.offered & features | kept
         for queue in self.queues:
             queue.replace_ring(queue_options or queue.options, event_idx=self.event_idx)
         self.start()
@@ -218,7 +228,14 @@ class Session:
 
     def _set_status(self, bits: DeviceStatus) -> None:
         if self._agreed(ProtocolFeature.STATUS):
-            self.frontend.set_status(self.frontend.get_status() | bits)
+            status = self.frontend.get_status()
+            if bits & ~status:
+                self.frontend.set_status(status | bits)
+
+    def _read_capacity(self) -> int | None:
+        if not self._agreed(ProtocolFeature.CONFIG):
+            return None
+        return int.from_bytes(self.frontend.get_config(0, CONFIG_BYTES)[:8], "little")
 
     def _agreed(self, feature: ProtocolFeature) -> bool:
         return feature in self.agreement.protocol_features
