@@ -5,33 +5,27 @@ Installing this package makes ``vhost_user_guest`` available; nothing else is re
 """
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from vhostblk.guest.guest import Guest
+from vhostblk.guest.guest import Guest
 
 
 @contextlib.contextmanager
-def closing_guests() -> "Iterator[Callable[..., Guest]]":
+def closing_guests() -> Iterator[Callable[..., Guest]]:
     """
     Make guests that are closed at the end of the block, the last one first.
 
     Yields:
         A function with the arguments of ``Guest.connect``.
     """
-    # Imported by the tests that use it only: pytest loads plugins in every project it runs in.
-    from vhostblk.guest.guest import Guest  # noqa: PLC0415
-
     with contextlib.ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(Guest.connect(*args, **kwargs))
 
 
 @pytest.fixture
-def vhost_user_guest() -> "Iterator[Callable[..., Guest]]":
+def vhost_user_guest() -> Iterator[Callable[..., Guest]]:
     """Connect fake guests to a back-end; see ``Guest.connect`` for the arguments."""
     with closing_guests() as connect:
         yield connect
