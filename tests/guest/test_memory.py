@@ -1,4 +1,5 @@
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,30 @@ def test_failed_construction_leaves_nothing_open() -> None:
     with pytest.raises(GuestError, match="overlaps"):
         GuestMemory([Region(0, PAGE), Region(0, PAGE)], own_memfds=True)
     assert open_fds() == before
+
+
+def test_kernel_refusals_are_guest_errors() -> None:
+    """Without descriptors there is no memory, an error that says so, and nothing left open."""
+    before = open_fds()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 5, hard))
+    try:
+        with pytest.raises(GuestError, match=r"guest memory: .*Too many open files"):
+            GuestMemory(slots_layout(10, PAGE), own_memfds=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_fds() == before
+
+
+def test_huge_pages_are_there_or_missed() -> None:
+    """With a free huge page the guest has one; without, the error says what could not be had."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    size = int(meminfo["Hugepagesize"].split()[0]) << 10
+    if int(meminfo["HugePages_Free"]):
+        with GuestMemory([Region(0, size)], hugetlb=True) as memory:
+            memory.write(size - 4, b"huge")
+            assert os.fstat(memory.mappings[0].fd).st_blksize == size
+            assert os.pread(memory.mappings[0].fd, 4, size - 4) == b"huge"
+    else:
+        with pytest.raises(GuestError, match=f"cannot map {size} bytes of guest memory"):
+            GuestMemory([Region(0, size)], hugetlb=True)

@@ -63,6 +63,10 @@ class GuestMemory:
         own_memfds: Give every region a memfd of its own instead of one for all, in which the later
             regions begin at an offset.
         hugetlb: Back the memfds with huge pages of the default size; sizes must be multiples of it.
+
+    Raises:
+        GuestError: Regions overlap or are not whole pages, or the kernel refuses: descriptors (one
+            for each memfd and one for each region) or huge pages ran out.
     """
 
     def __init__(
@@ -168,7 +172,7 @@ class GuestMemory:
         at = self._find(gpa)
         if at.region.gpa != gpa or sum(m.fd == at.fd for m in self._mappings) > 1:
             raise GuestError(f"no region with a memfd of its own begins at GPA {gpa:#x}")
-        data = memoryview(mmap.mmap(-1, at.region.size))
+        data = memoryview(_map(-1, at.region.size, 0))
         self._mappings[self._mappings.index(at)] = replace(at, data=data, words=data.cast("H"))
         _unmap(at)
         os.ftruncate(at.fd, at.offset)
@@ -300,7 +304,7 @@ class GuestMemory:
         offset = 0
         for region in regions:
             self._check(region)
-            data = memoryview(mmap.mmap(fd, region.size, mmap.MAP_SHARED, offset=offset))
+            data = memoryview(_map(fd, region.size, offset))
             self._made += 1
             uva = UVA_TOP - self._made * UVA_STRIDE
             mapping = Mapping(region, uva, fd, offset, data, data.cast("H"))
@@ -335,13 +339,23 @@ class GuestMemory:
 
 
 def _memfd(size: int, *, hugetlb: bool) -> int:
-    fd = os.memfd_create("fake-guest", os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugetlb else 0))
+    try:
+        fd = os.memfd_create("fake-guest", os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugetlb else 0))
+    except OSError as error:
+        raise GuestError(f"cannot make guest memory: {error}") from error
     try:
         os.ftruncate(fd, size)
-    except BaseException:
+    except OSError as error:
         os.close(fd)
-        raise
+        raise GuestError(f"cannot make {size} bytes of guest memory: {error}") from error
     return fd
+
+
+def _map(fd: int, size: int, offset: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
+    except (OSError, ValueError) as error:
+        raise GuestError(f"cannot map {size} bytes of guest memory: {error}") from error
 
 
 def _unmap(mapping: Mapping) -> None:
