@@ -224,8 +224,8 @@ int vhb_graveyard_free(struct vhb_graveyard *graveyard); /* -EBUSY while it is n
 
 /* A queue parked at base 0, with no ring, for at most *max_size* descriptors.  Attached to
  * *worker* at once.  The disk and the graveyard stay the caller's and must outlive it. */
-int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk,
-                  struct vhb_graveyard *graveyard, uint32_t max_size, struct vhb_queue **out);
+int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_graveyard *graveyard,
+                  uint32_t max_size, struct vhb_queue **out);
 
 /* Copies the table; the mappings stay the caller's and must outlive the next DRAINED with no
  * request dead.  -EINVAL if the segments overlap or are not sorted by iova. */
@@ -235,8 +235,7 @@ int vhb_queue_set_space(struct vhb_queue *queue, const struct vhb_segment *segme
 int vhb_queue_set_size(struct vhb_queue *queue, uint32_t size);
 
 /* Where a part of the ring (VHB_PART_*) lives.  -EINVAL if a border splits an element. */
-int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece *pieces,
-                       size_t n);
+int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece *pieces, size_t n);
 
 /* Next avail entry to take; the used index is read from the ring at the next run. */
 int vhb_queue_set_base(struct vhb_queue *queue, uint32_t base);

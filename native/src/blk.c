@@ -217,8 +217,8 @@ static void start(struct vhb_req *req, enum vhb_op op, struct vhb_io *io)
 static bool in_range(const struct vhb_blk *blk, uint64_t sector, uint64_t sectors)
 {
     uint64_t per_block = blk->block_size / SECTOR;
-    return sector % per_block == 0 && sectors % per_block == 0 &&
-           sector <= blk->capacity_sectors && sectors <= blk->capacity_sectors - sector;
+    return sector % per_block == 0 && sectors % per_block == 0 && sector <= blk->capacity_sectors &&
+           sectors <= blk->capacity_sectors - sector;
 }
 
 static uint32_t stable(const struct vhb_blk *blk)
@@ -250,8 +250,7 @@ struct range_rules {
     uint32_t known_flags; /* virtio's */
 };
 
-static uint8_t read_range(struct vhb_queue *q, const struct range_rules *rules,
-                          struct vhb_req *req)
+static uint8_t read_range(struct vhb_queue *q, const struct range_rules *rules, struct vhb_req *req)
 {
     struct virtio_blk_discard_write_zeroes raw;
     if (!pieces_take(&req->iov, &req->niov, &raw, sizeof(raw)))
@@ -274,8 +273,8 @@ static uint8_t read_range(struct vhb_queue *q, const struct range_rules *rules,
 }
 
 /* Spec: virtio 1.3, 5.2.6.1 and 5.2.6.2.  Every range is checked before the first is touched. */
-static void start_ranges(struct vhb_queue *q, struct vhb_req *req,
-                         const struct range_rules *rules, struct vhb_io *io)
+static void start_ranges(struct vhb_queue *q, struct vhb_req *req, const struct range_rules *rules,
+                         struct vhb_io *io)
 {
     uint64_t bytes = pieces_len(req->iov, req->niov);
     uint64_t n = bytes / sizeof(struct virtio_blk_discard_write_zeroes);
@@ -336,8 +335,7 @@ static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, ui
         start_ranges(q, req, &rules, io);
     } else if (writes) {
         struct range_rules rules = {VHB_WRITE_ZEROES, blk->max_write_zeroes_sectors,
-                                    blk->max_write_zeroes_seg,
-                                    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP};
+                                    blk->max_write_zeroes_seg, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP};
         start_ranges(q, req, &rules, io);
     } else {
         finish(req, VIRTIO_BLK_S_UNSUPP);

@@ -111,14 +111,20 @@ static struct call call_zeroes(struct vhb_req *req)
 {
     uint64_t left = req->len - req->done;
     req->one = (struct iovec){(void *)(uintptr_t)zeroes, left < ZEROES ? (size_t)left : ZEROES};
-    return (struct call){.kind = CALL_RW, .write = true, .iov = &req->one, .niov = 1,
+    return (struct call){.kind = CALL_RW,
+                         .write = true,
+                         .iov = &req->one,
+                         .niov = 1,
                          .offset = req->offset + req->done};
 }
 
 static struct call call_rw(struct vhb_req *req)
 {
-    struct call c = {.kind = CALL_RW, .write = req->op == VHB_WRITE, .iov = req->iov,
-                     .niov = batch(req), .offset = req->offset + req->done};
+    struct call c = {.kind = CALL_RW,
+                     .write = req->op == VHB_WRITE,
+                     .iov = req->iov,
+                     .niov = batch(req),
+                     .offset = req->offset + req->done};
     if (c.write && (req->flags & VHB_REQ_FUA))
         c.rwf = RWF_DSYNC;
     if (req->bounce) {
@@ -138,11 +144,11 @@ static struct call next_call(struct vhb_req *req)
     if (req->op == VHB_READ || req->op == VHB_WRITE)
         return call_rw(req);
     bool hole = req->op == VHB_DISCARD || (req->flags & VHB_REQ_UNMAP);
-    return (struct call){
-        .kind = CALL_FALLOCATE,
-        .mode = FALLOC_FL_KEEP_SIZE | (hole ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
-        .offset = req->offset,
-        .len = req->len};
+    return (struct call){.kind = CALL_FALLOCATE,
+                         .mode = FALLOC_FL_KEEP_SIZE |
+                                 (hole ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
+                         .offset = req->offset,
+                         .len = req->len};
 }
 
 static int call_now(const struct file *f, const struct call *c)

@@ -81,8 +81,7 @@ int vhb_part_set(struct vhb_part *part, int which, const struct vhb_piece *piece
     size_t total = 0;
     for (size_t i = 0; i < n; i++) {
         if ((uintptr_t)pieces[i].host % part_shape[which].align || pieces[i].len == 0 ||
-            !part_border_fits(which, total) ||
-            __builtin_add_overflow(total, pieces[i].len, &total))
+            !part_border_fits(which, total) || __builtin_add_overflow(total, pieces[i].len, &total))
             return -EINVAL;
     }
     struct vhb_piece *copy = calloc(n, sizeof(*copy));

@@ -23,8 +23,8 @@ static uint32_t slot_count(const struct vhb_queue *q)
 
 static void *reserve(size_t size)
 {
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     return p == MAP_FAILED ? NULL : p;
 }
 
@@ -48,17 +48,24 @@ static void queue_dispose(struct vhb_queue *q)
     free(q);
 }
 
-int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk,
-                  struct vhb_graveyard *graveyard, uint32_t max_size, struct vhb_queue **out)
+int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_graveyard *graveyard,
+                  uint32_t max_size, struct vhb_queue **out)
 {
     if (max_size == 0 || max_size > 32768 || (max_size & (max_size - 1)))
         return -EINVAL;
     struct vhb_queue *q = calloc(1, sizeof(*q));
     if (!q)
         return -ENOMEM;
-    *q = (struct vhb_queue){.worker = worker, .disk = disk, .graveyard = graveyard,
-                            .max_size = max_size, .kick = -1, .call = -1, .err = -1,
-                            .watched = -1, .attached = true, .state = VHB_OWNED_BY_CONTROL,
+    *q = (struct vhb_queue){.worker = worker,
+                            .disk = disk,
+                            .graveyard = graveyard,
+                            .max_size = max_size,
+                            .kick = -1,
+                            .call = -1,
+                            .err = -1,
+                            .watched = -1,
+                            .attached = true,
+                            .state = VHB_OWNED_BY_CONTROL,
                             .borrow_free = (1u << VHB_BORROW_COUNT) - 1};
     q->done_tail = &q->done;
     q->slots = reserve(slots_size(q));

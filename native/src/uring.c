@@ -21,8 +21,8 @@ static int ring_init(struct io_uring *ring)
 {
     struct io_uring_params params = {
         /* Disabled until the thread that runs it is known: SINGLE_ISSUER binds to it. */
-        .flags = IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER |
-                 IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE,
+        .flags = IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE,
         .cq_entries = CQ_ENTRIES,
     };
     return io_uring_queue_init_params(SQ_ENTRIES, ring, &params);

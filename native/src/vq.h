@@ -97,7 +97,8 @@ void vhb_split_load(struct vhb_queue *queue);
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */
 int vhb_break(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
-/* The same from a completion, when the ring may be the control plane's: breaks at the next visit. */
+/* The same from a completion, when the ring may be the control plane's: breaks at the next visit.
+ */
 void vhb_doom(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
 void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell the control plane */
 
