@@ -66,6 +66,7 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
                             .watched = -1,
                             .attached = true,
                             .state = VHB_OWNED_BY_CONTROL,
+                            .served = VHB_OWNED_BY_CONTROL,
                             .borrow_free = (1u << VHB_BORROW_COUNT) - 1};
     q->done_tail = &q->done;
     q->slots = reserve(slots_size(q));
@@ -436,12 +437,12 @@ static void check_memory(struct vhb_queue *q, uint32_t lost)
     vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
 }
 
-int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io)
+int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
+    q->served = ask;
     int n = q->disk->ops->reap ? q->disk->ops->reap(q->disk, false) : 0;
     if (q->held)
         retry_held(q, io);
-    uint32_t ask = load_acquire(&q->state); /* pair: state */
     if (ask & VHB_OWNED_BY_CONTROL)
         return n;
 
@@ -468,6 +469,10 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
     if (q->disk->ops->reap && q->disk->ops->reap(q->disk, true))
         return true;
     uint32_t ask = load_acquire(&q->state); /* pair: state */
+    if (ask & VHB_OWNED_BY_CONTROL)
+        return false;
+    if (ask != q->served) /* asked behind the last visit, by somebody who saw us awake */
+        return true;
     switch (ask) {
     case VHB_ASK_RUN:
         return q->done || (q->enabled && !q->broken && vhb_split_arm(q) && has_slot(q));

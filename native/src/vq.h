@@ -74,6 +74,7 @@ struct vhb_queue {
     bool watching;  /* the kick fd is watched by the worker's io */
     bool watching_disk;
     int watched; /* that kick fd, or -1 */
+    uint32_t served; /* the state that the last visit met */
     uint32_t kick_generation, disk_generation; /* a late event of an older watch is told by it */
     uint32_t position;  /* in the worker's table */
     struct vhb_counters counters;
@@ -105,8 +106,9 @@ void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell th
 /* The slot the next request gets; q->n_free-- takes it. */
 struct vhb_req *vhb_slot_peek(struct vhb_queue *queue);
 
-/* One visit by the worker: completions, new requests, what was asked.  How much was done. */
-int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io);
+/* One visit by the worker: completions, new requests, what was asked.  *state* was loaded by the
+ * caller, which has made its watches fit.  How much was done. */
+int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io, uint32_t state);
 /* The worker is about to sleep: whether it must not. */
 bool vhb_queue_wants_visit(struct vhb_queue *queue);
 

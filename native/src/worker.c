@@ -170,9 +170,8 @@ static void watch_disk(struct vhb_worker *w, struct vhb_queue *q)
 
 /* Watch what the settings say while the ring is ours to take from.  Else nothing: after a drain
  * the control plane may close the kick fd. */
-static void watch(struct vhb_worker *w, struct vhb_queue *q)
+static void watch(struct vhb_worker *w, struct vhb_queue *q, uint32_t state)
 {
-    uint32_t state = load_acquire(&q->state); /* pair: state */
     watch_disk(w, q);
     if (state & VHB_OWNED_BY_CONTROL || state == VHB_ASK_PARK)
         return;
@@ -261,8 +260,10 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
         struct vhb_queue *q = w->queues[i];
         if (!q)
             continue;
-        watch(w, q);
-        n += vhb_queue_serve(q, &w->io);
+        /* One look for both: a drain is not answered while its kick fd is still watched. */
+        uint32_t state = load_acquire(&q->state); /* pair: state */
+        watch(w, q, state);
+        n += vhb_queue_serve(q, &w->io, state);
         forget(w, q);
     }
     return n;
@@ -279,7 +280,8 @@ static void quiet_kicks(struct vhb_worker *w)
 {
     for (uint32_t i = 0; i < w->n_queues; i++) {
         struct vhb_queue *q = w->queues[i];
-        if (q && load_acquire(&q->state) == VHB_ASK_RUN && q->enabled && !q->broken && !q->quiet)
+        if (q && q->served == VHB_ASK_RUN && load_acquire(&q->state) == VHB_ASK_RUN && q->enabled &&
+            !q->broken && !q->quiet)
             vhb_split_quiet(q);
     }
 }
