@@ -1,0 +1,1 @@
+"""Serving: sockets, sessions, devices, and the thread a Python disk lives on."""

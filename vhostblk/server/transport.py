@@ -1,0 +1,98 @@
+"""
+A connected socket: exact reads, whole writes, file descriptors along with both.
+
+Never more than was asked for is read: an over-long ``recvmsg`` once returned the bytes of three
+sends together with the one descriptor of the last.  asyncio's streams would lose descriptors.
+"""
+
+import array
+import os
+import socket
+from collections.abc import Sequence
+
+from vhostblk.errors import ProtocolError
+from vhostblk.server.gate import Gate
+
+MAX_FDS = 253
+"""SCM_MAX_FD of the kernel: with room for as many, none is ever cut off."""
+
+_INT = array.array("i").itemsize
+_ANCILLARY = socket.CMSG_SPACE(MAX_FDS * _INT)
+
+
+class Transport:
+    """
+    One front-end's socket.
+
+    Args:
+        sock: Connected, of type SOCK_STREAM; owned from here on.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(0)
+        self._sock = sock
+        self._gate = Gate(sock.fileno())
+
+    async def receive(self, want: int) -> tuple[bytes, list[int]]:
+        """
+        Read what has come, at most *want* bytes.
+
+        Args:
+            want: Bytes, at least 1.
+
+        Returns:
+            Bytes and descriptors, which are the caller's; no bytes at the end of the stream, be
+            it the front-end's doing or that of `stop`.
+
+        Raises:
+            ProtocolError: Descriptors were lost.
+        """
+        while not self._gate.stopped:
+            try:
+                return self._recvmsg(want)
+            except BlockingIOError:
+                await self._gate.readable()
+            except ConnectionError:
+                break
+        return b"", []
+
+    def _recvmsg(self, want: int) -> tuple[bytes, list[int]]:
+        data, ancillary, flags, _ = self._sock.recvmsg(want, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(content[: len(content) - len(content) % _INT])
+        if flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise ProtocolError("file descriptors of a message were lost: raise ulimit -n")
+        return data, list(fds)
+
+    async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """
+        Write all of *data*; the descriptors go with its first byte and stay the caller's.
+
+        Raises:
+            ConnectionError: The front-end is gone, or we were told to `stop`.
+        """
+        rest = memoryview(data)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        while rest:
+            try:
+                sent = self._sock.sendmsg([rest], ancillary, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                await self._gate.writable()
+                if self._gate.stopped:
+                    raise ConnectionAbortedError("stopped with a reply half sent") from None
+                continue
+            rest = rest[sent:]
+            ancillary = []
+
+    def stop(self) -> None:
+        """Read nothing more: a `receive` that waits returns the end of the stream."""
+        self._gate.stop()
+
+    def close(self) -> None:
+        """Hang up; calling again does nothing."""
+        self._gate.stop()
+        self._sock.close()
