@@ -1,0 +1,328 @@
+"""
+From the mailboxes of a device to its disk, on a thread and a loop of that disk's own.
+
+User code never runs in the control thread: a disk that blocks, blocks itself.  Plain methods run
+one at a time on the loop, ``async`` ones together as tasks.  Whatever a disk raises ends one
+request; what it keeps of a request's memory ends the queue.
+"""
+
+import asyncio
+import errno
+import gc
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeAlias, TypeVar
+from weakref import ref
+
+import uvloop
+
+from vhostblk.disk.api import DiskInfo
+from vhostblk.disk.call import Abilities, Calls, Pending, run, starts_writeback
+from vhostblk.engine.api import Job, Mailbox, Op
+from vhostblk.server.log import Log
+
+_T = TypeVar("_T")
+_Refs: TypeAlias = tuple[ref[object], ...]
+JOIN_SECONDS = 1.0
+"""How long the thread may take to end once its disk is closed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """
+    What an open disk says of itself.
+
+    Args:
+        info: Its numbers.
+        can: What may be offered.
+        writeback: Start value of the write cache switch.
+        native: The C core could serve it without Python.
+    """
+
+    info: DiskInfo
+    can: Abilities
+    writeback: bool
+    native: bool
+
+
+@dataclass(slots=True)
+class _Served:
+    """
+    A mailbox and what runs for it.
+
+    Args:
+        mailbox: Where its jobs wait.
+        tasks: ``async`` calls under way, by tag.
+    """
+
+    mailbox: Mailbox
+    tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+
+
+class Pump:
+    """
+    A disk's thread.  Made and used by the control thread; methods with an underscore run there.
+
+    Args:
+        disk: Any object that meets the `Disk` contract.
+        log: Where its troubles are told.
+        name: Of the thread.
+
+    Raises:
+        VhostBlkError: It lacks a required method.
+    """
+
+    def __init__(self, disk: object, *, log: Log, name: str) -> None:
+        self.calls = Calls(disk)
+        self._log = log
+        self._served: dict[int, _Served] = {}
+        self._kept: dict[int, _Refs] = {}
+        self._kept_keys = count()
+        self._loop = uvloop.new_event_loop()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._thread = threading.Thread(
+            target=self._main, args=(self._ended,), name=f"disk {name}", daemon=True
+        )
+
+    # ---- the control thread's side -----------------------------------------------------------
+
+    async def open(self) -> Opened:
+        """
+        Start the thread and open the disk on it.
+
+        Raises:
+            VhostBlkError: The disk says why it cannot be opened; the thread has ended.
+            Exception: Whatever else the disk raised.
+        """
+        self._thread.start()
+        try:
+            return await self._on_thread(self._open())
+        except BaseException:
+            await self._end_thread()
+            raise
+
+    def serve(self, mailbox: Mailbox) -> None:
+        """Take the jobs of *mailbox* from now on."""
+        self._loop.call_soon_threadsafe(self._serve, mailbox)
+
+    async def forget(self, mailbox: Mailbox, *, seconds: float) -> None:
+        """Take no more jobs of *mailbox*; gives up, and says so, when the disk is stuck."""
+        self._loop.call_soon_threadsafe(self._forget, mailbox)
+        # Comes to its turn behind it; giving up must not undo it.
+        await self._bounded(_nothing(), seconds, "a queue is left to it")
+
+    async def flush(self, *, seconds: float) -> None:
+        """
+        Make every write that has returned stable.
+
+        Raises:
+            OSError: The disk could not, or not in time.
+        """
+        try:
+            await asyncio.wait_for(self._on_thread(run(self.calls.flush)), seconds)
+        except TimeoutError:
+            raise OSError(errno.ETIMEDOUT, f"flush took more than {seconds:g} s") from None
+
+    def kept(self) -> int:
+        """Return how many requests the disk still holds memory of, after their end."""
+        for key, refs in tuple(self._kept.items()):
+            if all(one() is None for one in refs):
+                del self._kept[key]
+        return len(self._kept)
+
+    async def close(self, *, seconds: float) -> bool:
+        """
+        Close the disk and end the thread.
+
+        Args:
+            seconds: A disk that takes longer is left to the end of the process.
+
+        Returns:
+            Whether the disk was closed.
+        """
+        closed = await self._bounded(self._close(), seconds, "it is left as it is")
+        if closed:
+            await self._end_thread()
+        return closed
+
+    async def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        await asyncio.wait([self._ended], timeout=JOIN_SECONDS)
+
+    def _on_thread(self, work: Coroutine[object, object, _T]) -> asyncio.Future[_T]:
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def _bounded(
+        self, work: Coroutine[object, object, None], seconds: float, otherwise: str
+    ) -> bool:
+        try:
+            await asyncio.wait_for(self._on_thread(work), seconds)
+        except TimeoutError:
+            self._log.error("the disk did not return within %g s: %s", seconds, otherwise)
+            return False
+        return True
+
+    # ---- the disk's own thread ---------------------------------------------------------------
+
+    def _main(self, ended: asyncio.Future[None]) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            self._loop.run_until_complete(_end_all(self._loop))
+        finally:
+            self._loop.close()
+            with suppress(RuntimeError):  # nobody waits any more: that loop is closed
+                ended.get_loop().call_soon_threadsafe(_resolve, ended)
+
+    async def _open(self) -> Opened:
+        await run(self.calls.open)
+        info, can = self.calls.info(), self.calls.abilities()
+        disk = self.calls.disk
+        return Opened(
+            info=info,
+            can=can,
+            writeback=starts_writeback(disk),
+            native=hasattr(disk, "native"),
+        )
+
+    async def _close(self) -> None:
+        for served in tuple(self._served.values()):
+            self._forget(served.mailbox)
+        try:
+            await run(self.calls.close)
+        except Exception:  # noqa: BLE001 - the disk's, whatever it is
+            self._log.exception("the disk raised when it was closed")
+
+    def _serve(self, mailbox: Mailbox) -> None:
+        served = self._served[mailbox.fileno()] = _Served(mailbox)
+        self._loop.add_reader(mailbox.fileno(), self._take, served)
+
+    def _forget(self, mailbox: Mailbox) -> None:
+        served = next((one for one in self._served.values() if one.mailbox is mailbox), None)
+        if served is None:
+            return
+        fd = next(fd for fd, one in self._served.items() if one is served)
+        del self._served[fd]
+        self._loop.remove_reader(fd)
+        for task in served.tasks.values():
+            task.cancel()
+
+    def _take(self, served: _Served) -> None:
+        for job in served.mailbox.take():
+            if job.op is Op.CANCEL:
+                task = served.tasks.get(job.tag)
+                if task is not None:
+                    task.cancel()
+            else:
+                self._start(served, job)
+
+    def _start(self, served: _Served, job: Job) -> None:
+        try:
+            pending = _call(self.calls, job)
+        except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
+            code = self._errno(job, error)
+        else:
+            if pending is not None:
+                work = self._finish(served, job, pending)
+                served.tasks[job.tag] = self._loop.create_task(work)
+                return
+            code = 0
+        self._end(served.mailbox, job, code)
+
+    async def _finish(self, served: _Served, job: Job, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
+            code = self._errno(job, error)
+        else:
+            code = 0
+        del pending  # a coroutine that has raised holds on to its frame
+        served.tasks.pop(job.tag, None)
+        self._end(served.mailbox, job, code)
+
+    def _errno(self, job: Job, error: BaseException) -> int:
+        if isinstance(error, asyncio.CancelledError):
+            return errno.ECANCELED
+        where = f"{job.op.name} of {job.length} bytes at {job.offset}"
+        if isinstance(error, OSError):
+            self._log.warning("%s failed: %s", where, error)
+            code = error.errno or errno.EIO
+        else:
+            self._log.error("the disk raised on %s", where, exc_info=error)
+            code = errno.EIO
+        _clear(error)
+        return code
+
+    def _end(self, mailbox: Mailbox, job: Job, code: int) -> None:
+        # An exception in a cycle with its frame may hold slices that nobody can use any more.
+        if job.release() or (gc.collect() >= 0 and job.release()):
+            mailbox.complete(job.tag, code)
+            return
+        # Before the queue breaks: who sees it broken and drained must see this, too.
+        self._kept[next(self._kept_keys)] = job.exporters
+        self._log.error(
+            "the disk kept guest memory of %s at %d after its end, which is a bug in it: "
+            "a write through it could corrupt the guest, so the queue is stopped",
+            job.op.name,
+            job.offset,
+        )
+        mailbox.break_queue(job.tag)
+
+
+def _call(calls: Calls, job: Job) -> Pending:
+    """Call the disk's method for *job*."""
+    match job.op:
+        case Op.READ:
+            return calls.read(job.offset, job.views)
+        case Op.WRITE:
+            return calls.write(job.offset, job.views, fua=job.fua)
+        case Op.FLUSH:
+            return calls.flush()
+        case Op.DISCARD if job.fua:
+            return _then(calls.discard(job.offset, job.length), calls.flush)
+        case Op.DISCARD:
+            return calls.discard(job.offset, job.length)
+        case Op.WRITE_ZEROES:
+            return calls.write_zeroes(job.offset, job.length, unmap=job.unmap, fua=job.fua)
+        case Op.CANCEL:
+            raise AssertionError("a CANCEL is no call")
+
+
+def _then(first: Pending, second: Callable[[], Pending]) -> Pending:
+    if first is None:
+        return second()
+
+    async def both() -> None:
+        await first
+        await run(second)
+
+    return both()
+
+
+def _clear(error: BaseException | None) -> None:
+    """Take the disk's locals out of a traceback: they are slices of the guest's memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
+    """Let tasks the disk left behind see their cancellation."""
+    left = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await loop.shutdown_asyncgens()
