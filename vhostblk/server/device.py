@@ -1,0 +1,175 @@
+"""
+What outlives a connection: the disk and its thread, the data plane's share, the cache switch.
+
+A mapping must not go while a request that was given up is still with the disk, nor while the disk
+holds on to a view: it is buried here until neither is the case.
+"""
+
+import asyncio
+import atexit
+from collections.abc import Callable, Sequence
+
+from vhostblk.blk.config import ConfigSpace
+from vhostblk.blk.device import BlkDevice
+from vhostblk.blk.features import offered
+from vhostblk.engine.api import DeviceEngine, Engine, Queue
+from vhostblk.errors import VhostBlkError
+from vhostblk.memory.mapping import Mapping
+from vhostblk.server.log import Log
+from vhostblk.server.promise import DeviceOptions, promise
+from vhostblk.server.pump import Pump
+from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
+
+STUCK_SECONDS = 1.0
+"""How long a disk is waited for that has not answered a whole drain long."""
+EXHUME_SECONDS = 1.0
+"""How often is looked whether buried memory can go."""
+
+
+class Device:
+    """
+    A disk that front-ends can be attached to, one at a time.  Made by `open_device`.
+
+    Args:
+        engine: The data plane.
+        share: Its share for this disk.
+        pump: The disk and its thread.
+        blk: What is promised.
+        options: What was asked.
+        log: Its log.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a device; one caller
+        self,
+        *,
+        engine: Engine,
+        share: DeviceEngine,
+        pump: Pump,
+        blk: BlkDevice,
+        options: DeviceOptions,
+        log: Log,
+    ) -> None:
+        self.blk = blk
+        self.options = options
+        self.log = log
+        self.config = ConfigSpace(blk)
+        ring = engine.ring_features
+        self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
+        self._engine = engine
+        self._share = share
+        self._pump = pump
+        self._buried: list[Mapping] = []
+        self._exhuming: asyncio.TimerHandle | None = None
+
+    # ---- queues ---------------------------------------------------------------------------
+
+    def make_queue(self, index: int, *, on_broken: Callable[[], None]) -> Queue:
+        """Make queue *index*, served from the start if it is Python that serves it."""
+        queue = self._share.queue(index, on_broken=on_broken)
+        if queue.mailbox is not None:
+            self._pump.serve(queue.mailbox)
+        return queue
+
+    async def drop_queue(self, queue: Queue) -> None:
+        """Close a drained queue."""
+        if queue.mailbox is not None:
+            await self._pump.forget(queue.mailbox, seconds=STUCK_SECONDS)
+        await queue.close()
+
+    async def flush(self) -> None:
+        """
+        Make every completed write stable.
+
+        Raises:
+            OSError: The disk could not, or not in time.
+        """
+        await self._pump.flush(seconds=self.options.drain_seconds)
+
+    # ---- guest memory ---------------------------------------------------------------------
+
+    def guard(self, mapping: Mapping) -> None:
+        """Have the data plane survive the loss of a mapping's pages."""
+        try:
+            unguard = self._engine.guard(mapping.address, mapping.length, mapping.page_size)
+        except VhostBlkError as error:
+            self.log.warning("guest memory that vanishes would end this process: %s", error)
+            return
+        mapping.before_unmap(unguard)
+
+    def bury(self, mappings: Sequence[Mapping]) -> None:
+        """Release *mappings* as soon as no request and no disk can touch them any more."""
+        self._buried.extend(mappings)
+        self._exhume()
+
+    def dead(self) -> int:
+        """Return how many requests are over for the guest, but not for the disk."""
+        return self._share.dead() + self._pump.kept()
+
+    def _exhume(self) -> None:
+        if self._exhuming is not None:
+            self._exhuming.cancel()
+            self._exhuming = None
+        if self._buried and self.dead():
+            loop = asyncio.get_running_loop()
+            self._exhuming = loop.call_later(EXHUME_SECONDS, self._exhume)
+            return
+        while self._buried:
+            self._buried.pop().release()
+
+    # ---- end ------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """
+        Flush and close the disk; no front-end is attached any more.
+
+        Raises:
+            VhostBlkError: Completed writes may not be stable.
+        """
+        self._exhume()
+        failure: OSError | None = None
+        dead = self.dead()
+        seconds = STUCK_SECONDS if dead else self.options.drain_seconds
+        try:
+            await self._pump.flush(seconds=seconds)
+        except OSError as error:
+            failure = error
+        if dead:
+            self._leave_behind(dead)
+        await self._share.close()
+        await self._pump.close(seconds=seconds)
+        if failure is not None:
+            raise VhostBlkError(
+                f"{self.options.name}: the last flush failed ({failure.strerror}): "
+                "writes since the guest's last flush may be lost"
+            )
+
+    def _leave_behind(self, dead: int) -> None:
+        self.log.error("%d requests never came back from the disk: their memory stays", dead)
+        if self._exhuming is not None:
+            self._exhuming.cancel()
+        # Something may write there as long as the process lives: so must the mappings.
+        atexit.register(self._buried.clear)
+
+
+async def open_device(disk: object, engine: Engine, options: DeviceOptions) -> Device:
+    """
+    Open a disk and make a device of it.
+
+    Args:
+        disk: Any object that meets the `Disk` contract; closed by the device.
+        engine: The data plane.
+        options: What the operator asks.
+
+    Raises:
+        VhostBlkError: The disk cannot be had, or not so.
+    """
+    log = Log(__name__, options.name)
+    pump = Pump(disk, log=log, name=options.name)
+    opened = await pump.open()
+    try:
+        blk = promise(opened, options)
+        share = engine.device(pump.calls.disk)
+    except BaseException:
+        await pump.close(seconds=options.drain_seconds)
+        raise
+    return Device(engine=engine, share=share, pump=pump, blk=blk, options=options, log=log)

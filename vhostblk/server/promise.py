@@ -1,0 +1,111 @@
+"""From what a disk says of itself and what was asked for to what the device promises."""
+
+from dataclasses import dataclass
+
+from vhostblk.blk.device import BlkDevice
+from vhostblk.disk.api import DiskInfo
+from vhostblk.errors import VhostBlkError
+from vhostblk.server.pump import Opened
+from vhostblk.spec.virtio_blk import SECTOR_SIZE, SERIAL_SIZE
+from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
+
+MAX_QUEUES = 64
+MAX_BLOCK_SIZE = 1 << 20
+DRAIN_SECONDS = 20.0
+"""
+How long a drain may take.  QEMU waits for GET_VRING_BASE without a bound of its own, but with the
+whole VM; a failover of network storage takes some seconds, and service managers lose patience
+with a program that ends after 30 to 90.
+"""
+WRITTEN_ZEROES = 16 << 20
+"""Bytes of the longest WRITE_ZEROES where zeroes must be written one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOptions:
+    """
+    What an operator asks of a device.
+
+    Args:
+        name: What log lines call it.
+        serial: For GET_ID, 20 bytes at most.
+        num_queues: 1 to 64.
+        queue_size: Descriptors a ring may have, a power of two up to 1024.
+        read_only: Refuse writes, whatever the disk can.
+        block_size: Bytes every request is a multiple of; 0: the disk's own.
+        drain_seconds: Bound of every drain, more than 0.
+
+    Raises:
+        VhostBlkError: One of them cannot be.
+    """
+
+    name: str = "device"
+    serial: str = ""
+    num_queues: int = 1
+    queue_size: int = MAX_QUEUE_SIZE
+    read_only: bool = False
+    block_size: int = 0
+    drain_seconds: float = DRAIN_SECONDS
+
+    def __post_init__(self) -> None:
+        if len(self.serial.encode()) > SERIAL_SIZE:
+            raise VhostBlkError(f"serial {self.serial!r} is longer than {SERIAL_SIZE} bytes")
+        if not 1 <= self.num_queues <= MAX_QUEUES:
+            raise VhostBlkError(f"num_queues is 1 to {MAX_QUEUES}, not {self.num_queues}")
+        if not 1 <= self.queue_size <= MAX_QUEUE_SIZE or self.queue_size.bit_count() != 1:
+            raise VhostBlkError(
+                f"queue_size is a power of two up to {MAX_QUEUE_SIZE}, not {self.queue_size}"
+            )
+        if not self.drain_seconds > 0:
+            raise VhostBlkError(f"drain_seconds is more than 0, not {self.drain_seconds}")
+
+
+def promise(opened: Opened, options: DeviceOptions) -> BlkDevice:
+    """
+    Say what a device promises its driver.
+
+    Args:
+        opened: The disk.
+        options: What the operator asks.
+
+    Raises:
+        VhostBlkError: The block size asked for does not fit the disk.
+    """
+    info, can = opened.info, opened.can
+    block = _block_size(info, options.block_size)
+    writable = can.write and not options.read_only
+    # A disk the C core serves has only its own zeroes; for others `Calls` writes them.
+    zeroes = writable and (can.write_zeroes or not opened.native)
+    max_zeroes = info.max_write_zeroes if can.write_zeroes else WRITTEN_ZEROES
+    return BlkDevice(
+        capacity_sectors=info.size // SECTOR_SIZE,
+        block_size=block,
+        physical_block_size=max(block, info.physical_block_size),
+        opt_io_size=info.optimal_io_size,
+        read_only=not writable,
+        writeback=opened.writeback,
+        discard=writable and can.discard,
+        discard_alignment=max(block, info.discard_alignment),
+        max_discard=info.max_discard - info.max_discard % block,
+        write_zeroes=zeroes,
+        may_unmap=zeroes and can.write_zeroes and info.may_unmap,
+        max_write_zeroes=max_zeroes - max_zeroes % block,
+        num_queues=options.num_queues,
+        serial=options.serial.encode(),
+    )
+
+
+def _block_size(info: DiskInfo, asked: int) -> int:
+    if asked == 0:
+        return info.block_size
+    if not info.block_size <= asked <= MAX_BLOCK_SIZE or asked.bit_count() != 1:
+        raise VhostBlkError(
+            f"block_size is a power of two from the disk's {info.block_size} "
+            f"to {MAX_BLOCK_SIZE}, not {asked}"
+        )
+    if info.size % asked:
+        raise VhostBlkError(
+            f"the disk's {info.size} bytes are no multiple of block_size {asked}: "
+            f"choose a smaller one, or a disk of {info.size - info.size % asked} bytes"
+        )
+    return asked
