@@ -1,0 +1,82 @@
+"""Who can what: virtio features, protocol features, numbers of things."""
+
+from errno import EBUSY, EINVAL
+
+from vhostblk.errors import Refused
+from vhostblk.protocol.messages import (
+    GetFeatures,
+    GetMaxMemSlots,
+    GetProtocolFeatures,
+    GetQueueNum,
+    SetBackendReqFd,
+    SetFeatures,
+    SetOwner,
+    SetProtocolFeatures,
+)
+from vhostblk.server.attachment import Attachment
+from vhostblk.spec.vhost_user import (
+    MAX_MEM_SLOTS,
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    ProtocolFeature,
+)
+
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+"""What we offer; each of them works."""
+
+
+async def get_features(attachment: Attachment, _: GetFeatures) -> int:
+    """Return what the device offers."""
+    return attachment.device.features
+
+
+async def set_features(attachment: Attachment, message: SetFeatures) -> None:
+    """Note what the driver acked; without bit 30 its rings are enabled from the start."""
+    unknown = message.features & ~attachment.device.features
+    if unknown:
+        raise Refused(EINVAL, f"feature bits {unknown:#x} were not offered")
+    if message.features != attachment.features and attachment.running:
+        raise Refused(EBUSY, "features cannot change while rings run")
+    attachment.features = message.features
+    # Never the other way round: rings that are enabled stay so.
+    if not message.features & VHOST_USER_F_PROTOCOL_FEATURES:
+        for ring in attachment.rings:
+            await ring.enable(attachment.terms, on=True)
+
+
+async def get_protocol_features(_: Attachment, _message: GetProtocolFeatures) -> int:
+    """Return what we offer."""
+    return PROTOCOL_FEATURES
+
+
+async def set_protocol_features(_: Attachment, message: SetProtocolFeatures) -> None:
+    """Check what the front-end acked; the connection keeps it."""
+    unknown = message.features & ~PROTOCOL_FEATURES
+    if unknown:
+        raise Refused(EINVAL, f"protocol feature bits {int(unknown):#x} were not offered")
+
+
+async def get_queue_num(attachment: Attachment, _: GetQueueNum) -> int:
+    """Return how many queues the device has."""
+    return attachment.device.blk.num_queues
+
+
+async def get_max_mem_slots(_: Attachment, _message: GetMaxMemSlots) -> int:
+    """Return how many regions fit."""
+    return MAX_MEM_SLOTS
+
+
+async def set_owner(_: Attachment, _message: SetOwner) -> None:
+    """Accept: whoever is connected owns the device."""
+
+
+async def set_backend_req_fd(attachment: Attachment, message: SetBackendReqFd) -> None:
+    """Keep the socket for requests of our own; it is not sent again at a start."""
+    attachment.set_channel(message.fd.take())

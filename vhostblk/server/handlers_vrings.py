@@ -1,0 +1,65 @@
+"""Rings: size, place, base, descriptors, start and stop."""
+
+from errno import EINVAL
+
+from vhostblk.errors import Refused
+from vhostblk.protocol.messages import (
+    GetVringBase,
+    SetVringAddr,
+    SetVringBase,
+    SetVringCall,
+    SetVringEnable,
+    SetVringErr,
+    SetVringKick,
+    SetVringNum,
+)
+from vhostblk.server.attachment import Attachment
+from vhostblk.server.ring import Addresses
+
+MAX_SPLIT_BASE = (1 << 16) - 1
+
+
+async def set_vring_num(attachment: Attachment, message: SetVringNum) -> None:
+    """Note a ring's size."""
+    most = attachment.device.options.queue_size
+    if not 1 <= message.num <= most or message.num.bit_count() != 1:
+        raise Refused(EINVAL, f"a ring has a power of two up to {most}, not {message.num}")
+    attachment.rings[message.index].set_num(message.num)
+
+
+async def set_vring_base(attachment: Attachment, message: SetVringBase) -> None:
+    """Note where a ring goes on."""
+    if message.base > MAX_SPLIT_BASE:
+        raise Refused(EINVAL, f"the base of a split ring has 16 bits: {message.base:#x}")
+    attachment.rings[message.index].set_base(message.base)
+
+
+async def get_vring_base(attachment: Attachment, message: GetVringBase) -> int:
+    """Stop a ring, with nothing in flight, and say where it stands."""
+    return await attachment.rings[message.index].stop()
+
+
+async def set_vring_addr(attachment: Attachment, message: SetVringAddr) -> None:
+    """Note where a ring is; *log* is an address in a dirty log that nobody has."""
+    addresses = Addresses(desc=message.desc, avail=message.avail, used=message.used)
+    await attachment.rings[message.index].set_addresses(addresses, attachment.terms)
+
+
+async def set_vring_kick(attachment: Attachment, message: SetVringKick) -> None:
+    """Take the kick descriptor; an enabled ring starts."""
+    await attachment.rings[message.index].set_kick(message.fd, attachment.terms)
+
+
+async def set_vring_call(attachment: Attachment, message: SetVringCall) -> None:
+    """Take the call descriptor; comes long before the ring starts, and twice."""
+    await attachment.rings[message.index].set_call(message.fd)
+
+
+async def set_vring_err(attachment: Attachment, message: SetVringErr) -> None:
+    """Take the err descriptor; unlike the others it is not sent again at a start."""
+    await attachment.rings[message.index].set_err(message.fd)
+
+
+async def set_vring_enable(attachment: Attachment, message: SetVringEnable) -> None:
+    """Enable or disable a ring, set up or not."""
+    await attachment.rings[message.index].enable(attachment.terms, on=message.enable)
