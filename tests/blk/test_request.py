@@ -87,7 +87,7 @@ def test_frame_finds_the_same_parts_in_any_cut(
 
 @given(
     st.lists(
-        st.builds(Buffer, st.integers(0, (1 << 64) - 1), st.integers(0, 64), st.booleans()),
+        st.builds(Buffer, st.integers(0, 1 << 63), st.integers(0, 64), st.booleans()),
         max_size=8,
     )
 )
@@ -128,6 +128,12 @@ def test_frame_refuses_what_is_no_request_and_still_finds_the_status(chain: list
     found = frame(chain)
     assert not found.valid
     assert found.status == 100
+
+
+def test_frame_wraps_the_address_of_the_status() -> None:
+    """Addresses are 64 bits wide: the byte behind the last one is the first."""
+    chain = [Buffer(0, 16, writable=False), Buffer((1 << 64) - 4, 8, writable=True)]
+    assert frame(chain).status == 3
 
 
 def test_frame_without_a_writable_byte_has_no_status() -> None:
@@ -179,6 +185,12 @@ def test_parse_does_nothing_for_no_data(kind: RequestType) -> None:
     assert parse(header(kind), readable=0, writable=0, rules=RULES) == DONE
 
 
+@pytest.mark.parametrize("kind", [RequestType.IN, RequestType.OUT])
+def test_parse_checks_where_nothing_is_asked_for(kind: RequestType) -> None:
+    """A transfer of nothing behind the end is as wrong as one of something."""
+    assert parse(header(kind, SECTORS + 1), readable=0, writable=0, rules=RULES) == IOERR
+
+
 @pytest.mark.parametrize("sector", [0, 1, (1 << 64) - 1])
 def test_parse_tolerates_a_sector_in_a_flush(sector: int) -> None:
     """The standard wants 0 there; nothing depends on it."""
@@ -195,7 +207,7 @@ def test_parse_gives_the_serial_as_far_as_there_is_room(room: int) -> None:
     """
     rules = Rules(replace(DEVICE, read_only=True), writethrough=False)
     got = parse(header(RequestType.GET_ID), readable=0, writable=room, rules=rules)
-    assert got == Answer(Status.OK, (b"disk-7" + bytes(14))[:room])
+    assert got == Answer(Status.OK, (b"disk-7" + bytes(14))[:room], get_id=True)
 
 
 def test_parse_masks_the_legacy_barrier() -> None:
@@ -253,7 +265,7 @@ def test_parse_ranges_gives_one_operation_each() -> None:
 
 def test_parse_ranges_of_nothing_succeed() -> None:
     """Ranges of no sectors need no disk."""
-    assert parse_ranges(ZEROES, ranges((5, 0, 1), (SECTORS + 5, 0, 0)), rules=RULES) == DONE
+    assert parse_ranges(ZEROES, ranges((5, 0, 1), (SECTORS, 0, 0)), rules=RULES) == DONE
 
 
 @pytest.mark.parametrize(
@@ -269,6 +281,7 @@ def test_parse_ranges_of_nothing_succeed() -> None:
         (ZEROES, ((1 << 64) - 8, 8, 0), IOERR),
         (ZEROES, (1 << 55, 8, 0), IOERR),
         (DISCARD, (0, 0xFFFFFFFF, 0), IOERR),
+        (ZEROES, (SECTORS + 1, 0, 0), IOERR),
     ],
 )
 def test_parse_ranges_checks_all_before_any(

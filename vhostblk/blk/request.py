@@ -26,6 +26,8 @@ from vhostblk.spec.virtio_blk import (
 
 _HEADER = struct.Struct("<I4xQ")
 _RANGE = struct.Struct("<QII")
+ADDRESS_MASK = (1 << 64) - 1
+"""Guest addresses wrap: a buffer that ends behind the last one has its last byte at the front."""
 _CHANGES = frozenset((RequestType.OUT, RequestType.DISCARD, RequestType.WRITE_ZEROES))
 
 
@@ -73,10 +75,12 @@ class Answer:
     Args:
         status: Its status byte.
         data: For the front of its writable part.
+        get_id: It asked for the serial.
     """
 
     status: Status
     data: bytes = b""
+    get_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ def _cut(parts: Iterable[Buffer], start: int, end: int) -> tuple[Buffer, ...]:
 def _last_byte(writable: Sequence[Buffer]) -> int | None:
     for part in reversed(writable):
         if part.length:
-            return part.address + part.length - 1
+            return (part.address + part.length - 1) & ADDRESS_MASK
     return None
 
 
@@ -195,8 +199,6 @@ def parse(
     number, sector = _HEADER.unpack(header)
     kind = _known(number & ~TYPE_BARRIER)
     device = rules.device
-    if kind in _CHANGES and device.read_only:
-        return IOERR
     outcome: Answer | Operation | Payload = UNSUPP
     match kind:
         case RequestType.IN:
@@ -206,12 +208,13 @@ def parse(
         case RequestType.FLUSH:
             outcome = Operation(kind)
         case RequestType.GET_ID:
-            outcome = Answer(Status.OK, _serial(device)[:writable])
+            outcome = Answer(Status.OK, _serial(device)[:writable], get_id=True)
         case RequestType.DISCARD if device.discard:
             outcome = _payload(kind, readable)
         case RequestType.WRITE_ZEROES if device.write_zeroes:
             outcome = _payload(kind, readable)
-    return outcome
+    refused = device.read_only and kind in _CHANGES and outcome is not UNSUPP
+    return IOERR if refused else outcome
 
 
 def _serial(device: BlkDevice) -> bytes:
@@ -226,11 +229,11 @@ def _known(number: int) -> RequestType | None:
 
 
 def _transfer(kind: RequestType, sector: int, length: int, rules: Rules) -> Answer | Operation:
-    if length == 0:
-        return _DONE
     offset = sector * SECTOR_SIZE
     if not _on_disk(offset, length, rules.device):
         return IOERR
+    if length == 0:
+        return _DONE
     fua = kind is RequestType.OUT and rules.writethrough
     return Operation(kind, offset, length, fua=fua)
 
@@ -279,11 +282,11 @@ def _range(
     zeroes = kind is RequestType.WRITE_ZEROES
     if flags & ~(WRITE_ZEROES_F_UNMAP if zeroes else 0):
         return UNSUPP
-    if sectors == 0:
-        return _DONE
     longest = device.max_write_zeroes if zeroes else device.max_discard
     offset, length = sector * SECTOR_SIZE, sectors * SECTOR_SIZE
     if length > longest or not _on_disk(offset, length, device):
         return IOERR
+    if length == 0:
+        return _DONE
     unmap = bool(flags & WRITE_ZEROES_F_UNMAP) and device.may_unmap
     return Operation(kind, offset, length, fua=rules.writethrough, unmap=unmap)
