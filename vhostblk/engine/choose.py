@@ -1,0 +1,44 @@
+"""Which data plane serves: the C core, or the reference engine where there is none."""
+
+import importlib
+import logging
+from typing import Literal
+
+from vhostblk.engine.api import Engine
+from vhostblk.engine.reference.engine import ReferenceEngine
+from vhostblk.errors import VhostBlkError
+
+EngineName = Literal["auto", "native", "reference"]
+
+_log = logging.getLogger(__name__)
+
+
+def load(name: EngineName) -> Engine:
+    """
+    Make a data plane.
+
+    Args:
+        name: ``auto``: the C core, or with one warning the reference engine where it is missing.
+
+    Raises:
+        VhostBlkError: ``native`` was asked for and is missing.
+    """
+    if name == "reference":
+        return ReferenceEngine()
+    try:
+        return _native()
+    except ImportError as error:
+        if name == "native":
+            raise VhostBlkError(
+                f"this installation has no compiled core ({error}): install a wheel, or build "
+                "with a C compiler and liburing-dev"
+            ) from error
+        _log.warning("no compiled core (%s): serving slowly, with the reference engine", error)
+        return ReferenceEngine()
+
+
+def _native() -> Engine:
+    # Imported here and by name: where there was no compiler the module's own import fails.
+    module = importlib.import_module("vhostblk.engine.native")
+    engine: Engine = module.NativeEngine()
+    return engine

@@ -1,0 +1,110 @@
+"""Where jobs wait for the thread that serves a disk, and results for the worker."""
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from weakref import finalize
+
+from vhostblk.engine.api import Job, Op
+
+
+class Bell:
+    """An eventfd that one thread rings and another waits for; closed when nobody holds it."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # Not on a deadline of ours: whoever still polls it must not meet its number reused.
+        finalize(self, os.close, self._fd)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while the bell has been rung."""
+        return self._fd
+
+    def ring(self) -> None:
+        """Wake whoever waits."""
+        os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Forget the rings so far."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """
+    How a job ended.
+
+    Args:
+        tag: Which.
+        errno: 0 for success.
+        kept: The disk kept a view of guest memory.
+    """
+
+    tag: int
+    errno: int
+    kept: bool = False
+
+
+class JobBox:
+    """
+    A queue's `Mailbox`, with the worker's side of it.
+
+    Args:
+        wake: Called, on the disk's thread, when a result waits.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._bell = Bell()
+        self._lock = threading.Lock()
+        self._waiting: list[Job] = []
+        self._open: set[int] = set()
+        self._results: list[Result] = []
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while jobs wait."""
+        return self._bell.fileno()
+
+    def take(self) -> list[Job]:
+        """Return the jobs that wait; a CANCEL only for a job that was taken and not ended."""
+        self._bell.clear()
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._open.update(job.tag for job in waiting if job.op is not Op.CANCEL)
+            return [job for job in waiting if job.tag in self._open]
+
+    def complete(self, tag: int, errno: int) -> None:
+        """
+        End a job that was taken.
+
+        Raises:
+            ValueError: No such job, or it was ended before.
+        """
+        self._end(Result(tag, errno))
+
+    def break_queue(self, tag: int) -> None:
+        """End a job whose views the disk kept: it fails, and its queue breaks."""
+        self._end(Result(tag, 1, kept=True))
+
+    def _end(self, result: Result) -> None:
+        with self._lock:
+            if result.tag not in self._open:
+                raise ValueError(f"no job has tag {result.tag}")
+            self._open.remove(result.tag)
+            self._results.append(result)
+        self._wake()
+
+    def post(self, job: Job) -> None:
+        """Worker: leave a job, or a CANCEL."""
+        with self._lock:
+            self._waiting.append(job)
+        self._bell.ring()
+
+    def reap(self) -> list[Result]:
+        """Worker: return the results that wait."""
+        with self._lock:
+            results, self._results = self._results, []
+        return results

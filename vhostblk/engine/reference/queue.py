@@ -1,0 +1,367 @@
+"""
+A virtqueue: who owns its ring, what was asked, one visit of the worker.
+
+Two threads meet here.  `_owner` says whose the ring and the settings are; it and `_ask` change
+under `_lock` only.  Requests under way are the worker's always (`work`).
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import Enum, auto
+
+from vhostblk.blk.device import BlkDevice
+from vhostblk.blk.request import Rules
+from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Piece
+from vhostblk.engine.reference.chain import open_request
+from vhostblk.engine.reference.graveyard import Graveyard
+from vhostblk.engine.reference.mailbox import JobBox
+from vhostblk.engine.reference.memory import GuestMemory, copy_out
+from vhostblk.engine.reference.ring import Broken, Position, SplitRing
+from vhostblk.engine.reference.settings import Settings
+from vhostblk.engine.reference.work import Work
+from vhostblk.memory.space import Segment
+
+CLOSE_SECONDS = 4.0
+"""How long closing waits for the disk where nobody drained before."""
+BUDGET = 64
+"""Requests taken in one visit: a driver that never stops must not keep us from anything else."""
+
+
+class Owner(Enum):
+    """Whose the ring is."""
+
+    CONTROL = auto()
+    WORKER = auto()
+
+
+class Ask(Enum):
+    """What the control plane wants of the worker."""
+
+    RUN = auto()
+    PARK = auto()
+    DRAIN = auto()
+    CANCEL = auto()
+
+
+class ReferenceQueue:
+    """
+    The reference engine's `Queue`.
+
+    Args:
+        index: Its number in the device.
+        loop: The control thread's.
+        wake: Make the worker visit; any thread.
+        graveyard: The device's dead requests.
+        on_broken: Called on the control thread when the queue breaks.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[], None],
+        graveyard: Graveyard,
+        on_broken: Callable[[], None],
+    ) -> None:
+        self.index = index
+        self._loop = loop
+        self._wake = wake
+        self._on_broken = on_broken
+        self._box = JobBox(wake)
+        self._work = Work(self._box, graveyard)
+        self._lock = threading.Lock()
+        self._owner = Owner.CONTROL
+        self._ask = Ask.PARK
+        self._returns = 0  # times the worker gave the ring back
+        self._drains = 0  # times it did so drained
+        self._news: asyncio.Future[None] | None = None
+        self._settings = Settings()
+        self._position = Position(0, None)
+        self._ring: SplitRing | None = None
+        self._fault: Fault | None = None
+        self._owed = False
+        self._closed = False
+
+    # ---- settings: the control plane, while it owns the ring ----------------------------
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Where this queue's jobs wait."""
+        return self._box
+
+    def _ours(self) -> Settings:
+        if self._owner is not Owner.CONTROL:
+            raise Busy("the worker owns the ring")
+        return self._settings
+
+    def _forget_ring(self) -> None:
+        """Make a new ring at the next `run`, of the settings then, at the same position."""
+        if self._ring is not None:
+            self._position = self._ring.position()
+        self._ring = None
+
+    def set_space(self, segments: Sequence[Segment]) -> None:
+        """Point the queue at new segments."""
+        self._ours().memory = GuestMemory(segments)
+
+    def set_ring(
+        self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
+    ) -> None:
+        """
+        Say where the ring lives.
+
+        Raises:
+            Refused: Its size is none, or a part is too short.
+        """
+        self._ours().set_ring(size, desc, avail, used)
+        self._forget_ring()
+
+    def set_base(self, base: int) -> None:
+        """Set the next avail entry to take; a broken queue is whole again."""
+        self._ours()
+        self._ring = None
+        self._position = Position(base & 0xFFFF, None)
+        self._fault = None
+
+    def base(self) -> int:
+        """Return the next avail entry not yet taken."""
+        self._ours()
+        position = self._ring.position() if self._ring else self._position
+        return position.avail
+
+    def set_kick(self, fd: int | None) -> None:
+        """Take over the eventfd the driver kicks with."""
+        self._ours().kick.put(fd)
+
+    def set_call(self, fd: int | None) -> None:
+        """Take over the eventfd the driver is called with; a new one is written at `run`."""
+        settings = self._ours()
+        settings.call.put(fd)
+        settings.greet = fd is not None
+
+    def set_err(self, fd: int | None) -> None:
+        """Take over the eventfd that is written when the queue breaks."""
+        self._ours().err.put(fd)
+
+    def set_enabled(self, *, enabled: bool) -> None:
+        """Say whether the queue may take new requests."""
+        self._ours().enabled = enabled
+
+    def set_features(self, features: int) -> None:
+        """Set the feature bits the driver acked."""
+        self._ours().features = features
+        self._forget_ring()
+
+    def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
+        """Set what requests are checked against."""
+        self._ours().rules = Rules(blk, writethrough)
+
+    # ---- asking: the control plane -------------------------------------------------------
+
+    def run(self) -> None:
+        """
+        Hand the ring to the worker.
+
+        Raises:
+            Refused: The ring's place or the device are not known yet.
+        """
+        settings = self._ours()
+        settings.check()
+        if self._ring is None:
+            self._ring = settings.open_ring(self._position)
+        self._hand_over(Ask.RUN)
+
+    def _hand_over(self, ask: Ask) -> None:
+        with self._lock:
+            self._ask = ask
+            self._owner = Owner.WORKER
+        self._wake()
+
+    async def parked(self) -> None:
+        """Get the ring back between two requests; I/O may be in flight."""
+        with self._lock:
+            if self._owner is Owner.CONTROL:
+                return
+            if self._ask is Ask.RUN:
+                self._ask = Ask.PARK
+            before = self._returns
+        self._wake()
+        await self._until(lambda: self._returns != before)
+
+    async def drained(self, *, seconds: float) -> int:
+        """Get the ring back with nothing in flight; return how many requests are dead."""
+        before = self._drains
+        self._hand_over(Ask.DRAIN)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._until(lambda: self._drains != before)
+        except TimeoutError:
+            with self._lock:
+                if self._ask is Ask.DRAIN and self._owner is Owner.WORKER:
+                    self._ask = Ask.CANCEL
+            self._wake()
+            await self._until(lambda: self._drains != before)
+        return self._work.dead
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Wait for the worker; what it says may be about something older, so look again."""
+        while not done():
+            if self._news is None:
+                self._news = self._loop.create_future()
+            await asyncio.shield(self._news)
+
+    def _on_news(self) -> None:
+        """Control thread: the worker has given the ring back."""
+        if self._news is not None:
+            self._news.set_result(None)
+        self._news = None
+
+    def fault(self) -> Fault | None:
+        """Return why the queue is broken."""
+        return self._fault
+
+    def counters(self) -> Counters:
+        """Return what the queue has counted."""
+        return self._work.counters()
+
+    async def close(self) -> None:
+        """Drain, forget the ring, close its eventfds."""
+        if self._closed:
+            return
+        await self.drained(seconds=CLOSE_SECONDS)
+        self._ring = None
+        for line in self._settings.lines():
+            line.put(None)
+        self._closed = True
+        self._wake()
+
+    # ---- the worker ----------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Worker: closed, and no dead request may still come back."""
+        return self._closed and not self._work.dead
+
+    @property
+    def restless(self) -> bool:
+        """Worker: the ring must be looked at again soon, without an event."""
+        if self._owner is Owner.CONTROL:
+            return False
+        polled = self._settings.kick.fd is None and self._settings.enabled and not self._fault
+        return polled or self._owed or bool(self._work.in_flight)
+
+    def kick_fd(self) -> int | None:
+        """Worker: return what to watch."""
+        watched = self._owner is Owner.WORKER and not self._settings.kick.deaf
+        return self._settings.kick.fd if watched else None
+
+    def kicked(self) -> None:
+        """Worker: the kick fd is readable."""
+        if self._settings.kick.read():
+            self._work.tally["kicks"] += 1
+
+    def visit(self) -> int:
+        """Worker: look at everything once; return how much was done."""
+        n = self._work.reap()
+        if self._work.fault is not None:
+            self.give_up(self._work.fault)
+            self._work.fault = None
+        if self._owner is Owner.CONTROL:
+            return n
+        ask = self._ask
+        if ask is Ask.RUN:
+            n += self._pop()
+        elif ask is Ask.CANCEL:
+            self._work.cancel()
+        n += self._push()
+        self._answer(ask)
+        return n
+
+    def _answer(self, ask: Ask) -> None:
+        """Give the ring back if it was asked for and the time has come."""
+        if ask is Ask.RUN or (ask is not Ask.PARK and self._work.in_flight):
+            return
+        with self._lock:
+            if self._ask is not ask:
+                return  # something else was asked meanwhile; the next visit does it
+            self._owner = Owner.CONTROL
+            self._returns += 1
+            self._drains += ask is not Ask.PARK
+        self._post(self._on_news)
+
+    def _post(self, event: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(event)
+
+    def _pop(self) -> int:
+        """Take what the driver made available; return how much."""
+        ring = self._ring
+        if self._settings.greet:
+            self._settings.greet = False
+            self._call()
+        if ring is None or self._fault or not self._settings.enabled:
+            return 0
+        n = 0
+        while n < BUDGET and self._has_room(ring) and self._pop_one(ring):
+            ring.quiet()
+            n += 1
+        slipped_in = not self._fault and ring.arm() and self._has_room(ring)
+        return n + slipped_in
+
+    def _has_room(self, ring: SplitRing) -> bool:
+        """Say whether an honest driver could have one more request under way."""
+        # A head may be made available again and again before it is given back.
+        return 2 * self._work.in_flight + self._work.dead < 2 * ring.size
+
+    def _pop_one(self, ring: SplitRing) -> bool:
+        before = ring.position()
+        rules = self._settings.rules
+        if rules is None:
+            return False
+        try:
+            chain = ring.pop(self._settings.memory)
+            if chain is None:
+                return False
+            self._work.start(open_request(chain, self._settings.memory, rules))
+        except Broken as broken:
+            ring.rewind(before)
+            self.give_up(broken.fault)
+            return False
+        return True
+
+    def _push(self) -> int:
+        """Publish what is done; a broken ring gets nothing more."""
+        if self._owed and self._ring and not self._fault:
+            # The driver may have asked for calls between our index and our look.
+            self._owed = False
+            if self._ring.should_call():
+                self._call()
+        done = self._work.take_done()
+        if not done or self._fault:
+            return 0
+        ring = self._ring = self._ring or self._settings.open_ring(self._position)
+        for request in done:
+            if request.status_at is not None:
+                copy_out(request.status_at, bytes([request.status]))
+        ring.push((request.head, request.used_length()) for request in done)
+        if ring.should_call():
+            self._call()
+        else:
+            self._owed = True
+        return len(done)
+
+    def _call(self) -> None:
+        if self._settings.call.write():
+            self._work.tally["calls"] += 1
+
+    def give_up(self, fault: Fault) -> None:
+        """Worker: the queue cannot go on; the first reason is the one that is told."""
+        if self._fault is not None:
+            return
+        self._fault = fault
+        self._owed = False
+        self._settings.err.write()
+        self._post(self._on_broken)

@@ -1,0 +1,164 @@
+"""The requests of one queue between pop and push: with the disk, held back, dead, or done."""
+
+from collections import Counter
+from itertools import count
+
+from vhostblk.blk.request import Operation
+from vhostblk.engine.api import Counters, Fault, Job, Op
+from vhostblk.engine.reason import Reason
+from vhostblk.engine.reference.chain import Request
+from vhostblk.engine.reference.graveyard import Grave, Graveyard
+from vhostblk.engine.reference.mailbox import JobBox, Result
+from vhostblk.engine.reference.memory import view
+from vhostblk.spec.virtio_blk import RequestType, Status
+
+_OPS = {
+    RequestType.IN: Op.READ,
+    RequestType.OUT: Op.WRITE,
+    RequestType.FLUSH: Op.FLUSH,
+    RequestType.DISCARD: Op.DISCARD,
+    RequestType.WRITE_ZEROES: Op.WRITE_ZEROES,
+}
+_COUNTERS = {
+    RequestType.IN: "reads",
+    RequestType.OUT: "writes",
+    RequestType.FLUSH: "flushes",
+    RequestType.DISCARD: "discards",
+    RequestType.WRITE_ZEROES: "write_zeroes",
+}
+
+
+class Work:
+    """
+    What is under way; the worker's alone, but for `counters`.
+
+    Args:
+        box: Where the disk's jobs go.
+        graveyard: The device's dead.
+    """
+
+    def __init__(self, box: JobBox, graveyard: Graveyard) -> None:
+        self._box = box
+        self._graveyard = graveyard
+        self._tags = count(1)
+        self._live: dict[int, Request] = {}
+        self._dead: dict[int, Grave] = {}
+        self._held: list[Request] = []
+        self._done: list[Request] = []
+        self.tally: Counter[str] = Counter()
+        self.fault: Fault | None = None
+        """The disk did what the queue cannot go on after."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not done."""
+        return len(self._live) + len(self._held)
+
+    @property
+    def dead(self) -> int:
+        """Requests that were cancelled and are still with the disk."""
+        return len(self._dead)
+
+    def counters(self) -> Counters:
+        """Return what was counted; legal at any time."""
+        return Counters(**self.tally, in_flight=self.in_flight, dead=self.dead)
+
+    def start(self, request: Request) -> None:
+        """Begin a request, which may be done by this."""
+        if request.todo:
+            self._submit(request)
+        else:
+            self._finish(request)
+
+    def _submit(self, request: Request) -> None:
+        operation = request.todo[0]
+        if self._graveyard.blocks(operation):
+            self._held.append(request)
+            return
+        tag = next(self._tags)
+        self._live[tag] = request
+        self._box.post(_job(tag, operation, request))
+
+    def _finish(self, request: Request) -> None:
+        if request.get_id:
+            self.tally["get_ids"] += 1
+        elif request.status_at is None:
+            self.tally["malformed"] += 1
+        elif request.status is Status.IOERR:
+            self.tally["errors"] += 1
+        elif request.status is Status.UNSUPP:
+            self.tally["unsupported"] += 1
+        self._done.append(request)
+
+    def take_done(self) -> list[Request]:
+        """Return the requests that wait to be pushed, and forget them."""
+        done, self._done = self._done, []
+        return done
+
+    def reap(self) -> int:
+        """Look at what the disk has ended, and try again what was held back; return how much."""
+        results = self._box.reap()
+        for result in results:
+            grave = self._dead.pop(result.tag, None)
+            if grave is not None:
+                self._graveyard.leave(grave)
+                self._note_kept(result, grave.operation, grave.head)
+            else:
+                self._advance(self._live.pop(result.tag), result)
+        held, self._held = self._held, []
+        for request in held:
+            self._submit(request)
+        return len(results)
+
+    def _note_kept(self, result: Result, operation: Operation, head: int) -> None:
+        if result.kept:
+            self.fault = Fault(Reason.DISK_KEPT_VIEW.text, head, operation.offset)
+
+    def _advance(self, request: Request, result: Result) -> None:
+        """Go on with a request of which one operation ended."""
+        operation = request.todo[0]
+        self._note_kept(result, operation, request.head)
+        if result.errno:
+            request.fail()
+        else:
+            request.todo.popleft()
+        if request.todo:
+            self._submit(request)
+            return
+        if request.status is Status.OK:
+            self._account(request, operation)
+        self._finish(request)
+
+    def _account(self, request: Request, last: Operation) -> None:
+        self.tally[_COUNTERS[last.type]] += 1
+        if last.type is RequestType.IN:
+            request.written = last.length
+            self.tally["bytes_read"] += last.length
+        elif last.type is RequestType.OUT:
+            self.tally["bytes_written"] += last.length
+
+    def cancel(self) -> None:
+        """End everything with IOERR now; what the disk has of it is dead."""
+        live, self._live = self._live, {}
+        for tag, request in live.items():
+            self._dead[tag] = self._graveyard.bury(request.todo[0], request.head)
+            self._box.post(Job(tag, Op.CANCEL, 0, 0, ()))
+        held, self._held = self._held, []
+        for request in [*live.values(), *held]:
+            request.fail()
+            self._finish(request)
+
+
+def _job(tag: int, operation: Operation, request: Request) -> Job:
+    op = _OPS[operation.type]
+    made = [view(part.address, part.length, writable=op is Op.READ) for part in request.data]
+    return Job(
+        tag=tag,
+        op=op,
+        offset=operation.offset,
+        length=operation.length,
+        views=tuple(memory for memory, _ in made),
+        fua=operation.fua,
+        unmap=operation.unmap,
+        exporters=tuple(exporter for _, exporter in made),
+    )
