@@ -228,9 +228,6 @@ int vhb_queue_run(struct vhb_queue *q)
         return -EBUSY;
     if (!ring_is_set(q))
         return -EINVAL;
-    if (!q->loaded)
-        vhb_split_load(q);
-    q->loaded = true;
     hand_over(q, VHB_ASK_RUN);
     return 0;
 }
@@ -306,6 +303,10 @@ int vhb_break(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint6
 {
     if (!q->broken) {
         q->broken = true;
+        if (vhb_fault_seen() != q->lost) { /* what looks wrong is a page of zeroes */
+            reason = VHB_MEMORY_GONE;
+            value = 0;
+        }
         q->fault = (struct vhb_fault){.reason = reason, .index = index, .value = value};
         signal_fd(q->err);
         vhb_queue_post(q, VHB_BROKEN);
@@ -429,12 +430,23 @@ static void answer(struct vhb_queue *q, uint32_t ask)
         give(q, ask, VHB_DRAINED);
 }
 
-static void check_memory(struct vhb_queue *q, uint32_t lost)
+static void check_memory(struct vhb_queue *q)
 {
-    if (vhb_fault_seen() == lost)
+    if (vhb_fault_seen() == q->lost)
         return;
     count(&q->counters.faults, 1);
     vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+}
+
+/* What a ring that was handed over needs once. */
+static void take_over(struct vhb_queue *q)
+{
+    if (!q->loaded)
+        vhb_split_load(q);
+    q->loaded = true;
+    if (q->greet)
+        call_driver(q);
+    q->greet = false;
 }
 
 int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
@@ -446,11 +458,9 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (ask & VHB_OWNED_BY_CONTROL)
         return n;
 
-    uint32_t lost = vhb_fault_seen();
-    if (ask == VHB_ASK_RUN && q->greet) {
-        q->greet = false;
-        call_driver(q);
-    }
+    q->lost = vhb_fault_seen();
+    if (ask == VHB_ASK_RUN)
+        take_over(q);
     if (ask == VHB_ASK_RUN && q->enabled)
         n += pop_some(q, io);
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
@@ -458,10 +468,37 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     q->cancelled = ask == VHB_ASK_CANCEL;
     n += push_done(q);
     store_relaxed(&q->counters.in_flight, q->in_flight);
-    check_memory(q, lost);
+    check_memory(q);
     meet_doom(q);
     answer(q, ask);
     return n;
+}
+
+/* Touching the ring outside a visit: memory that is lost there breaks the queue at the next one. */
+static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
+{
+    if (vhb_fault_seen() != lost)
+        vhb_doom(q, VHB_MEMORY_GONE, q->next_avail, 0);
+}
+
+static bool may_pop(struct vhb_queue *q)
+{
+    if (!q->enabled || q->broken)
+        return false;
+    uint32_t lost = vhb_fault_seen();
+    bool more = vhb_split_arm(q);
+    doom_if_lost(q, lost);
+    return more && has_slot(q);
+}
+
+void vhb_queue_quiet(struct vhb_queue *q)
+{
+    bool running = q->served == VHB_ASK_RUN && load_acquire(&q->state) == VHB_ASK_RUN;
+    if (!running || !q->enabled || q->broken || q->quiet)
+        return;
+    uint32_t lost = vhb_fault_seen();
+    vhb_split_quiet(q);
+    doom_if_lost(q, lost);
 }
 
 bool vhb_queue_wants_visit(struct vhb_queue *q)
@@ -475,7 +512,7 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
         return true;
     switch (ask) {
     case VHB_ASK_RUN:
-        return q->done || (q->enabled && !q->broken && vhb_split_arm(q) && has_slot(q));
+        return q->done || may_pop(q) || q->doom.reason != VHB_OK;
     case VHB_ASK_PARK:
         return true;
     case VHB_ASK_DRAIN:

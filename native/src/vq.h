@@ -68,7 +68,8 @@ struct vhb_queue {
     struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
     uint32_t borrow_free; /* one bit each */
     uint32_t in_flight, dead;
-    struct vhb_fault doom; /* found by a completion */
+    struct vhb_fault doom; /* found outside a visit */
+    uint32_t lost;         /* vhb_fault_seen() when the visit began */
     bool starved;   /* a long chain waits for a borrowed array */
     bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
     bool watching;  /* the kick fd is watched by the worker's io */
@@ -91,14 +92,14 @@ bool vhb_split_should_call(struct vhb_queue *queue);
 /* Ask for kicks again; whether entries slipped in meanwhile. */
 bool vhb_split_arm(struct vhb_queue *queue);
 void vhb_split_quiet(struct vhb_queue *queue);
-/* Read the used index from the ring; part of handing a ring over. */
+/* Read the used index from the ring; part of taking a ring over. */
 void vhb_split_load(struct vhb_queue *queue);
 
 /* ---- queue.c ---- */
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */
 int vhb_break(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
-/* The same from a completion, when the ring may be the control plane's: breaks at the next visit.
+/* The same outside a visit, when the ring may be the control plane's: breaks at the next visit.
  */
 void vhb_doom(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
 void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell the control plane */
@@ -111,6 +112,7 @@ struct vhb_req *vhb_slot_peek(struct vhb_queue *queue);
 int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io, uint32_t state);
 /* The worker is about to sleep: whether it must not. */
 bool vhb_queue_wants_visit(struct vhb_queue *queue);
+void vhb_queue_quiet(struct vhb_queue *queue); /* the worker is awake: kicks are not needed */
 
 /* ---- blk.c ---- */
 

@@ -279,10 +279,8 @@ static uint64_t now_us(void)
 static void quiet_kicks(struct vhb_worker *w)
 {
     for (uint32_t i = 0; i < w->n_queues; i++) {
-        struct vhb_queue *q = w->queues[i];
-        if (q && q->served == VHB_ASK_RUN && load_acquire(&q->state) == VHB_ASK_RUN && q->enabled &&
-            !q->broken && !q->quiet)
-            vhb_split_quiet(q);
+        if (w->queues[i])
+            vhb_queue_quiet(w->queues[i]);
     }
 }
 
