@@ -1,7 +1,8 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from engine.harness import Lane, Rig, SteppedEngine
+from engine.driver import Lane
+from engine.harness import Rig, SteppedEngine
 
 from vhostblk.engine.reference.engine import ReferenceEngine
 

@@ -94,6 +94,10 @@ class Worker:
                 self._bell.clear()
 
 
+def _nothing() -> None:
+    """End a guard that is none."""
+
+
 def _visit(queue: ReferenceQueue) -> int:
     try:
         return queue.visit()
@@ -137,6 +141,10 @@ class ReferenceEngine:
             )
             self._thread.start()
         return ReferenceDevice(self._worker, disk)
+
+    def guard(self, host: int, length: int, page: int) -> Callable[[], None]:  # noqa: ARG002
+        """Guard nothing: a SIGBUS cannot be caught in Python, it ends the process."""
+        return _nothing
 
     def step(self) -> int:
         """One pass of the worker that never blocks; only where there is no thread."""
