@@ -1,0 +1,68 @@
+"""A vhost-user-blk back-end: virtio block devices for virtual machines, from a process."""
+
+import os
+from typing import Literal
+
+from vhostblk.disk.api import Disk, DiskInfo, Extent
+from vhostblk.errors import VhostBlkError
+
+__all__ = ["Disk", "DiskInfo", "Extent", "VhostBlkError", "serve"]
+
+
+def serve(  # noqa: PLR0913 - one for each thing a user may want to say
+    disk: object,
+    socket_path: str | os.PathLike[str] | None = None,
+    *,
+    fd: int | None = None,
+    engine: Literal["auto", "native", "reference"] = "auto",
+    serial: str = "",
+    num_queues: int = 1,
+    queue_size: int = 1024,
+    read_only: bool = False,
+    block_size: int = 0,
+    drain_seconds: float | None = None,
+    socket_mode: int = 0o600,
+    socket_owner: tuple[int | None, int | None] = (None, None),
+) -> None:
+    """
+    Serve a disk to virtual machines until SIGTERM or SIGINT; then drain, flush and return.
+
+    Args:
+        disk: An object that meets the `Disk` contract; opened and closed here.
+        socket_path: Where to listen.
+        fd: Instead: a socket that somebody opened, listening or connected; taken over.
+        engine: ``auto``, ``native`` (the compiled core) or ``reference`` (Python).
+        serial: What the guest sees as the disk's serial, 20 bytes at most.
+        num_queues: How many queues a guest may use, 1 to 64.
+        queue_size: Descriptors a queue may have, a power of two up to 1024.
+        read_only: Refuse writes, whatever the disk can.
+        block_size: Bytes every request is a multiple of; 0: the disk's own.
+        drain_seconds: How long requests in flight may take when the guest stops or leaves.
+        socket_mode: Permission bits of the socket.
+        socket_owner: User and group of the socket, as numbers; None: whoever runs this.
+
+    Raises:
+        VhostBlkError: Something cannot be had; the text says what to do.
+    """
+    # Here, as most who import the package (the fake guest's users) never serve.
+    from vhostblk.server.listener import SocketOptions  # noqa: PLC0415
+    from vhostblk.server.promise import DRAIN_SECONDS, DeviceOptions  # noqa: PLC0415
+    from vhostblk.server.serve import device_name, serve_disk  # noqa: PLC0415
+
+    uid, gid = socket_owner
+    serve_disk(
+        disk,
+        socket_path,
+        fd=fd,
+        engine=engine,
+        socket=SocketOptions(mode=socket_mode, uid=uid, gid=gid),
+        options=DeviceOptions(
+            name=device_name(socket_path, fd),
+            serial=serial,
+            num_queues=num_queues,
+            queue_size=queue_size,
+            read_only=read_only,
+            block_size=block_size,
+            drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,
+        ),
+    )
