@@ -1,0 +1,206 @@
+import os
+import socket
+import struct
+
+import pytest
+import uvloop
+from frontend_bytes import message, u64, vring
+from server_kit.engine import FakeEngine
+from server_kit.left import mappings, open_fds
+from server_kit.wire import REGION_SIZE, Wire, memfd, region, wired
+
+from vhostblk.engine.api import Fault
+from vhostblk.server.session import HANDLERS
+from vhostblk.spec.vhost_user import Request
+
+
+def test_messages_behind_a_drain_wait() -> None:
+    """Replies are ordered: what comes behind GET_VRING_BASE is answered after it."""
+
+    async def order() -> None:
+        async with wired(drain_seconds=5) as wire:
+            await wire.start()
+            wire.queue.may_drain.clear()
+            wire.tell(11, vring(0, 0))
+            wire.tell(1)
+            await wire.nothing_comes()
+            wire.queue.may_drain.set()
+            assert (await wire.reply())[0] == 11
+            assert (await wire.reply())[0] == 1
+
+    uvloop.run(order())
+
+
+def test_a_broken_queue_waits_for_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged once with its why; memory and descriptors may change, only a restart runs it."""
+
+    async def broken() -> None:
+        async with wired() as wire:
+            await wire.start()
+            wire.queue.break_ring(Fault("head out of range", 3, 700))
+            wire.queue.calls.clear()
+            assert await wire.plug(gpa=REGION_SIZE) == 0
+            assert await wire.acked(13, u64(0), [os.eventfd(0)]) == 0
+            assert ("run",) not in wire.queue.calls
+            await wire.ask(11, vring(0, 0))
+            await wire.set_up()
+            assert wire.queue.running
+
+    uvloop.run(broken())
+    assert caplog.text.count("queue 0 is broken: head out of range (index 3, value 0x2bc)") == 1
+
+
+def test_what_is_not_offered_is_refused() -> None:
+    """
+    Foreign messages, dirty log, inflight and IOTLB get a non-zero ack; an unknown number, too.
+
+    libvhost-user answers 0 to what it does not know; that is a lie.
+    """
+    payloads = {
+        6: struct.pack("=QQ", 4096, 0),
+        19: u64(0),
+        20: u64(1500),
+        22: bytes(32),
+        23: vring(0, 0),
+        28: b"",
+        32: bytes(24),
+        35: vring(0, 0),
+        43: b"",
+        99: b"",
+    }
+
+    async def refuse() -> None:
+        async with wired() as wire:
+            await wire.negotiate()
+            for number, payload in payloads.items():
+                fds = [os.eventfd(0)] if number in {6, 32} else []
+                assert await wire.acked(number, payload, fds) != 0, number
+
+    uvloop.run(refuse())
+
+
+async def _bad_size(wire: Wire) -> None:
+    wire.tell(8, vring(0, 3))
+
+
+async def _bad_header(wire: Wire) -> None:
+    wire.sock.send(struct.pack("=III", 1, 7, 0))
+
+
+async def _bad_payload(wire: Wire) -> None:
+    wire.tell(8, b"short")
+
+
+async def _too_many_fds(wire: Wire) -> None:
+    wire.tell(1, fds=[os.eventfd(0) for _ in range(9)])
+
+
+async def _noise(wire: Wire) -> None:
+    wire.sock.send(bytes(range(256)))
+
+
+@pytest.mark.parametrize("crime", [_bad_size, _bad_header, _bad_payload, _too_many_fds, _noise])
+def test_what_cannot_be_refused_ends_the_connection(crime: object) -> None:
+    """A front-end that errs and waits for no answer is hung up on; nothing of it stays."""
+
+    async def end() -> None:
+        before = open_fds()
+        async with wired() as wire:
+            await wire.start()
+            await crime(wire)  # type: ignore[operator]
+            assert await wire.gone()
+            await wire.closed()
+            assert wire.queue.closed
+            assert mappings() == 0
+        assert open_fds() <= before
+
+    uvloop.run(end())
+
+
+@pytest.mark.parametrize("length", [4, 12, 20, 51])
+def test_a_message_cut_short_leaves_nothing(length: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A front-end that dies in the middle of a message leaves not even its descriptors."""
+
+    async def cut() -> None:
+        before = open_fds()
+        async with wired() as wire:
+            await wire.negotiate()
+            with memfd(REGION_SIZE) as fd:
+                socket.send_fds(wire.sock, [message(37, region())[:length]], [fd])
+        assert mappings() == 0
+        assert open_fds() <= before
+
+    uvloop.run(cut())
+    assert "in the middle of a message" in caplog.text
+
+
+def test_descriptors_of_a_refused_message_are_closed() -> None:
+    """Whatever a message brings and nobody takes is closed."""
+
+    async def refused() -> None:
+        async with wired() as wire:
+            await wire.negotiate()
+            before = open_fds()
+            assert await wire.acked(6, struct.pack("=QQ", 4096, 0), [os.eventfd(0)]) != 0
+            assert await wire.acked(38, region(), [os.eventfd(0)]) != 0
+            assert await wire.acked(12, u64(77), [os.eventfd(0)]) != 0
+            assert open_fds() == before
+
+    uvloop.run(refused())
+
+
+def test_nothing_is_left_of_a_connection() -> None:
+    """After a disconnect with a running ring: no descriptor, no mapping, every queue closed."""
+
+    async def leave() -> None:
+        before = open_fds()
+        engine = FakeEngine()
+        async with wired(engine) as wire:
+            await wire.start()
+            assert await wire.acked(21, fds=[os.eventfd(0)]) == 0
+            assert await wire.acked(13, u64(0), [os.eventfd(0)]) == 0
+        assert [queue.closed for queue in engine.queues] == [True]
+        assert mappings() == 0
+        assert engine.guarded == 0
+        assert open_fds() <= before
+
+    uvloop.run(leave())
+
+
+def test_a_bug_of_ours_ends_one_connection_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception nobody expects closes the session, with its traceback in the log."""
+
+    async def bug() -> None:
+        async with wired() as wire:
+            await wire.negotiate()
+            wire.device.config.device = None  # type: ignore[assignment]
+            wire.tell(24, struct.pack("=III", 0, 8, 0) + bytes(8))
+            assert await wire.gone()
+
+    uvloop.run(bug())
+    assert "a bug of ours" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_every_message_is_logged_by_its_name(caplog: pytest.LogCaptureFixture) -> None:
+    """With the messages' logger at DEBUG each one is a line with the device and its fields."""
+    caplog.set_level("DEBUG", logger="vhostblk.messages")
+
+    async def talk() -> None:
+        async with wired(name="vm0") as wire:
+            await wire.negotiate()
+            wire.tell(8, vring(1, 128))
+            await wire.done()
+
+    uvloop.run(talk())
+    assert "vm0: SET_VRING_NUM index=1 num=128" in caplog.messages
+
+
+def test_every_request_has_a_decision() -> None:
+    """Each message of the standard is either in the table or refused by its name."""
+    handled = {getattr(kind, "request", None) for kind in HANDLERS}
+    later = {Request.SET_LOG_BASE, Request.SET_LOG_FD, Request.IOTLB_MSG}
+    later |= {Request.GET_INFLIGHT_FD, Request.SET_INFLIGHT_FD}
+    foreign = {19, 20, 23, 26, 27, 28, 29, 30, 33, 35, 41, 42, 43}
+    assert handled | later | {Request(number) for number in foreign} == set(Request)
+    assert not handled & later

@@ -1,0 +1,1 @@
+"""What the server's tests stand on: a data plane that only notes, a front-end that sends bytes."""

@@ -1,0 +1,215 @@
+"""A data plane that moves no data: it notes what it is told and keeps the rules of ownership."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vhostblk.blk.device import BlkDevice
+from vhostblk.engine.api import Busy, Counters, Fault, Job, Piece
+from vhostblk.memory.space import Segment
+
+
+class FakeMailbox:
+    """Jobs a test posts; what became of them."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.jobs: list[Job] = []
+        self.ended: dict[int, int | str] = {}
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def post(self, *jobs: Job) -> None:
+        self.jobs += jobs
+        os.eventfd_write(self._fd, 1)
+
+    def take(self) -> list[Job]:
+        os.eventfd_read(self._fd)
+        jobs, self.jobs = self.jobs, []
+        return jobs
+
+    def complete(self, tag: int, errno: int) -> None:
+        assert tag not in self.ended
+        self.ended[tag] = errno
+
+    def break_queue(self, tag: int) -> None:
+        assert tag not in self.ended
+        self.ended[tag] = "kept"
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class FakeQueue:
+    """
+    A queue that notes every call as a tuple in *calls*.
+
+    Args:
+        index: Its number.
+        on_broken: As in the contract.
+        mailbox: Where a Python disk would find jobs.
+    """
+
+    def __init__(
+        self, index: int, on_broken: Callable[[], None], mailbox: FakeMailbox | None
+    ) -> None:
+        self.index = index
+        self.calls: list[tuple[object, ...]] = []
+        self.running = False
+        self.closed = False
+        self.next = 0
+        self.dead = 0
+        self.broken: Fault | None = None
+        self.may_drain = asyncio.Event()
+        self.may_drain.set()
+        self._on_broken = on_broken
+        self._mailbox = mailbox
+        self._fds: dict[str, int | None] = {}
+
+    @property
+    def mailbox(self) -> FakeMailbox | None:
+        return self._mailbox
+
+    def names(self) -> list[object]:
+        """Return the names of the calls so far, and forget the calls."""
+        names = [call[0] for call in self.calls]
+        self.calls.clear()
+        return names
+
+    def break_ring(self, fault: Fault) -> None:
+        self.broken = fault
+        self.running = False
+        self._on_broken()
+
+    def _note(self, *call: object) -> None:
+        if self.running:
+            raise Busy(f"{call[0]} while the worker owns the queue")
+        self.calls.append(call)
+
+    def _set_fd(self, kind: str, fd: int | None) -> None:
+        self._note(kind, fd is not None)
+        old = self._fds.get(kind)
+        if old is not None:
+            os.close(old)
+        self._fds[kind] = fd
+
+    def set_space(self, segments: Sequence[Segment]) -> None:
+        self._note("space", [(one.iova, one.length) for one in segments])
+
+    def set_ring(
+        self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
+    ) -> None:
+        lengths = [sum(length for _, length in part) for part in (desc, avail, used)]
+        self._note("ring", size, *lengths)
+
+    def set_base(self, base: int) -> None:
+        self._note("base", base)
+        self.next = base
+
+    def base(self) -> int:
+        if self.running:
+            raise Busy("base while the worker owns the queue")
+        return self.next
+
+    def set_kick(self, fd: int | None) -> None:
+        self._set_fd("kick", fd)
+
+    def set_call(self, fd: int | None) -> None:
+        self._set_fd("call", fd)
+
+    def set_err(self, fd: int | None) -> None:
+        self._set_fd("err", fd)
+
+    def set_enabled(self, *, enabled: bool) -> None:
+        self._note("enabled", enabled)
+
+    def set_features(self, features: int) -> None:
+        self._note("features", features)
+
+    def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
+        assert blk.capacity_sectors
+        self._note("blk", writethrough)
+
+    def run(self) -> None:
+        self._note("run")
+        self.broken = None
+        self.running = True
+
+    async def parked(self) -> None:
+        self.running = False
+        self._note("parked")
+
+    async def drained(self, *, seconds: float) -> int:
+        try:
+            await asyncio.wait_for(self.may_drain.wait(), seconds)
+        except TimeoutError:
+            self.dead += 1
+        self.running = False
+        self._note("drained")
+        return self.dead
+
+    def fault(self) -> Fault | None:
+        return self.broken
+
+    def counters(self) -> Counters:
+        return Counters(dead=self.dead)
+
+    async def close(self) -> None:
+        assert not self.running
+        self.closed = True
+        for fd in self._fds.values():
+            if fd is not None:
+                os.close(fd)
+        self._fds.clear()
+        if self._mailbox is not None:
+            self._mailbox.close()
+
+
+@dataclass
+class FakeEngine:
+    """
+    Makes `FakeQueue`; is its own share for every device.
+
+    Args:
+        mailboxes: Whether disks are served through them.
+    """
+
+    mailboxes: bool = False
+    queues: list[FakeQueue] = field(default_factory=list)
+    guarded: int = 0
+    lost: int = 0
+    closed: bool = False
+
+    @property
+    def name(self) -> str:
+        return "fake"
+
+    @property
+    def ring_features(self) -> int:
+        return 3 << 28
+
+    def device(self, disk: object) -> "FakeEngine":
+        assert disk is not None
+        return self
+
+    def queue(self, index: int, *, on_broken: Callable[[], None]) -> FakeQueue:
+        mailbox = FakeMailbox() if self.mailboxes else None
+        self.queues.append(FakeQueue(index, on_broken, mailbox))
+        return self.queues[-1]
+
+    def guard(self, host: int, length: int, page: int) -> Callable[[], None]:
+        assert 0 not in {host, length, page}
+        self.guarded += 1
+
+        def end() -> None:
+            self.guarded -= 1
+
+        return end
+
+    def dead(self) -> int:
+        return sum(queue.dead for queue in self.queues)
+
+    async def close(self) -> None:
+        self.closed = True
