@@ -66,6 +66,7 @@ class Asked:
     status_at: int
     data_at: int = 0
     length: int = 0
+    since: int = 0
 
     @property
     def status(self) -> int:
@@ -78,7 +79,7 @@ class Asked:
     @property
     def used(self) -> int | None:
         """Bytes the device says it wrote; None: not given back."""
-        return dict(self.lane.used()).get(self.head)
+        return dict(self.lane.used(self.since)).get(self.head)
 
 
 @dataclass
@@ -184,7 +185,7 @@ class Lane:
         if room:
             parts.append(self.data(b"\xdd" * room, WRITE))
         parts.append(self.status())
-        asked = Asked(self, self.chain(*parts), parts[-1][0])
+        asked = Asked(self, self.chain(*parts), parts[-1][0], since=self.used_idx())
         if room:
             asked.data_at, asked.length = parts[-2][0], room
         self.offer(asked.head)
