@@ -142,6 +142,16 @@ def test_break_on_a_table_out_of_reach(rig: Rig, address: int) -> None:
     assert broken(lane) == (Reason.TABLE_ADDRESS.text, address)
 
 
+def test_break_on_a_table_that_wraps(rig: Rig) -> None:
+    """A table that ends behind the last address is refused whole, by the name of its descriptor."""
+    lane = rig.lane()
+    address = (1 << 64) - 16
+    lane.put(3, (address, 32, INDIRECT, 0))
+    lane.offer(3)
+    rig.pump()
+    assert lane.queue.fault() == Fault(Reason.TABLE_ADDRESS.text, 3, address)
+
+
 @pytest.mark.parametrize("access", [0, 1])
 def test_break_on_a_status_that_may_not_be_written(rig: Rig, access: int) -> None:
     """
@@ -170,6 +180,8 @@ def test_break_on_a_status_that_is_not_mapped(rig: Rig) -> None:
     lane.offer(lane.chain(lane.header(IN), (OUTSIDE, 8, WRITE)))
     rig.pump()
     assert broken(lane) == (Reason.STATUS_ADDRESS.text, OUTSIDE + 7)
+    rig.drain(lane)
+    assert lane.queue.base() == 0
 
 
 def test_a_broken_ring_gets_nothing_more(rig: Rig) -> None:

@@ -161,6 +161,18 @@ def test_drain_publishes_what_completed_while_parked(rig: Rig) -> None:
     assert asked.used == 513
 
 
+def test_drain_publishes_into_a_ring_that_moved(rig: Rig) -> None:
+    """What was in flight when the ring got another address of ours ends there."""
+    lane = rig.lane()
+    asked = lane.read()
+    rig.step()
+    rig.park(lane)
+    lane.queue.set_ring(size=lane.size, **lane.place())
+    rig.pump()
+    rig.drain(lane)
+    assert asked.used == 513
+
+
 def test_drain_of_a_queue_that_never_ran(rig: Rig) -> None:
     """There is nothing to wait for, and the base is what was set."""
     queue = rig.call(lambda: rig.device.queue(9, on_broken=lambda: None))
