@@ -73,6 +73,7 @@ struct vhb_queue {
     bool starved;   /* a long chain waits for a borrowed array */
     bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
     bool watching;  /* the kick fd is watched by the worker's io */
+    bool deaf;      /* the kick fd is no eventfd: it is not watched */
     bool watching_disk;
     int watched; /* that kick fd, or -1 */
     uint32_t served; /* the state that the last visit met */

@@ -127,6 +127,23 @@ static uint64_t token(const struct vhb_queue *q, enum watch kind, uint32_t gener
     return (uint64_t)generation << 32 | (uint64_t)q->position << 8 | (uint64_t)kind;
 }
 
+/* Take what was kicked; a descriptor that is no eventfd would be readable for ever. */
+static void take_kick(struct vhb_worker *w, struct vhb_queue *q)
+{
+    uint64_t kicks;
+    ssize_t n = read(q->watched, &kicks, sizeof(kicks));
+    if (n == sizeof(kicks)) {
+        count(&q->counters.kicks, 1);
+        return;
+    }
+    if (n < 0 && errno == EAGAIN)
+        return; /* taken with the kick before */
+    q->deaf = true;
+    if (q->watching)
+        vhb_io_unwatch(&w->io, q->watched, token(q, WATCH_KICK, q->kick_generation));
+    q->watching = false;
+}
+
 static void ready(void *context, uint64_t tok, bool still_watched)
 {
     struct vhb_worker *w = context;
@@ -145,9 +162,8 @@ static void ready(void *context, uint64_t tok, bool still_watched)
     if (kind == WATCH_DISK && generation == q->disk_generation) {
         q->watching_disk = still_watched;
     } else if (kind == WATCH_KICK && generation == q->kick_generation) {
-        eventfd_read(q->watched, &ignored);
         q->watching = still_watched;
-        count(&q->counters.kicks, 1);
+        take_kick(w, q);
     } /* else: an event of a descriptor that was replaced meanwhile */
 }
 
@@ -157,6 +173,7 @@ static void unwatch_kick(struct vhb_worker *w, struct vhb_queue *q)
         vhb_io_unwatch(&w->io, q->watched, token(q, WATCH_KICK, q->kick_generation));
     q->watching = false;
     q->watched = -1;
+    q->deaf = false;
     q->kick_generation = ++w->generation;
 }
 
@@ -178,7 +195,7 @@ static void watch(struct vhb_worker *w, struct vhb_queue *q, uint32_t state)
     int want = state == VHB_ASK_RUN ? q->kick : -1;
     if (q->watched != want)
         unwatch_kick(w, q);
-    if (want < 0 || q->watching)
+    if (want < 0 || q->watching || q->deaf)
         return;
     q->watched = want;
     q->watching = vhb_io_watch(&w->io, want, token(q, WATCH_KICK, q->kick_generation)) == 0;

@@ -1,11 +1,13 @@
 /* test_threads.c - a worker in its own thread, a driver in another, the control plane in a third,
  * and where a mailbox is, its server in a fourth.  Under TSan this is where it looks. */
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "rig.h"
@@ -308,6 +310,39 @@ static void test_events_wake_the_control_plane(void)
     rig_close(&rig);
 }
 
+static int64_t cpu_us(pthread_t thread)
+{
+    clockid_t clock;
+    struct timespec ts;
+    CHECK_EQ(pthread_getcpuclockid(thread, &clock), 0);
+    CHECK_EQ(clock_gettime(clock, &ts), 0);
+    return (int64_t)ts.tv_sec * 1000000 + ts.tv_nsec / 1000;
+}
+
+/* A kick fd that is no eventfd, and always readable, does not keep the worker awake; the next one
+ * is listened to. */
+static void test_foreign_kick_fd_is_ignored(void)
+{
+    struct rig rig;
+    rig_open(&rig, &(struct rig_config){.size = SIZE, .threaded = true});
+    int ends[2];
+    CHECK_EQ(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    CHECK_EQ(close(ends[1]), 0); /* its end is readable for ever */
+    rig_park(&rig);
+    CHECK_EQ(vhb_queue_set_kick(rig.queue, ends[0]), 0);
+    rig_run(&rig);
+    usleep(5000);
+    int64_t before = cpu_us((pthread_t)rig.thread);
+    usleep(50000);
+    CHECK(cpu_us((pthread_t)rig.thread) - before < 25000);
+    rig_park(&rig);
+    CHECK_EQ(vhb_queue_set_kick(rig.queue, rig.kick), 0);
+    rig_run(&rig);
+    CHECK_EQ(do_request(&rig, BLK_FLUSH, 0, 0, 0), BLK_OK);
+    rig_close(&rig);
+    close(ends[0]);
+}
+
 static void *run_worker(void *arg)
 {
     CHECK_EQ(vhb_worker_run(arg), 0);
@@ -332,4 +367,5 @@ static void test_worker_stops(void)
 
 CHECK_MAIN(TEST(no_kick_is_missed), TEST(control_plane_hammers), TEST(run_meets_a_sleeping_worker),
            TEST(mailbox_with_cancels), TEST(queues_come_and_go), TEST(two_workers_share_a_disk),
-           TEST(events_wake_the_control_plane), TEST(worker_stops))
+           TEST(events_wake_the_control_plane), TEST(foreign_kick_fd_is_ignored),
+           TEST(worker_stops))

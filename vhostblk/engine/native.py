@@ -208,12 +208,10 @@ class NativeQueue:
 
     def set_kick(self, fd: int | None) -> None:
         """Take over an eventfd; None: the ring is polled."""
-        if fd is not None:
-            os.set_blocking(fd, False)
         self._set_fd("kick", fd)
 
     def set_call(self, fd: int | None) -> None:
-        """Take over an eventfd; None: the driver is never called."""
+        """Take over an eventfd (made non-blocking); None: the driver is never called."""
         self._set_fd("call", fd)
 
     def set_err(self, fd: int | None) -> None:
@@ -221,6 +219,8 @@ class NativeQueue:
         self._set_fd("err", fd)
 
     def _set_fd(self, kind: str, fd: int | None) -> None:
+        if fd is not None:
+            os.set_blocking(fd, False)  # a full or foreign one must not stop the worker
         setter = getattr(_lib, f"vhb_queue_set_{kind}")
         _check(setter(self.handle, -1 if fd is None else fd), f"{kind} fd")
         old = self._fds.pop(kind, None)
