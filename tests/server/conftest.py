@@ -1,0 +1,24 @@
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from server_kit.serving import Serving, serving
+
+from vhostblk.engine.choose import EngineName
+from vhostblk.guest.pytest_plugin import vhost_user_guest
+
+__all__ = ["vhost_user_guest"]
+
+
+@pytest.fixture(params=sorted(set(get_args(EngineName)) - {"auto"}))
+def engine(request: pytest.FixtureRequest) -> EngineName:
+    """Return the name of a data plane; a test that asks for it runs once for each."""
+    name: EngineName = request.param
+    return name
+
+
+@pytest.fixture
+def server(engine: EngineName) -> Iterator[Serving]:
+    """Run a server with each data plane."""
+    with serving(engine) as running:
+        yield running
