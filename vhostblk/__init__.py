@@ -1,6 +1,7 @@
 """A vhost-user-blk back-end: virtio block devices for virtual machines, from a process."""
 
 import os
+from collections.abc import Callable
 from typing import Literal
 
 from vhostblk.disk.api import Disk, DiskInfo, Extent
@@ -23,6 +24,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     drain_seconds: float | None = None,
     socket_mode: int = 0o600,
     socket_owner: tuple[int | None, int | None] = (None, None),
+    ready: Callable[[], None] | None = None,
 ) -> None:
     """
     Serve a disk to virtual machines until SIGTERM or SIGINT; then drain, flush and return.
@@ -40,6 +42,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         drain_seconds: How long requests in flight may take when the guest stops or leaves.
         socket_mode: Permission bits of the socket.
         socket_owner: User and group of the socket, as numbers; None: whoever runs this.
+        ready: Called, in the thread that serves, once a front-end can be served.
 
     Raises:
         VhostBlkError: Something cannot be had; the text says what to do.
@@ -65,4 +68,5 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             block_size=block_size,
             drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,
         ),
+        ready=ready,
     )

@@ -49,7 +49,7 @@ def test_version_is_the_distributions(
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["sevre"], "vhostblk: No such command 'sevre'. See 'vhostblk --help'."),
+        (["frobnicate"], "vhostblk: No such command 'frobnicate'. See 'vhostblk --help'."),
         (
             ["qemu-args"],
             "vhostblk qemu-args: Missing option '--socket-path'. See 'vhostblk qemu-args --help'.",

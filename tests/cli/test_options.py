@@ -25,9 +25,9 @@ def test_owner_takes_names_and_numbers() -> None:
     """USER, USER:GROUP and :GROUP work; what is not named stays as it is."""
     user = pwd.getpwuid(os.getuid()).pw_name
     group = grp.getgrgid(os.getgid()).gr_name
-    assert options.owner(user) == options.Owner(os.getuid(), None)
-    assert options.owner(f":{group}") == options.Owner(None, os.getgid())
-    assert options.owner("12:34") == options.Owner(12, 34)
+    assert options.owner(user) == (os.getuid(), None)
+    assert options.owner(f":{group}") == (None, os.getgid())
+    assert options.owner("12:34") == (12, 34)
 
 
 @pytest.mark.parametrize(

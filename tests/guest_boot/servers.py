@@ -54,7 +54,7 @@ def vhostblk(disk: Disk, directory: Path, *options: str) -> Iterator[Path]:
     """
     socket = directory / "s"
     command = [sys.executable, "-m", "vhostblk", "serve", "--socket-path", str(socket)]
-    command += ["--queues", str(disk.queues), *options]
+    command += ["--num-queues", str(disk.queues), *options]
     command += ["--serial", disk.serial] if disk.serial else []
     command += ["--read-only"] if disk.read_only else []
     with _running([*command, str(disk.image)], socket, directory / "server.log"):

@@ -7,7 +7,9 @@ from importlib import metadata
 import click
 
 from vhostblk.cli import report
+from vhostblk.cli.demo import demo
 from vhostblk.cli.qemu_args import qemu_args
+from vhostblk.cli.serve import serve
 
 
 def version() -> str:
@@ -38,7 +40,8 @@ def vhostblk(context: click.Context, *, asked_version: bool) -> None:
         click.echo(context.get_help())
 
 
-vhostblk.add_command(qemu_args)
+for command in (serve, qemu_args, demo):
+    vhostblk.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

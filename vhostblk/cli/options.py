@@ -9,28 +9,19 @@ import grp
 import pwd
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import click
 
 MAX_QUEUES = 64
 MAX_MODE = 0o777
+Engine: TypeAlias = Literal["auto", "native", "reference"]
+Owner: TypeAlias = tuple[int | None, int | None]
+"""User and group by number; None: stays as it is."""
+
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """
-    Who owns a socket.
-
-    Args:
-        uid: User; None: stays as it is.
-        gid: Group; None: stays as it is.
-    """
-
-    uid: int | None
-    gid: int | None
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
 def parsed(
@@ -68,7 +59,7 @@ def owner(text: str) -> Owner:
         raise click.BadParameter("give USER, USER:GROUP or :GROUP.")
     uid = _number(user, lambda name: pwd.getpwnam(name).pw_uid, "user")
     gid = _number(group, lambda name: grp.getgrnam(name).gr_gid, "group")
-    return Owner(uid, gid)
+    return uid, gid
 
 
 def _number(text: str, look_up: Callable[[str], int], what: str) -> int | None:
@@ -106,3 +97,56 @@ def qemu_id(text: str) -> str:
             f"{text!r} is not an id; begin with a letter, go on with letters, digits, '-._'."
         )
     return text
+
+
+def socket(command: _F) -> _F:
+    """Give a command ``--socket-path`` and ``--fd``; see `one_socket`."""
+    path = click.option(
+        "--socket-path",
+        metavar="PATH",
+        type=click.Path(path_type=Path),
+        help="Listen here; a socket that a dead process left behind is replaced.",
+    )
+    fd = click.option(
+        "--fd",
+        metavar="FDNUM",
+        type=click.IntRange(min=0),
+        help="Take over this open socket instead, listening or connected.",
+    )
+    return path(fd(command))
+
+
+def one_socket(socket_path: Path | None, fd: int | None) -> None:
+    """
+    Check that a command was told where to serve, once.
+
+    Raises:
+        click.UsageError: Neither or both were given.
+    """
+    if (socket_path is None) == (fd is None):
+        raise click.UsageError(
+            "Give --socket-path PATH or --fd FDNUM, one of them.", click.get_current_context()
+        )
+
+
+def engine(command: _F) -> _F:
+    """Give a command ``--engine``."""
+    return click.option(
+        "--engine",
+        type=click.Choice(get_args(Engine)),
+        default="auto",
+        show_default=True,
+        help="Data plane: native is C, reference is Python, auto is native where it was built.",
+    )(command)
+
+
+def verbosity(command: _F) -> _F:
+    """Give a command ``-v`` and ``-q``, which it gets as *verbose* and *quiet*."""
+    verbose = click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Log every protocol message by name; -vv: everything.",
+    )
+    quiet = click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
+    return quiet(verbose(command))

@@ -19,6 +19,9 @@ from vhostblk.errors import VhostBlkError
 MESSAGES = "vhostblk.messages"
 """The logger of every protocol message by name, at level DEBUG."""
 
+READY = "ready for a front-end"
+"""What a server logs once it serves; whoever started it may wait for it."""
+
 _log = logging.getLogger("vhostblk")
 
 
@@ -48,6 +51,11 @@ def start_logging(verbosity: int) -> None:
     _log.setLevel(level)
     messages = logging.DEBUG if verbosity >= 1 else logging.NOTSET
     logging.getLogger(MESSAGES).setLevel(messages)
+
+
+def ready() -> None:
+    """Say that a front-end can come now."""
+    _log.info(READY)
 
 
 def _formatter() -> logging.Formatter:

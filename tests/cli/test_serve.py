@@ -1,0 +1,296 @@
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import running
+
+from vhostblk.cli import main
+from vhostblk.guest import DisconnectedError, Guest, StatusError
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Return an image file of 1 MiB."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_serve_ends_on_sigterm_with_everything_on_the_disk(image: Path, engine: str) -> None:
+    """SIGTERM while a guest is connected: status 0, its write is in the file, the socket gone."""
+    path = image.with_name("s")
+    with running.serving("--engine", engine, image, socket=path) as server:
+        with Guest.connect(path) as guest:
+            guest.write(2, b"vhostblk" * 64)
+            log = running.end(server)
+            with pytest.raises(DisconnectedError):
+                guest.frontend.get_features()
+        assert f"s: {MIB} bytes on 1 queues, {engine} engine" in log
+        assert not path.exists()
+    assert image.read_bytes()[1024:1536] == b"vhostblk" * 64
+
+
+def test_serve_ends_on_sigint_too(image: Path) -> None:
+    """Ctrl-C ends a server as cleanly as SIGTERM, without a traceback."""
+    with running.serving(image, socket=image.with_name("s")) as server:
+        Guest.connect(image.with_name("s")).close()
+        log = running.end(server, signal.SIGINT)
+    assert all(" INFO " in line for line in log.splitlines())
+
+
+def test_v_shows_every_message_by_name(image: Path) -> None:
+    """-v logs what the front-end sends, with the standard's names."""
+    with running.serving("-v", image, socket=image.with_name("s")) as server:
+        with Guest.connect(image.with_name("s")) as guest:
+            guest.stop()
+        log = running.end(server)
+    for name in (
+        "GET_FEATURES",
+        "SET_OWNER",
+        "ADD_MEM_REG",
+        "SET_VRING_KICK index=0",
+        "SET_STATUS",
+    ):
+        assert any(" DEBUG " in line and name in line for line in log.splitlines()), name
+
+
+def test_q_leaves_nothing_to_say(image: Path) -> None:
+    """-q logs warnings only, and an ordinary life has none."""
+    with running.serving("-q", image, socket=image.with_name("s")) as server:
+        Guest.connect(image.with_name("s")).close()
+        assert running.end(server) == ""
+
+
+def test_options_reach_the_device(image: Path) -> None:
+    """Serial, queues, read-only, cache and block size are what the guest finds."""
+    path = image.with_name("s")
+    options = "--serial abc --num-queues 3 --read-only --cache writethrough --block-size 4096"
+    with (
+        running.serving(*options.split(), image, socket=path) as server,
+        Guest.connect(path, queues=3) as guest,
+    ):
+        config = guest.config()
+        assert guest.get_id() == b"abc"
+        assert (guest.agreement.max_queues, config.num_queues) == (3, 3)
+        assert (config.blk_size, config.writeback) == (4096, 0)
+        with pytest.raises(StatusError):
+            guest.write(0, bytes(4096))
+        running.end(server)
+    assert image.read_bytes() == bytes(MIB)
+
+
+def test_socket_mode_and_owner_are_those_asked_for(image: Path) -> None:
+    """--socket-mode and --socket-owner decide who may connect."""
+    path = image.with_name("s")
+    owner = f"{os.getuid()}:{os.getgid()}"
+    options = ("--socket-mode", "660", "--socket-owner", owner)
+    with running.serving(*options, image, socket=path):
+        status = path.stat()
+    assert stat.S_IMODE(status.st_mode) == 0o660
+    assert (status.st_uid, status.st_gid) == (os.getuid(), os.getgid())
+
+
+def test_serve_replaces_a_dead_socket(image: Path) -> None:
+    """What a killed server left behind does not keep the next one from starting."""
+    path = image.with_name("s")
+    with running.serving(image, socket=path) as server:
+        server.kill()
+    assert path.exists()
+    words = ("-m", "vhostblk", "serve", "--socket-path", path, image)
+    server = running.start(*words, cwd=image.parent)
+    assert server.stderr is not None
+    assert "engine" in server.stderr.readline()  # the name is there already; this says it serves
+    Guest.connect(path).close()
+    running.end(server)
+
+
+def test_serve_refuses_a_live_socket(image: Path) -> None:
+    """A socket somebody serves is not taken away from them."""
+    path = image.with_name("s")
+    with running.serving(image, socket=path):
+        words = ("-m", "vhostblk", "serve", "--socket-path", path, "memory:1M")
+        assert running.outcome(*words, cwd=image.parent) == (
+            1,
+            f"vhostblk: {path} is in use by another process: end it, or choose another path\n",
+        )
+        Guest.connect(path).close()
+
+
+def test_serve_refuses_an_image_another_one_has(image: Path) -> None:
+    """The second server says who has the image, and what to do."""
+    with (
+        running.serving(image, socket=image.with_name("s")) as server,
+        Guest.connect(image.with_name("s")),
+    ):
+        words = ("-m", "vhostblk", "serve", "--socket-path", "s2", image)
+        status, line = running.outcome(*words, cwd=image.parent)
+    assert status == 1
+    assert line.startswith(f"vhostblk: {image}: in use: ")
+    assert f"(pid {server.pid}) writes to it" in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["listening", "connected"])
+def test_fd_takes_over_either_kind_of_socket(image: Path, kind: str) -> None:
+    """
+    --fd serves on a socket somebody else opened.
+
+    Spec: vhost-user, "Backend program conventions", --fd.
+    """
+    ours, theirs = socket.socketpair()
+    path = image.with_name("s")
+    if kind == "listening":
+        ours.close()
+        theirs.close()
+        theirs = socket.socket(socket.AF_UNIX)
+        theirs.bind(str(path))
+        theirs.listen()
+    fd = theirs.fileno()
+    words = ("-m", "vhostblk.cli.backend", f"--fd={fd}", f"--blk-file={image}")
+    server = running.start(*words, cwd=image.parent, pass_fds=(fd,))
+    theirs.close()
+    if kind == "listening":
+        ours = socket.socket(socket.AF_UNIX)
+        ours.connect(str(path))
+    use_and_leave(ours)
+    if kind == "listening":
+        log = running.end(server)
+    else:  # nobody else can ever come: the end of the connection is the end of the server
+        _, log = server.communicate(timeout=running.TIMEOUT_S)
+    assert server.returncode == 0
+    assert f"fd {fd}: a front-end has connected" in log
+    assert image.read_bytes()[:512] == b"\x11" * 512
+
+
+def use_and_leave(sock: socket.socket) -> None:
+    from vhostblk.guest import FrontEnd  # noqa: PLC0415
+
+    with Guest(FrontEnd.over(sock)) as guest:
+        guest.start()
+        guest.write(0, b"\x11" * 512)
+        guest.stop()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["no.img"], "no.img: no such file: create it, e.g. truncate -s 10G no.img"),
+        (["."], ".: not a regular file or block device, cannot be a disk"),
+        (
+            ["odd.img"],
+            (
+                "odd.img: its 1 bytes are not a multiple of its 512-byte blocks:"
+                " truncate -s 512 odd.img makes it so"
+            ),
+        ),
+        (
+            ["foo:x"],
+            (
+                "foo:x: no disk has the scheme 'foo' (there are file, memory, null, python);"
+                " for a file of that name write file:foo:x"
+            ),
+        ),
+        (["memory:12"], "memory:12: a disk has 512 bytes or a multiple of that, not 12"),
+        (
+            ["--cache", "none", "memory:1M"],
+            "memory:1M,cache=none: no option 'cache' for memory: (there are none)",
+        ),
+        (
+            ["--serial", "123456789012345678901", "memory:1M"],
+            "serial '123456789012345678901' is longer than 20 bytes",
+        ),
+        (["--queue-size", "3", "memory:1M"], "queue_size is a power of two up to 1024, not 3"),
+        (
+            ["--block-size", "1000", "memory:1M"],
+            "block_size is a power of two from the disk's 512 to 1048576, not 1000",
+        ),
+    ],
+)
+def test_serve_says_in_one_line_what_is_wrong(
+    words: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A disk or an option that cannot be is an error before anything is served."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.img").write_bytes(b"x")
+    assert main.main(["serve", "-q", "--socket-path", "s", *words]) == 1
+    assert capsys.readouterr() == ("", f"vhostblk: {line}\n")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("nowhere/s", "cannot listen on nowhere/s: No such file or directory"),
+        ("file", "file exists and is not a socket: choose another path"),
+        (
+            "x" * 120,
+            (
+                f"{'x' * 120}: a socket path has 107 bytes at most, not 120:"
+                " choose a directory with a shorter name, like /run"
+            ),
+        ),
+    ],
+)
+def test_serve_says_what_is_wrong_with_a_path(
+    path: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A socket that cannot be made is an error that names the path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main.main(["serve", "-q", "--socket-path", path, "memory:1M"]) == 1
+    assert capsys.readouterr() == ("", f"vhostblk: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--socket-mode", "999"],
+            "Invalid value for '--socket-mode': '999' is not a mode; give octal digits like 660.",
+        ),
+        (
+            ["--socket-owner", "no-such-user"],
+            (
+                "Invalid value for '--socket-owner': there is no user 'no-such-user'"
+                " on this machine."
+            ),
+        ),
+        (
+            ["--engine", "fast"],
+            "Invalid value for '--engine': 'fast' is not one of 'auto', 'native', 'reference'.",
+        ),
+        (["--fd", "3"], "Give --socket-path PATH or --fd FDNUM, one of them."),
+    ],
+)
+def test_serve_refuses_bad_options(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong option is a usage error: status 2, one line, where to look."""
+    assert main.main(["serve", "--socket-path", "s", *words, "memory:1M"]) == 2
+    assert capsys.readouterr() == ("", f"vhostblk serve: {line} See 'vhostblk serve --help'.\n")
+
+
+def test_fd_says_that_it_is_no_socket() -> None:
+    """A descriptor that is not a socket is named."""
+    words = [sys.executable, "-m", "vhostblk", "serve", "--fd", "0", "memory:1M"]
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "vhostblk: fd 0 is not a socket: Socket operation on non-socket\n"

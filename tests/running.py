@@ -1,0 +1,91 @@
+"""Our own programs in processes of their own, as a person or a manager starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 20.0
+
+
+def start(
+    *arguments: str | Path,
+    cwd: Path,
+    pass_fds: Sequence[int] = (),
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """
+    Start Python with *arguments*, in *cwd*, its stderr a pipe.
+
+    The package is this tree's, wherever *cwd* is.
+    """
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
+        stderr=subprocess.PIPE,
+        pass_fds=pass_fds,
+        text=True,
+    )
+
+
+def wait_for_socket(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until *path* listens, without connecting: that would be taken for the front-end."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_listening(path):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"nobody listens at {path}"
+        time.sleep(0.005)
+
+
+def is_listening(path: Path) -> bool:
+    """
+    Look a socket up in the kernel's table.
+
+    Source: Linux, net/unix/af_unix.c, unix_seq_show: flags 10000 are those of a listening socket.
+    """
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(row[3] == "00010000" and row[-1] == str(path) for row in sockets)
+
+
+def end(process: subprocess.Popen[str], sig: signal.Signals = signal.SIGTERM) -> str:
+    """
+    End a server as an operator does.
+
+    Returns:
+        Its log; the exit status was 0 and nothing went wrong inside.
+    """
+    process.send_signal(sig)
+    _, log = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, log
+    assert "Traceback" not in log, log
+    return log
+
+
+def outcome(*arguments: str | Path, cwd: Path) -> tuple[int, str]:
+    """Run something to its own end; return its exit status and stderr."""
+    process = start(*arguments, cwd=cwd)
+    _, log = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, log
+
+
+@contextmanager
+def serving(
+    *arguments: str | Path, socket: Path, pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``vhostblk serve --socket-path`` *socket* with *arguments* around something."""
+    words = ("-m", "vhostblk", "serve", "--socket-path", socket, *arguments)
+    process = start(*words, cwd=socket.parent, pass_fds=pass_fds)
+    try:
+        wait_for_socket(socket, process)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()

@@ -1,0 +1,119 @@
+"""``vhostblk serve``: one disk on one socket, until SIGTERM."""
+
+from pathlib import Path
+
+import click
+
+import vhostblk
+from vhostblk.cli import disks, options, report
+from vhostblk.disk.file import CacheMode
+from vhostblk.disk.grammar import parse
+
+
+@click.command("serve", short_help="Serve a disk until SIGTERM.")
+@click.argument("disk")
+@options.socket
+@click.option(
+    "--socket-mode",
+    metavar="MODE",
+    default="600",
+    show_default=True,
+    callback=options.parsed(options.mode),
+    help="Permission bits of the socket.",
+)
+@click.option(
+    "--socket-owner",
+    metavar="USER[:GROUP]",
+    callback=options.parsed(options.owner),
+    help="Owner of the socket, by name or number.",
+)
+@click.option("--serial", default="", help="What the guest reads as its serial; 20 bytes at most.")
+@click.option(
+    "--num-queues",
+    type=click.IntRange(1, options.MAX_QUEUES),
+    default=1,
+    show_default=True,
+    help="Virtqueues offered; QEMU may use fewer.",
+)
+@click.option(
+    "--queue-size",
+    type=int,
+    default=1024,
+    show_default=True,
+    help="Descriptors a ring may have; a power of two.",
+)
+@click.option("--read-only", is_flag=True, help="Refuse writes of every kind.")
+@click.option(
+    "--cache",
+    type=click.Choice([mode.value for mode in CacheMode]),
+    help="Host cache of a file, with QEMU's meanings.  [default: writeback]",
+)
+@click.option(
+    "--block-size",
+    type=int,
+    default=0,
+    metavar="BYTES",
+    help="What the guest's requests are a multiple of.  [default: what the disk says]",
+)
+@options.engine
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long a stop waits for requests in flight before it fails them.  [default: 20]",
+)
+@options.verbosity
+def serve(
+    *,
+    disk: str,
+    socket_path: Path | None,
+    fd: int | None,
+    socket_mode: int,
+    socket_owner: options.Owner | None,
+    serial: str,
+    num_queues: int,
+    queue_size: int,
+    read_only: bool,
+    cache: str | None,
+    block_size: int,
+    engine: options.Engine,
+    drain_timeout: float | None,
+    verbose: int,
+    quiet: bool,
+) -> None:
+    """
+    Serve DISK to one front-end at a time, until SIGTERM.
+
+    DISK is a path, or a scheme, a colon and what it wants, with options behind
+    commas (a comma in a name is written twice):
+
+    \b
+      disk.img, /dev/sdb       a raw image file or a block device
+      file:PATH,cache=none     the same, with options
+      memory:4G                memory, allocated as it is written
+      null:4G                  nothing: reads give zeroes, writes are forgotten
+      python:module:Class,...  a Python class, with its arguments
+
+    \b
+    Examples:
+      vhostblk serve --socket-path /run/vm0.sock disk.img
+      vhostblk serve --socket-path /run/vm0.sock --num-queues 4 --cache none disk.img
+      vhostblk serve --socket-path /run/vm0.sock --serial scratch memory:4G
+    """  # noqa: D301 - \b keeps click from joining lines
+    options.one_socket(socket_path, fd)
+    report.start_logging(-1 if quiet else verbose)
+    vhostblk.serve(
+        disks.make_disk(parse(disk), cache=cache, read_only=read_only),
+        socket_path,
+        fd=fd,
+        engine=engine,
+        serial=serial,
+        num_queues=num_queues,
+        queue_size=queue_size,
+        read_only=read_only,
+        block_size=block_size,
+        drain_seconds=drain_timeout,
+        socket_mode=socket_mode,
+        socket_owner=socket_owner or (None, None),
+        ready=report.ready,
+    )
