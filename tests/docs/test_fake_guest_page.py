@@ -1,0 +1,64 @@
+"""
+The excerpts of the fake guest's how-to run, against ``vhostblk serve``.
+
+An excerpt that defines tests is run by pytest.  Another one finds the names a reader would have:
+``path``, ``payload``, what the excerpts before it imported and, where it connects to nothing
+itself, a ``guest`` with four queues.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import running
+
+from vhostblk.guest import Guest, GuestMemory, slots_layout
+
+PAGE = running.ROOT / "docs/how-to/test-with-the-fake-guest.md"
+EXCERPTS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+MORE_IMPORTS = "from vhostblk.guest.hostile import flicker\n"
+NUMBERS = range(len(EXCERPTS))
+CONFTEST = """\
+import types, pytest
+
+@pytest.fixture
+def my_backend():
+    return types.SimpleNamespace(socket_path={path!r})
+"""
+
+
+def imports_before(number: int) -> str:
+    shown = "\n".join(EXCERPTS[:number])
+    return "".join(re.findall(r"^(?:import|from) .*\n", shown, re.MULTILINE))
+
+
+@pytest.mark.parametrize("number", [n for n in NUMBERS if "def test_" not in EXCERPTS[n]])
+def test_excerpt_runs(number: int, tmp_path: Path) -> None:
+    """Each excerpt works with the names a reader would have."""
+    text, path = EXCERPTS[number], tmp_path / "s"
+    names: dict[str, object] = {"path": path, "payload": bytes(4096)}
+    names |= {"good": bytes(4), "bad": bytes(4)}
+    with running.serving("--num-queues", "4", "memory:1M", socket=path) as server:
+        exec(imports_before(number) + MORE_IMPORTS, names)
+        if "connect(" in text:
+            exec(text, names)
+        else:
+            with (
+                GuestMemory(slots_layout(4, 16 << 20)) as memory,
+                Guest.connect(path, queues=4, memory=memory) as guest,
+            ):
+                names |= {"guest": guest, "header_gpa": memory.allocate(16)}
+                exec(text, names)
+        running.end(server)
+
+
+@pytest.mark.parametrize("number", [n for n in NUMBERS if "def test_" in EXCERPTS[n]])
+def test_excerpt_passes(number: int, tmp_path: Path) -> None:
+    """The tests the page shows pass."""
+    path = tmp_path / "s"
+    (tmp_path / "conftest.py").write_text(CONFTEST.format(path=str(path)))
+    (tmp_path / "test_shown.py").write_text(imports_before(number) + EXCERPTS[number])
+    with running.serving("--num-queues", "2", "memory:1M", socket=path) as server:
+        words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shown.py")
+        assert running.outcome(*words, cwd=tmp_path)[0] == 0
+        running.end(server)

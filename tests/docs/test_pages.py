@@ -1,0 +1,73 @@
+"""The pages themselves: what they link to is there, and their commands are real commands."""
+
+import grp
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from vhostblk.cli import backend, backend_command, main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`[^`]+`")
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+PROGRAMS = {"vhostblk": main.main, "vhostblk-backend": backend.main}
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> Iterator[str]:
+    for language, text in FENCE.findall(page.read_text()):
+        if language in languages:
+            yield text
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Every line of a block that is a call of one of our programs, split into words."""
+    for block in blocks(page, "", "console", "sh"):
+        for line in block.splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words and words[0] in PROGRAMS:
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_inside_leads_somewhere(page: Path) -> None:
+    """A relative link names a file that is there."""
+    prose = CODE.sub("", FENCE.sub("", page.read_text()))
+    links = [link for link in LINK.findall(prose) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_can_be_typed(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments of each vhostblk command shown are ones the program takes."""
+    monkeypatch.setattr(grp, "getgrnam", lambda _name: grp.getgrgid(0))
+    for program, *words in commands(page):
+        command = backend_command.backend if program == "vhostblk-backend" else main.vhostblk
+        if words[0] in main.vhostblk.commands:
+            command = main.vhostblk.commands[words.pop(0)]
+        answers = {"--help", "--print-capabilities"} & {*words}
+        with command.make_context(program, words, resilient_parsing=bool(answers)):
+            pass
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_printed_answer_is_what_is_printed(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a page shows a command's output on the next line, that is its output."""
+    for block in blocks(page, "console"):
+        lines = [*block.splitlines(), "$"]
+        for line, answer in pairwise(lines):
+            program, *words = shlex.split(line.removeprefix("$ "), comments=True) or [""]
+            if line.startswith("$ ") and program in PROGRAMS and not answer.startswith("$"):
+                assert PROGRAMS[program](words) == 0
+                assert capsys.readouterr().out == answer + "\n"
