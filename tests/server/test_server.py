@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from server_kit.disks import SIZE, Failing, Keeper, Ram, Slow, Stuck
-from server_kit.left import mappings, open_fds, threads
+from server_kit.left import fake_guests, open_fds, threads
 from server_kit.serving import Serving, names, serving, until
 
 from vhostblk.disk.file import File
@@ -97,13 +97,13 @@ def test_memory_comes_and_goes_while_requests_run(
 ) -> None:
     """A plugged region holds buffers at once; unplugged, its mapping is gone and I/O goes on."""
     guest = vhost_user_guest(server.add(Memory(SIZE)), timeout=5)
-    before = mappings()
+    before = fake_guests()
     plugged = Region(1 << 32, 1 << 20)
     guest.add_region(plugged)
     guest.write(0, X)
-    assert mappings() == before + 2  # the guest's and ours
+    assert fake_guests() == before + 2  # the guest's and ours
     guest.remove_region(plugged.gpa)
-    assert mappings() == before
+    assert fake_guests() == before
     assert guest.read(0, 4096) == X
 
 
@@ -180,7 +180,7 @@ def test_a_disk_that_keeps_a_view_breaks_its_queue(
     caplog.set_level("INFO")
     monkeypatch.setattr(device, "EXHUME_SECONDS", 0.02)
     disk = Keeper()
-    before = mappings()
+    before = fake_guests()
     guest = vhost_user_guest(server.add(disk, num_queues=2), queues=2)
     with pytest.raises((BrokenQueueError, StatusError)):
         guest.read(0, 4096, queue=0)
@@ -192,9 +192,9 @@ def test_a_disk_that_keeps_a_view_breaks_its_queue(
     assert "kept guest memory" in caplog.text
     assert "queue 0 is broken: disk kept a view of guest memory" in caplog.text
     assert until(lambda: "the front-end is gone" in caplog.text)
-    assert mappings() == before + 1
+    assert fake_guests() == before + 1
     disk.kept.clear()
-    assert until(lambda: mappings() == before)
+    assert until(lambda: fake_guests() == before)
 
 
 def test_one_front_end_at_a_time_and_the_next_waits(
@@ -259,10 +259,11 @@ def test_a_front_end_killed_with_requests_in_flight_leaves_nothing(
     """Descriptors, threads and mappings are what they were, and the next front-end is served."""
     slow = Slow()
     path = server.add(slow, num_queues=2)
+    none = fake_guests()
     vhost_user_guest(path, queues=2).close()  # workers are made at the first use
     served = server.devices[0]
-    assert until(lambda: mappings() == 0)  # the last thing to go
-    before = (open_fds(), threads(), mappings())
+    assert until(lambda: fake_guests() == none)  # the last thing to go
+    before = (open_fds(), threads(), fake_guests())
     guest = vhost_user_guest(path, queues=2)
     slow.set(free=False)
     for queue in (0, 1):
@@ -273,7 +274,7 @@ def test_a_front_end_killed_with_requests_in_flight_leaves_nothing(
     slow.set(free=True)
     with Guest.connect(path) as after:
         assert after.read(0, 512) == X[:512]
-    assert until(lambda: (open_fds(), threads(), mappings()) == before)
+    assert until(lambda: (open_fds(), threads(), fake_guests()) == before)
     assert server.ask(served.dead) == 0
 
 
@@ -281,6 +282,7 @@ def _rounds(engine: EngineName, rounds: int) -> None:
     with serving(engine) as server:
         path = server.add(Ram(), num_queues=2)
         kept = GuestMemory()
+        alone = fake_guests()
         left = (0, 0, 0)
         for number in range(rounds):
             with Guest.connect(path, queues=2, memory=kept) as guest:
@@ -288,9 +290,9 @@ def _rounds(engine: EngineName, rounds: int) -> None:
                 guest.submit(Request.read(0, 4096), queue=1)
             if number == 1:
                 Guest.connect(path, memory=kept).close()
-                assert until(lambda: mappings() == 1)
-                left = (open_fds(), threads(), mappings())
-        assert until(lambda: (open_fds(), threads(), mappings()) == left)
+                assert until(lambda: fake_guests() == alone)
+                left = (open_fds(), threads(), fake_guests())
+        assert until(lambda: (open_fds(), threads(), fake_guests()) == left)
         kept.close()
 
 

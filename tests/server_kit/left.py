@@ -9,9 +9,14 @@ def open_fds() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def mappings() -> int:
-    """Return how many mappings of guest memory there are."""
-    return Path("/proc/self/maps").read_text().count("memfd:")
+def mappings(name: str = "guest") -> int:
+    """Return how many mappings of guest memory there are: of a memfd of this name."""
+    return Path("/proc/self/maps").read_text().count(f"memfd:{name} ")
+
+
+def fake_guests() -> int:
+    """Return how many mappings of a fake guest's memory there are, its own included."""
+    return mappings("fake-guest")
 
 
 def threads() -> int:
