@@ -82,6 +82,13 @@ struct vhb_queue {
     struct vhb_counters counters;
 };
 
+/* Twice the descriptors: every request in flight can be cancelled, its head then goes back
+ * through a second slot.  Untouched slots cost address space only. */
+static inline uint32_t slot_count(const struct vhb_queue *queue)
+{
+    return 2 * queue->max_size;
+}
+
 /* ---- ring formats: split.c ---- */
 
 /* Take the next chain into *req* (head, vec, n_readable, n_writable, status, bad).
@@ -96,7 +103,7 @@ void vhb_split_quiet(struct vhb_queue *queue);
 /* Read the used index from the ring; part of taking a ring over. */
 void vhb_split_load(struct vhb_queue *queue);
 
-/* ---- queue.c ---- */
+/* ---- visit.c ---- */
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */
 int vhb_break(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);

@@ -1,0 +1,251 @@
+/* visit.c - a virtqueue as its worker sees it: one visit takes completions, new requests and what
+ * the control plane asked for.
+ *
+ * Read worker.c for when that is, queue.c for the other side. */
+#include <errno.h>
+#include <sys/eventfd.h>
+
+#include "io.h"
+#include "vq.h"
+
+enum { BUDGET = 64 /* requests taken in one visit, so that queues share a worker fairly */ };
+
+void vhb_queue_post(struct vhb_queue *q, uint32_t event)
+{
+    struct vhb_worker *worker = q->worker; /* q may be freed behind VHB_DETACHED */
+    __atomic_fetch_or(&q->events, event, __ATOMIC_ACQ_REL); /* pair: events */
+    vhb_worker_notify(worker);
+}
+
+static void signal_fd(int fd)
+{
+    if (fd >= 0)
+        eventfd_write(fd, 1);
+}
+
+int vhb_break(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint64_t value)
+{
+    if (!q->broken) {
+        q->broken = true;
+        if (vhb_fault_seen() != q->lost) { /* what looks wrong is a page of zeroes */
+            reason = VHB_MEMORY_GONE;
+            value = 0;
+        }
+        q->fault = (struct vhb_fault){.reason = reason, .index = index, .value = value};
+        signal_fd(q->err);
+        vhb_queue_post(q, VHB_BROKEN);
+    }
+    return -EPROTO;
+}
+
+void vhb_doom(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint64_t value)
+{
+    if (q->doom.reason == VHB_OK)
+        q->doom = (struct vhb_fault){.reason = reason, .index = index, .value = value};
+}
+
+static void meet_doom(struct vhb_queue *q)
+{
+    if (q->doom.reason == VHB_OK)
+        return;
+    vhb_break(q, q->doom.reason, q->doom.index, q->doom.value);
+    q->doom = (struct vhb_fault){0};
+}
+
+static void call_driver(struct vhb_queue *q)
+{
+    if (q->call < 0)
+        return;
+    signal_fd(q->call);
+    count(&q->counters.calls, 1);
+}
+
+/* Publish what is done.  A broken ring gets nothing more: its slots are simply free again. */
+static int push_done(struct vhb_queue *q)
+{
+    if (q->broken) {
+        struct vhb_req *next;
+        for (struct vhb_req *req = q->done; req; req = next) {
+            next = req->next;
+            vhb_req_release(req);
+        }
+        q->done = NULL;
+        q->done_tail = &q->done;
+        return 0;
+    }
+    int n = vhb_split_push(q);
+    if (n && vhb_split_should_call(q))
+        call_driver(q);
+    return n;
+}
+
+struct vhb_req *vhb_slot_peek(struct vhb_queue *q)
+{
+    uint16_t tag = q->free_slots[q->n_free - 1];
+    struct vhb_req *req = &q->slots[tag];
+    req->queue = q;
+    req->tag = tag;
+    return req;
+}
+
+static bool has_slot(const struct vhb_queue *q)
+{
+    /* One for the request, and one for each that may have to be cancelled. */
+    return q->n_free >= q->in_flight + 2 && !q->starved;
+}
+
+static int pop_some(struct vhb_queue *q, struct vhb_io *io)
+{
+    int n = 0;
+    while (n < BUDGET && !q->broken && has_slot(q)) {
+        struct vhb_req *req = vhb_slot_peek(q);
+        int r = vhb_split_pop(q, req);
+        q->starved = r == -EAGAIN;
+        if (r <= 0)
+            break;
+        q->n_free--;
+        n++;
+        vhb_blk_start(q, req, io);
+    }
+    return n;
+}
+
+static void retry_held(struct vhb_queue *q, struct vhb_io *io)
+{
+    struct vhb_req *req = q->held, *next;
+    q->held = NULL;
+    for (; req; req = next) {
+        next = req->next;
+        vhb_blk_submit(req, io);
+    }
+}
+
+/* Everything still under way ends with IOERR now; what the disk has of it is dead. */
+static void cancel_all(struct vhb_queue *q, struct vhb_io *io)
+{
+    q->held = NULL;
+    for (uint32_t i = 0; i < slot_count(q) && q->in_flight; i++) {
+        struct vhb_req *req = &q->slots[i];
+        if (req->state != VHB_REQ_LIVE)
+            continue;
+        bool with_disk = !req->held;
+        vhb_blk_abandon(req);
+        if (with_disk && q->disk->ops->cancel)
+            q->disk->ops->cancel(q->disk, req, io);
+    }
+}
+
+/* Give the ring back, unless something else was asked meanwhile. */
+static void give(struct vhb_queue *q, uint32_t ask, uint32_t event)
+{
+    uint32_t expected = ask;
+    if (__atomic_compare_exchange_n(&q->state, &expected, ask | VHB_OWNED_BY_CONTROL, false,
+                                    __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE)) /* pair: state */
+        vhb_queue_post(q, event);
+}
+
+/* Do what the control plane asked, if its time has come. */
+static void answer(struct vhb_queue *q, uint32_t ask)
+{
+    bool idle = q->in_flight == 0 && !q->done;
+    if (ask == VHB_ASK_PARK)
+        give(q, ask, VHB_PARKED);
+    else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle)
+        give(q, ask, VHB_DRAINED);
+}
+
+static void check_memory(struct vhb_queue *q)
+{
+    if (vhb_fault_seen() == q->lost)
+        return;
+    count(&q->counters.faults, 1);
+    vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+}
+
+/* What a ring that was handed over needs once. */
+static void take_over(struct vhb_queue *q)
+{
+    if (!q->loaded)
+        vhb_split_load(q);
+    q->loaded = true;
+    if (q->greet)
+        call_driver(q);
+    q->greet = false;
+}
+
+int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
+{
+    q->served = ask;
+    int n = q->disk->ops->reap ? q->disk->ops->reap(q->disk, false) : 0;
+    if (q->held)
+        retry_held(q, io);
+    if (ask & VHB_OWNED_BY_CONTROL)
+        return n;
+
+    q->lost = vhb_fault_seen();
+    if (ask == VHB_ASK_RUN)
+        take_over(q);
+    if (ask == VHB_ASK_RUN && q->enabled)
+        n += pop_some(q, io);
+    if (ask == VHB_ASK_CANCEL && !q->cancelled)
+        cancel_all(q, io);
+    q->cancelled = ask == VHB_ASK_CANCEL;
+    n += push_done(q);
+    store_relaxed(&q->counters.in_flight, q->in_flight);
+    check_memory(q);
+    meet_doom(q);
+    answer(q, ask);
+    return n;
+}
+
+/* Touching the ring outside a visit: memory that is lost there breaks the queue at the next one. */
+static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
+{
+    if (vhb_fault_seen() != lost)
+        vhb_doom(q, VHB_MEMORY_GONE, q->next_avail, 0);
+}
+
+static bool may_pop(struct vhb_queue *q)
+{
+    if (!q->enabled || q->broken)
+        return false;
+    uint32_t lost = vhb_fault_seen();
+    bool more = vhb_split_arm(q);
+    doom_if_lost(q, lost);
+    return more && has_slot(q);
+}
+
+void vhb_queue_quiet(struct vhb_queue *q)
+{
+    bool running = q->served == VHB_ASK_RUN && load_acquire(&q->state) == VHB_ASK_RUN;
+    if (!running || !q->enabled || q->broken || q->quiet)
+        return;
+    uint32_t lost = vhb_fault_seen();
+    vhb_split_quiet(q);
+    doom_if_lost(q, lost);
+}
+
+bool vhb_queue_wants_visit(struct vhb_queue *q)
+{
+    if (q->disk->ops->reap && q->disk->ops->reap(q->disk, true))
+        return true;
+    uint32_t ask = load_acquire(&q->state); /* pair: state */
+    if (ask & VHB_OWNED_BY_CONTROL)
+        return false;
+    if (ask != q->served) /* asked behind the last visit, by somebody who saw us awake */
+        return true;
+    switch (ask) {
+    case VHB_ASK_RUN:
+        return q->done || may_pop(q) || q->doom.reason != VHB_OK;
+    case VHB_ASK_PARK:
+        return true;
+    case VHB_ASK_DRAIN:
+        return q->done || q->in_flight == 0;
+    case VHB_ASK_CANCEL:
+        return q->done || q->in_flight == 0 || !q->cancelled;
+    case VHB_ASK_DETACH:
+        return q->dead == 0;
+    default:
+        return false; /* the control plane's */
+    }
+}
