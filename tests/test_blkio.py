@@ -1,4 +1,4 @@
-"""libblkio, which nobody here wrote, against the whole server; the fake guest and the file agree."""
+"""libblkio, which nobody here wrote, against the whole server; guest and file agree with it."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -76,7 +76,10 @@ def test_blkio_zeroes_and_discards(serve: Serve, image: Path) -> None:
         blkio.discard(2 << 20, 1 << 20)
         blkio.write(0, pattern(3, 512), flags=REQ_FUA)
         assert blkio.read(0, 16384) == (
-            pattern(3, 512) + pattern(0, SIZE)[512:4096] + bytes(8192) + pattern(0, SIZE)[12288:16384]
+            pattern(3, 512)
+            + pattern(0, SIZE)[512:4096]
+            + bytes(8192)
+            + pattern(0, SIZE)[12288:16384]
         )
         assert blkio.read(1 << 20, 4096) == bytes(4096)
         assert blkio.read(2 << 20, 1 << 20) == bytes(1 << 20)

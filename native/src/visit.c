@@ -190,10 +190,10 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
         cancel_all(q, io);
     q->cancelled = ask == VHB_ASK_CANCEL;
+    meet_doom(q); /* before the push: a broken ring gets nothing more */
     n += push_done(q);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     check_memory(q);
-    meet_doom(q);
     answer(q, ask);
     return n;
 }

@@ -4,9 +4,11 @@ import pytest
 from engine.driver import Lane
 from engine.harness import Rig, SteppedEngine
 
+from vhostblk.engine.native import NativeEngine
 from vhostblk.engine.reference.engine import ReferenceEngine
 
 ENGINES: dict[str, Callable[[], SteppedEngine]] = {
+    "native": lambda: NativeEngine(threaded=False),
     "reference": lambda: ReferenceEngine(threaded=False),
 }
 """Every test that asks for a rig runs once for each."""

@@ -57,7 +57,7 @@ def _make(kind: str, new: Any, *args: object) -> Any:
 class _Worker:
     """A thread inside ``vhb_worker_run`` and the events of its queues."""
 
-    def __init__(self, index: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, index: int, loop: asyncio.AbstractEventLoop, *, threaded: bool) -> None:
         config = _ffi.new("struct vhb_worker_config *", {"spin_us": SPIN_US})
         self.handle = _make("worker", _lib.vhb_worker_new, config)
         self.queues: set[NativeQueue] = set()
@@ -72,7 +72,8 @@ class _Worker:
         self._thread = threading.Thread(
             target=_lib.vhb_worker_run, args=(self.handle,), name=f"vhb-worker-{index}", daemon=True
         )
-        self._thread.start()
+        if threaded:
+            self._thread.start()
 
     def _on_events(self) -> None:
         os.read(self._event_fd, 8)
@@ -83,7 +84,8 @@ class _Worker:
         """End the thread; a worker whose disk never answered is left to the process's end."""
         self._loop.remove_reader(self._event_fd)
         _lib.vhb_worker_stop(self.handle)
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
         if _lib.vhb_worker_free(self.handle) < 0:
             _log.error("a disk still holds requests: its worker cannot be freed")
 
@@ -390,10 +392,17 @@ class NativeDevice:
 
 
 class NativeEngine:
-    """`Engine`: workers, made as queues need them, one per queue up to the number of CPUs."""
+    """
+    `Engine`: workers, made as queues need them, one per queue up to the number of CPUs.
 
-    def __init__(self, workers: int | None = None) -> None:
+    Args:
+        workers: How many at most; None: as many as there are CPUs.
+        threaded: Each works on a thread of its own; without it only `step` works.
+    """
+
+    def __init__(self, workers: int | None = None, *, threaded: bool = True) -> None:
         self._limit = workers or len(os.sched_getaffinity(0))
+        self._threaded = threaded
         self._workers: list[_Worker] = []
         _check(_lib.vhb_fault_install(), "SIGBUS handler")
 
@@ -423,8 +432,13 @@ class NativeEngine:
     def worker(self, index: int) -> _Worker:
         """Return the worker for a queue of this index."""
         while len(self._workers) <= index % self._limit:
-            self._workers.append(_Worker(len(self._workers), asyncio.get_running_loop()))
+            loop = asyncio.get_running_loop()
+            self._workers.append(_Worker(len(self._workers), loop, threaded=self._threaded))
         return self._workers[index % self._limit]
+
+    def step(self) -> int:
+        """Make one pass of every worker that never blocks; how much was done."""
+        return sum(_check(_lib.vhb_worker_step(worker.handle), "step") for worker in self._workers)
 
     async def close(self) -> None:
         """End the workers."""
