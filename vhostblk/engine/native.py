@@ -97,6 +97,7 @@ class NativeMailbox:
         self.handle = _make("mailbox", _lib.vhb_mailbox_new, slots)
         self.disk = _lib.vhb_mailbox_disk(self.handle)
         self._jobs = _ffi.new("struct vhb_job[]", TAKE)
+        self._closed = False
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while jobs wait."""
@@ -104,20 +105,28 @@ class NativeMailbox:
 
     def take(self) -> list[Job]:
         """Return the jobs that wait."""
+        if self._closed:
+            return []
         n = _lib.vhb_mailbox_take(self.handle, self._jobs, TAKE)
         return [_job(self._jobs[i]) for i in range(n)]
 
     def complete(self, tag: int, errno: int) -> None:
         """End a job."""
-        _check(_lib.vhb_mailbox_complete(self.handle, tag, -errno), "complete")
+        _check_tag(-1 if self._closed else _lib.vhb_mailbox_complete(self.handle, tag, -errno), tag)
 
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept."""
-        _check(_lib.vhb_mailbox_break(self.handle, tag), "break")
+        _check_tag(-1 if self._closed else _lib.vhb_mailbox_break(self.handle, tag), tag)
 
-    def close(self) -> bool:
-        """Free the box; False while its queue still uses it."""
-        return cast("int", _lib.vhb_mailbox_free(self.handle)) == 0
+    def close(self) -> None:
+        """Free the box, whose queue was freed; nothing waits in it from then on."""
+        self._closed = True
+        _check(_lib.vhb_mailbox_free(self.handle), "mailbox")
+
+
+def _check_tag(result: int, tag: int) -> None:
+    if result < 0:
+        raise ValueError(f"no job has the tag {tag:#x}, or it was ended before")
 
 
 def _job(job: Any) -> Job:
@@ -170,7 +179,7 @@ class NativeQueue:
         self._on_broken = on_broken
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._fds: dict[str, int] = {}
-        self._old_fds: list[int] = []
+        self._old_kicks: list[int] = []
         worker.queues.add(self)
 
     @property
@@ -226,8 +235,10 @@ class NativeQueue:
         setter = getattr(_lib, f"vhb_queue_set_{kind}")
         _check(setter(self.handle, -1 if fd is None else fd), f"{kind} fd")
         old = self._fds.pop(kind, None)
-        if old is not None:
-            self._old_fds.append(old)  # the worker may still watch it until its next answer
+        if old is not None and kind == "kick":
+            self._old_kicks.append(old)  # the worker may still watch it until its next answer
+        elif old is not None:
+            os.close(old)
         if fd is not None:
             self._fds[kind] = fd
 
@@ -298,8 +309,8 @@ class NativeQueue:
     def on_events(self, events: int) -> None:
         """Hand out what the worker posted; on the control thread."""
         if events & (_lib.VHB_PARKED | _lib.VHB_DRAINED) and self._ours():
-            while self._old_fds:
-                os.close(self._old_fds.pop())
+            while self._old_kicks:
+                os.close(self._old_kicks.pop())
             self._resolve(events)
         if events & _lib.VHB_DETACHED:
             self._resolve(_lib.VHB_DETACHED)
@@ -342,7 +353,7 @@ class NativeQueue:
         await self._event(_lib.VHB_DETACHED)
         self._worker.queues.discard(self)
         self._device.forget(self)
-        for fd in (*self._fds.values(), *self._old_fds):
+        for fd in (*self._fds.values(), *self._old_kicks):
             os.close(fd)
         _check(_lib.vhb_queue_free(self.handle), "free")
         if self._mailbox is not None:
