@@ -177,6 +177,7 @@ class NativeQueue:
         self._worker = worker
         self._device = device
         self._on_broken = on_broken
+        self._closed = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._fds: dict[str, int] = {}
         self._old_kicks: list[int] = []
@@ -341,6 +342,9 @@ class NativeQueue:
 
     async def close(self) -> None:
         """Forget the ring and close its eventfds; waits for dead requests in the background."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._ours():
             await self.drained(seconds=0)
         _check(_lib.vhb_queue_detach(self.handle), "detach")
