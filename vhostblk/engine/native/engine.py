@@ -1,0 +1,129 @@
+"""Workers and what the queues of one disk share."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+from vhostblk.disk.api import Disk, NativeDisk, NativeFile, NativeMemory, NativeNull, NativeSpec
+from vhostblk.engine.native.core import check, ffi, lib, make
+from vhostblk.engine.native.queue import NativeQueue
+from vhostblk.engine.native.worker import Worker
+from vhostblk.spec.virtio_ring import F_EVENT_IDX, F_INDIRECT_DESC
+
+_log = logging.getLogger(__name__)
+
+
+def _native_disk(spec: NativeSpec) -> Any:
+    """Make the C disk for a disk that needs no Python."""
+    match spec:
+        case NativeFile():
+            flags = (lib.VHB_FILE_DIRECT if spec.direct else 0) | (
+                lib.VHB_FILE_BLOCK_DEVICE if spec.block_device else 0
+            )
+            aligns = spec.mem_align, spec.offset_align
+            return make("disk", lib.vhb_disk_file_new, spec.fd, flags, *aligns)
+        case NativeMemory():
+            host = ffi.cast("void *", spec.address)
+            return make("disk", lib.vhb_disk_memory_new, host, spec.size)
+        case NativeNull():
+            return make("disk", lib.vhb_disk_null_new, spec.zero)
+
+
+class NativeDevice:
+    """`DeviceEngine`: what the queues of one disk share."""
+
+    def __init__(self, engine: "NativeEngine", disk: Disk) -> None:
+        self._engine = engine
+        native = getattr(disk, "native", None)
+        self.disk = None if native is None else _native_disk(cast("NativeDisk", disk).native())
+        self.graveyard = make("graveyard", lib.vhb_graveyard_new)
+        self._queues: set[NativeQueue] = set()
+        self._late: set[asyncio.Future[None]] = set()
+
+    def queue(self, index: int, *, on_broken: Callable[[], None]) -> NativeQueue:
+        """Make a queue on the worker its index falls to."""
+        queue = NativeQueue(self._engine.worker(index), self, on_broken)
+        self._queues.add(queue)
+        return queue
+
+    def forget(self, queue: NativeQueue) -> None:
+        """Drop a queue that was freed."""
+        self._queues.discard(queue)
+
+    def wait_for_dead(self, freed: asyncio.Future[None]) -> None:
+        """Let a closed queue wait for its dead requests in the background."""
+        self._late.add(freed)
+        freed.add_done_callback(self._late.discard)
+
+    def dead(self) -> int:
+        """Return how many cancelled requests are still with the disk."""
+        return sum(queue.counters().dead for queue in self._queues)
+
+    async def close(self) -> None:
+        """Let go of the disk; what dead requests still use is left to the process's end."""
+        if self._late:
+            _log.error("%d cancelled requests never came back from the disk", self.dead())
+            for freed in self._late:
+                freed.cancel()
+            return
+        if self.disk is not None:
+            check(lib.vhb_disk_free(self.disk), "disk")
+        check(lib.vhb_graveyard_free(self.graveyard), "graveyard")
+
+
+class NativeEngine:
+    """
+    `Engine`: workers, made as queues need them, one per queue up to the number of CPUs.
+
+    Args:
+        workers: How many at most; None: as many as there are CPUs.
+        threaded: Each works on a thread of its own; without it only `step` works.
+    """
+
+    def __init__(self, workers: int | None = None, *, threaded: bool = True) -> None:
+        self._limit = workers or len(os.sched_getaffinity(0))
+        self._threaded = threaded
+        self._workers: list[Worker] = []
+        check(lib.vhb_fault_install(), "SIGBUS handler")
+
+    @property
+    def name(self) -> str:
+        """``native``."""
+        return "native"
+
+    @property
+    def ring_features(self) -> int:
+        """Ring feature bits it can."""
+        return F_INDIRECT_DESC | F_EVENT_IDX
+
+    def device(self, disk: Disk) -> NativeDevice:
+        """Get ready to serve an open *disk*."""
+        return NativeDevice(self, disk)
+
+    def guard(self, host: int, length: int, page: int) -> Callable[[], None]:
+        """Survive guest memory that vanishes under a mapping."""
+        slot = check(lib.vhb_fault_watch(ffi.cast("void *", host), length, page), "guard")
+
+        def end() -> None:
+            check(lib.vhb_fault_unwatch(slot), "guard")
+
+        return end
+
+    def worker(self, index: int) -> Worker:
+        """Return the worker for a queue of this index."""
+        while len(self._workers) <= index % self._limit:
+            loop = asyncio.get_running_loop()
+            self._workers.append(Worker(len(self._workers), loop, threaded=self._threaded))
+        return self._workers[index % self._limit]
+
+    def step(self) -> int:
+        """Make one pass of every worker that never blocks; how much was done."""
+        return sum(check(lib.vhb_worker_step(worker.handle), "step") for worker in self._workers)
+
+    async def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            await worker.close()
+        self._workers.clear()

@@ -1,0 +1,240 @@
+"""A virtqueue of the core: settings in, events out as futures."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Protocol, cast
+
+from vhostblk.blk.device import MAX_RANGES, BlkDevice
+from vhostblk.engine.api import Counters, Fault, Piece
+from vhostblk.engine.native.core import check, ffi, lib, make
+from vhostblk.engine.native.mailbox import NativeMailbox
+from vhostblk.engine.native.worker import Worker
+from vhostblk.engine.reason import Reason
+from vhostblk.memory.space import Segment
+from vhostblk.spec.virtio_blk import SECTOR_SIZE
+from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
+
+SLOTS = 2 * MAX_QUEUE_SIZE
+"""Requests a queue can have with its disk, dead ones among them."""
+
+
+class Share(Protocol):
+    """What the queues of one device share, as one of them sees it."""
+
+    disk: Any
+    graveyard: Any
+
+    def forget(self, queue: "NativeQueue") -> None:
+        """Drop a queue that was freed."""
+        ...
+
+    def wait_for_dead(self, freed: asyncio.Future[None]) -> None:
+        """Let a closed queue wait for its dead requests in the background."""
+        ...
+
+
+class NativeQueue:
+    """
+    `Queue` over ``vhb_queue_*``.
+
+    Args:
+        worker: Serves it.
+        device: Its disk, None inside for one that is served through a mailbox.
+        on_broken: Called on the control thread when the queue breaks.
+    """
+
+    def __init__(self, worker: Worker, device: Share, on_broken: Callable[[], None]) -> None:
+        self._mailbox = None if device.disk is not None else NativeMailbox(SLOTS)
+        disk = device.disk if self._mailbox is None else self._mailbox.disk
+        shared = worker.handle, disk, device.graveyard
+        self.handle = make("queue", lib.vhb_queue_new, *shared, MAX_QUEUE_SIZE)
+        self._worker = worker
+        self._device = device
+        self._on_broken = on_broken
+        self._closed = False
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._fds: dict[str, int] = {}
+        self._old_kicks: list[int] = []
+        worker.queues.add(self)
+
+    @property
+    def mailbox(self) -> NativeMailbox | None:
+        """Where this queue's jobs wait."""
+        return self._mailbox
+
+    # ---- settings -------------------------------------------------------------------------
+
+    def set_space(self, segments: Sequence[Segment]) -> None:
+        """Point the queue at new segments."""
+        table = ffi.new("struct vhb_segment[]", len(segments))
+        for row, segment in zip(table, segments, strict=True):
+            row.iova, row.len = segment.iova, segment.length
+            row.host = ffi.cast("void *", segment.host)
+            row.log_page, row.access = segment.log_page, int(segment.access)
+        check(lib.vhb_queue_set_space(self.handle, table, len(segments)), "memory table")
+
+    def set_ring(
+        self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
+    ) -> None:
+        """Say where the ring lives."""
+        check(lib.vhb_queue_set_size(self.handle, size), f"ring size {size}")
+        for part, pieces in enumerate((desc, avail, used)):
+            table = ffi.new(
+                "struct vhb_piece[]", [(ffi.cast("void *", host), n) for host, n in pieces]
+            )
+            check(lib.vhb_queue_set_part(self.handle, part, table, len(pieces)), "ring address")
+
+    def set_base(self, base: int) -> None:
+        """Set the next avail entry to take."""
+        check(lib.vhb_queue_set_base(self.handle, base), "base")
+
+    def base(self) -> int:
+        """Return the next avail entry not yet taken."""
+        return check(lib.vhb_queue_base(self.handle), "base")
+
+    def set_kick(self, fd: int | None) -> None:
+        """Take over an eventfd; None: the ring is polled."""
+        self._set_fd("kick", fd)
+
+    def set_call(self, fd: int | None) -> None:
+        """Take over an eventfd; None: the driver is never called."""
+        self._set_fd("call", fd)
+
+    def set_err(self, fd: int | None) -> None:
+        """Take over an eventfd that is written when the queue breaks."""
+        self._set_fd("err", fd)
+
+    def _set_fd(self, kind: str, fd: int | None) -> None:
+        if fd is not None:
+            os.set_blocking(fd, False)
+        setter = getattr(lib, f"vhb_queue_set_{kind}")
+        check(setter(self.handle, -1 if fd is None else fd), f"{kind} fd")
+        old = self._fds.pop(kind, None)
+        if old is not None and kind == "kick":
+            self._old_kicks.append(old)  # the worker may still watch it until its next answer
+        elif old is not None:
+            os.close(old)
+        if fd is not None:
+            self._fds[kind] = fd
+
+    def set_enabled(self, *, enabled: bool) -> None:
+        """Say whether the queue may take new requests."""
+        check(lib.vhb_queue_set_enabled(self.handle, enabled), "enable")
+
+    def set_features(self, features: int) -> None:
+        """Set the feature bits the driver acked."""
+        check(lib.vhb_queue_set_features(self.handle, features), "features")
+
+    def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
+        """Set what requests are checked against."""
+        flags = {
+            lib.VHB_BLK_READ_ONLY: blk.read_only,
+            lib.VHB_BLK_WRITETHROUGH: writethrough,
+            lib.VHB_BLK_DISCARD: blk.discard,
+            lib.VHB_BLK_WRITE_ZEROES: blk.write_zeroes,
+            lib.VHB_BLK_UNMAP: blk.may_unmap,
+        }
+        settings = {
+            "capacity_sectors": blk.capacity_sectors,
+            "block_size": blk.block_size,
+            "flags": sum(flag for flag, on in flags.items() if on),
+            "max_discard_sectors": blk.max_discard // SECTOR_SIZE,
+            "max_discard_seg": MAX_RANGES,
+            "max_write_zeroes_sectors": blk.max_write_zeroes // SECTOR_SIZE,
+            "max_write_zeroes_seg": MAX_RANGES,
+            "serial": blk.serial,
+        }
+        value = ffi.new("struct vhb_blk *", settings)
+        check(lib.vhb_queue_set_blk(self.handle, value), "device settings")
+
+    # ---- ownership ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Hand the ring to the worker."""
+        check(lib.vhb_queue_run(self.handle), "ring")
+
+    async def parked(self) -> None:
+        """Get the ring back between two requests."""
+        if self._ours():
+            return
+        check(lib.vhb_queue_park(self.handle), "park")
+        await self._event(lib.VHB_PARKED)
+
+    async def drained(self, *, seconds: float) -> int:
+        """Get the ring back with nothing in flight; how many requests are dead."""
+        check(lib.vhb_queue_drain(self.handle), "drain")
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event(lib.VHB_DRAINED)
+        except TimeoutError:
+            check(lib.vhb_queue_cancel(self.handle), "cancel")
+            await self._event(lib.VHB_DRAINED)
+        return self.counters().dead
+
+    def _ours(self) -> bool:
+        return cast("int", lib.vhb_queue_base(self.handle)) >= 0
+
+    async def _event(self, event: int) -> None:
+        """Wait for an event; shielded, since an answer may come after we stop listening."""
+        future = self._waiting.get(event)
+        if future is None:
+            future = self._waiting[event] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(future)
+
+    def on_events(self, events: int) -> None:
+        """Hand out what the worker posted; on the control thread."""
+        if events & (lib.VHB_PARKED | lib.VHB_DRAINED) and self._ours():
+            while self._old_kicks:
+                os.close(self._old_kicks.pop())
+            self._resolve(events)
+        if events & lib.VHB_DETACHED:
+            self._resolve(lib.VHB_DETACHED)
+        if events & lib.VHB_BROKEN:
+            self._on_broken()
+
+    def _resolve(self, events: int) -> None:
+        for event in [e for e in self._waiting if e & events]:
+            future = self._waiting.pop(event)
+            if not future.done():
+                future.set_result(None)
+
+    # ---- what can be asked ----------------------------------------------------------------
+
+    def fault(self) -> Fault | None:
+        """Return why the queue is broken, None while it is not."""
+        out = ffi.new("struct vhb_fault *")
+        lib.vhb_queue_fault(self.handle, out)
+        if out.reason == lib.VHB_OK:
+            return None
+        return Fault(Reason(out.reason).text, out.index, out.value)
+
+    def counters(self) -> Counters:
+        """Return what the queue has counted."""
+        out = ffi.new("struct vhb_counters *")
+        lib.vhb_queue_counters(self.handle, out)
+        return Counters(**{field.name: getattr(out, field.name) for field in fields(Counters)})
+
+    async def close(self) -> None:
+        """Forget the ring and close its eventfds; waits for dead requests in the background."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._ours():
+            await self.drained(seconds=0)
+        check(lib.vhb_queue_detach(self.handle), "detach")
+        if self.counters().dead:
+            self._device.wait_for_dead(asyncio.ensure_future(self._forgotten()))
+            return
+        await self._forgotten()
+
+    async def _forgotten(self) -> None:
+        await self._event(lib.VHB_DETACHED)
+        self._worker.queues.discard(self)
+        self._device.forget(self)
+        for fd in (*self._fds.values(), *self._old_kicks):
+            os.close(fd)
+        check(lib.vhb_queue_free(self.handle), "free")
+        if self._mailbox is not None:
+            self._mailbox.close()
