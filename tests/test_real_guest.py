@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import random
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ import pytest
 from guest_boot import scenarios, servers, tools
 from guest_boot.servers import Disk
 
-from vhostblk.cli import guest_demo, initramfs
+from vhostblk.cli import guest_demo, initramfs, qmp
 from vhostblk.cli.guest_vm import Machine, Vm
 
 pytestmark = pytest.mark.guest
@@ -25,6 +26,7 @@ Serve = Callable[[Disk, Path], AbstractContextManager[Path]]
 
 @pytest.fixture(
     params=[
+        pytest.param(servers.vhostblk, id="vhostblk"),
         pytest.param(servers.qemu_storage_daemon, id="qemu-storage-daemon", marks=pytest.mark.slow),
     ]
 )
@@ -89,7 +91,7 @@ def test_guest_formats_writes_and_verifies(
     interrupts = [int(count) for count in said["interrupts"].split()]
     assert len(interrupts) == queues
     assert min(interrupts) > 0
-    if serve is servers.vhostblk:
+    if serve is not servers.qemu_storage_daemon:
         assert said["serial"] == SERIAL
         assert said["cache"] == "write back"
 
@@ -156,6 +158,45 @@ def test_guest_reset_and_boots_again(serve: Serve, image: Path, tmp_path: Path) 
 
     assert first == second
     assert sha256(image.read_bytes()[MIB : 5 * MIB]) == first
+
+
+@pytest.mark.slow
+def test_guest_is_killed_and_the_next_one_boots(serve: Serve, image: Path, tmp_path: Path) -> None:
+    """
+    A QEMU that dies with requests in flight costs the server nothing: the next guest formats.
+
+    Spec: vhost-user, "Ring states": a lost connection stops every ring.
+    """
+    with serve(Disk(image, queues=2), tmp_path) as socket:
+        machine = Machine(socket, queues=2)
+        with Vm(tools(), machine, scenarios.BUSY, tmp_path) as vm:
+            vm.wait_for("busy", BOOT_TIMEOUT_S)
+        with Vm(tools(), machine, scenarios.FILE_SYSTEM, tmp_path) as vm:
+            said = vm.wait(BOOT_TIMEOUT_S)
+
+    assert sha256(file_in(image, "/file1")) == said["file1"]
+
+
+@pytest.mark.slow
+def test_guest_uses_memory_added_while_it_runs(serve: Serve, image: Path, tmp_path: Path) -> None:
+    """
+    Memory plugged into a guest that does I/O is as good for requests as the first.
+
+    Spec: vhost-user, "ADD_MEM_REG".
+    """
+    data = random.Random(1).randbytes(scenarios.COPY_LENGTH // 2) * 2
+    image.write_bytes(data + bytes(scenarios.COPY_LENGTH))
+    slots = ("-m", "slots=1,maxmem=1G")
+    with serve(Disk(image, queues=2), tmp_path) as socket:
+        machine = Machine(socket, queues=2, arguments=slots)
+        with Vm(tools(), machine, scenarios.MORE_MEMORY, tmp_path) as vm:
+            vm.wait_for("plug", BOOT_TIMEOUT_S)
+            memory = {"qom_type": "memory-backend-memfd", "size": 256 * MIB, "share": True}
+            qmp.run(vm.monitor, "object-add", id="more", **memory)
+            qmp.run(vm.monitor, "device_add", driver="pc-dimm", id="dimm", memdev="more")
+            vm.wait(BOOT_TIMEOUT_S)
+
+    assert image.read_bytes() == data * 2
 
 
 def test_demo_tells_every_step(serve: Serve, image: Path, tmp_path: Path) -> None:

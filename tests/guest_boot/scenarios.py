@@ -26,6 +26,7 @@ sync
 echo 3 > /proc/sys/vm/drop_caches
 sha256sum -c -s /tmp/written
 for cpu in $(seq 0 $(($(nproc) - 1))); do
+    taskset -c $cpu dd if=/dev/vda of=/dev/null bs=4k count=8 iflag=direct 2>/dev/null
     say file$cpu "$(grep file$cpu /tmp/written | cut -d ' ' -f 1)"
 done
 cd /
@@ -88,3 +89,35 @@ say boot first
 sleep 600
 """
 """Leave a mark and data on the disk, wait with I/O under way; at the second boot, check them."""
+
+COPY_LENGTH = 220 * MIB
+"""Bytes, one buffer of the guest's: more than it has before memory is added."""
+
+MORE_MEMORY = f"""\
+total() {{ awk '/MemTotal/ {{ print $2 }}' /proc/meminfo; }}
+before=$(total)
+while [ ! -e /tmp/enough ]; do
+    dd if=/dev/vda of=/dev/null bs=64k count=256 iflag=direct 2>/dev/null
+done &
+say plug now
+while [ $(total) -lt $((before + 200000)) ]; do
+    for block in /sys/devices/system/memory/memory*/state; do
+        grep -q offline $block && echo online > $block
+    done
+    sleep 0.1
+done
+touch /tmp/enough
+wait
+dd if=/dev/vda of=/dev/vda bs={COPY_LENGTH} count=1 seek=1 iflag=direct oflag=direct
+"""
+"""Read all the time while memory is added, then copy through a buffer that needs it."""
+
+BUSY = """\
+printf before | dd of=/dev/vda conv=sync,fsync 2>/dev/null
+while :; do dd if=/dev/zero of=/dev/vda bs=1M seek=16 count=16 oflag=direct 2>/dev/null; done &
+while :; do dd if=/dev/vda of=/dev/null bs=64k skip=256 count=256 iflag=direct 2>/dev/null; done &
+sleep 0.2
+say busy yes
+sleep 600
+"""
+"""Keep requests in flight for ever."""

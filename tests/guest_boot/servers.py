@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,11 @@ def vhostblk(disk: Disk, directory: Path, *options: str) -> Iterator[Path]:
     command += ["--read-only"] if disk.read_only else []
     with _running([*command, str(disk.image)], socket, directory / "server.log"):
         yield socket
+
+
+def reference(disk: Disk, directory: Path) -> AbstractContextManager[Path]:
+    """Serve by the data plane in Python."""
+    return vhostblk(disk, directory, "--engine", "reference")
 
 
 @contextmanager

@@ -108,6 +108,7 @@ class Machine:
         memory_mib: The guest's memory.
         device_options: More of the device's properties: "serial=x" is the back-end's business,
             "packed=on" is QEMU's.
+        arguments: More of QEMU's arguments.
         reboots: A reset boots again; otherwise it ends QEMU.
     """
 
@@ -115,6 +116,7 @@ class Machine:
     queues: int = 1
     memory_mib: int = 256
     device_options: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     reboots: bool = False
 
 
@@ -144,6 +146,7 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
         *("-chardev", f"socket,id=disk,path={_option(machine.socket_path)}"),
         *("-device", ",".join((*device, *machine.device_options))),
         *([] if machine.reboots else ["-no-reboot"]),
+        *machine.arguments,
     ]
 
 
