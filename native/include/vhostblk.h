@@ -176,7 +176,8 @@ int vhb_mailbox_fd(struct vhb_mailbox *box); /* readable while jobs wait; the bo
 /* The serving thread: up to *n* jobs into *jobs*; the count, 0 when none wait. */
 int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n);
 
-/* The serving thread: a job is over.  result: 0 or -errno.  -EINVAL: no such job. */
+/* The serving thread: a job is over.  result: 0 or -errno.  -EINVAL: no such job.  Where this
+ * thread lost guest memory since it took the job, 0 becomes -EFAULT. */
 int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
 
 /* The serving thread: as complete with -EIO, but the disk keeps a view of the job's pieces: a late

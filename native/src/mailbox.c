@@ -12,7 +12,7 @@
  * One of the two sees the other.  A reader that leaves with armed = 0 has a written eventfd.
  *
  * A job lives in a slot.  Its tag carries the slot's generation; the server's own note of what it
- * took and has not ended (*open*) decides whether a tag names a job, so a stale, repeated or
+ * took and has not ended (*taken*) decides whether a tag names a job, so a stale, repeated or
  * invented tag touches nothing. */
 #include <errno.h>
 #include <stdlib.h>
@@ -43,6 +43,12 @@ struct completion {
     int result;
 };
 
+/* What the server owes. */
+struct taken {
+    uint64_t tag;  /* to be completed, or 0 */
+    uint32_t lost; /* vhb_fault_seen() of the serving thread when it took the job */
+};
+
 /* A ring and how its reader is woken.  Indices run on and are masked. */
 struct way {
     uint32_t head __attribute__((aligned(64))); /* the reader's */
@@ -61,7 +67,7 @@ struct vhb_mailbox {
     struct slot *slots;
     uint32_t *free_slots; /* the worker's: a stack */
     uint32_t n_free;
-    uint64_t *open; /* the server's: the tag it has to complete in each slot, or 0 */
+    struct taken *taken; /* the server's, by slot */
 };
 
 static struct vhb_mailbox *box_of(struct vhb_disk *disk)
@@ -221,11 +227,11 @@ static uint32_t take_once(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_
     uint32_t got = 0;
     for (; way->head != tail && got < n; way->head++) {
         struct post p = box->post[way->head & way->mask];
-        uint64_t *open = &box->open[slot_of(p.tag)];
+        struct taken *taken = &box->taken[slot_of(p.tag)];
         if (!p.cancel) {
-            *open = p.tag;
+            *taken = (struct taken){.tag = p.tag, .lost = vhb_fault_seen()};
             jobs[got++] = box->slots[slot_of(p.tag)].job;
-        } else if (*open == p.tag) { /* else it completed before this reached us */
+        } else if (taken->tag == p.tag) { /* else it completed before this reached us */
             jobs[got++] = (struct vhb_job){.tag = p.tag, .op = VHB_CANCEL};
         }
     }
@@ -252,9 +258,12 @@ int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n)
 static int complete(struct vhb_mailbox *box, uint64_t tag, int result)
 {
     uint32_t i = slot_of(tag);
-    if (tag == 0 || i >= box->slots_n || box->open[i] != tag)
+    if (tag == 0 || i >= box->slots_n || box->taken[i].tag != tag)
         return -EINVAL;
-    box->open[i] = 0;
+    box->taken[i].tag = 0;
+    /* Perhaps another job's loss: better one error too many than zeroes for guest data. */
+    if (result == 0 && vhb_fault_seen() != box->taken[i].lost)
+        result = -EFAULT;
     struct way *way = &box->completions;
     /* Never full: one entry per slot, and a slot is posted again only after its entry was read. */
     box->completion[way->tail & way->mask] = (struct completion){.slot = i, .result = result};
@@ -292,7 +301,7 @@ static void destroy(struct vhb_mailbox *box)
     free(box->completion);
     free(box->slots);
     free(box->free_slots);
-    free(box->open);
+    free(box->taken);
     free(box);
 }
 
@@ -305,8 +314,8 @@ static int init(struct vhb_mailbox *box, uint32_t slots)
     box->completion = calloc(completions, sizeof(*box->completion));
     box->slots = calloc(slots, sizeof(*box->slots));
     box->free_slots = calloc(slots, sizeof(*box->free_slots));
-    box->open = calloc(slots, sizeof(*box->open));
-    if (!box->post || !box->completion || !box->slots || !box->free_slots || !box->open)
+    box->taken = calloc(slots, sizeof(*box->taken));
+    if (!box->post || !box->completion || !box->slots || !box->free_slots || !box->taken)
         return -ENOMEM;
     while (box->n_free < slots) {
         box->free_slots[box->n_free] = slots - 1 - box->n_free;

@@ -1,4 +1,4 @@
-/* test_hostile.c - every dishonest ring of ARCHITECTURE.md, "What a bad guest gets". */
+/* test_hostile.c - every dishonest ring of the architecture page, "What a bad guest gets". */
 #include <poll.h>
 
 #include "rig.h"

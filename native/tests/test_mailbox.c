@@ -5,6 +5,8 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "atomics.h"
 #include "check.h"
@@ -173,6 +175,30 @@ static void test_break_reports_the_kept_view(void)
     CHECK_EQ(vhb_mailbox_break(box, job.tag), 0);
     CHECK_EQ(reap(box, false), 1);
     CHECK_EQ(done[3].result, VHB_RESULT_KEPT_VIEW);
+    CHECK_EQ(vhb_mailbox_free(box), 0);
+}
+
+/* A job during which the serving thread lost guest memory did not succeed, whatever it says. */
+static void test_lost_memory_is_efault(void)
+{
+    struct vhb_mailbox *box = mailbox(SLOTS);
+    int fd = memfd_create("guest", MFD_CLOEXEC);
+    volatile uint8_t *guest = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(fd >= 0 && guest != MAP_FAILED);
+    CHECK_EQ(vhb_fault_install(), 0);
+    int slot = vhb_fault_watch((void *)(uintptr_t)guest, 4096, 4096);
+    struct vhb_req req = request(4);
+    struct vhb_job job;
+    CHECK_EQ(submit(box, &req), VHB_PENDING);
+    CHECK_EQ(vhb_mailbox_take(box, &job, 1), 1);
+    CHECK_EQ(guest[0], 0); /* the file is empty */
+    CHECK_EQ(vhb_mailbox_complete(box, job.tag, 0), 0);
+    CHECK_EQ(reap(box, false), 1);
+    CHECK_EQ(done[4].result, -EFAULT);
+    CHECK_EQ(result_of(box, 0), 0); /* the next one is innocent */
+    CHECK_EQ(vhb_fault_unwatch(slot), 0);
+    munmap((void *)(uintptr_t)guest, 4096);
+    close(fd);
     CHECK_EQ(vhb_mailbox_free(box), 0);
 }
 
@@ -362,6 +388,7 @@ static void test_threads_lose_nothing(void)
 
 CHECK_MAIN(TEST(job_travels_there_and_back), TEST(wrong_tags_touch_nothing),
            TEST(strange_results_become_eio), TEST(break_reports_the_kept_view),
-           TEST(fd_is_readable_while_jobs_wait), TEST(worker_is_rung_only_when_it_may_sleep),
-           TEST(cancel_follows_its_job), TEST(late_cancel_is_dropped), TEST(slots_are_the_limit),
-           TEST(free_refuses_while_in_use), TEST(threads_lose_nothing))
+           TEST(lost_memory_is_efault), TEST(fd_is_readable_while_jobs_wait),
+           TEST(worker_is_rung_only_when_it_may_sleep), TEST(cancel_follows_its_job),
+           TEST(late_cancel_is_dropped), TEST(slots_are_the_limit), TEST(free_refuses_while_in_use),
+           TEST(threads_lose_nothing))
