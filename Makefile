@@ -34,8 +34,8 @@ lint: venv ## Check style, types and who imports whom
 	@$(bin)/ruff check
 	@$(bin)/ruff format --check --quiet
 	@$(bin)/mypy
-	@$(bin)/lint-imports
-	@shellcheck .ci/*
+	@$(bin)/python .ci/lint-imports
+	@shellcheck .ci/run .ci/s* .ci/wheel
 	@$(if $(c_files),$(bin)/clang-format --dry-run --Werror $(c_files))
 
 format: venv ## Rewrite the sources as the formatters want them
