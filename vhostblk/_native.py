@@ -5,4 +5,9 @@ An extension module of the same name, `_native.abi3.so`, is found before this fi
 imports `vhostblk._native` gets the core or this error; and tools that read source see a module.
 """
 
+from typing import Any
+
+ffi: Any
+lib: Any
+
 raise ImportError("it was built without a C compiler or liburing")
