@@ -242,8 +242,8 @@ int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece
 int vhb_queue_set_base(struct vhb_queue *queue, uint32_t base);
 int vhb_queue_base(struct vhb_queue *queue); /* -EBUSY while its worker owns it */
 
-/* Eventfds stay the caller's and are O_NONBLOCK; -1 for none (no kick fd: the ring is polled).  A
- * replaced kick fd may be closed after the next PARKED or DRAINED. */
+/* Eventfds stay the caller's and are O_NONBLOCK; -1 for none (no kick fd: the ring is polled).  One
+ * that is replaced may be closed at once. */
 int vhb_queue_set_kick(struct vhb_queue *queue, int fd);
 int vhb_queue_set_call(struct vhb_queue *queue, int fd);
 int vhb_queue_set_err(struct vhb_queue *queue, int fd);

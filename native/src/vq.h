@@ -73,9 +73,9 @@ struct vhb_queue {
     bool starved;   /* a long chain waits for a borrowed array */
     bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
     bool watching;  /* the kick fd is watched by the worker's io */
-    bool deaf;      /* the kick fd is no eventfd: it is not watched */
     bool watching_disk;
-    int watched; /* that kick fd, or -1 */
+    bool deaf;   /* the kick fd cannot be watched now: the ring is polled, as without one */
+    int watched; /* the kick fd, while the ring is ours to take from, or -1 */
     uint32_t served; /* the state that the last visit met */
     uint32_t kick_generation, disk_generation; /* a late event of an older watch is told by it */
     uint32_t position;  /* in the worker's table */

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,7 +16,7 @@
 #include "vq.h"
 
 enum {
-    POLLED_US = 100, /* how often a ring without a kick fd is looked at */
+    POLLED_US = 100, /* how often a ring whose kicks we cannot see is looked at */
     HELD_US = 5000,  /* how often a request behind a dead one tries again */
 };
 
@@ -127,21 +128,36 @@ static uint64_t token(const struct vhb_queue *q, enum watch kind, uint32_t gener
     return (uint64_t)generation << 32 | (uint64_t)q->position << 8 | (uint64_t)kind;
 }
 
-/* Take what was kicked; a descriptor that is no eventfd would be readable for ever. */
-static void take_kick(struct vhb_worker *w, struct vhb_queue *q)
+/* Take the count off a kick fd; whether it is one.  Never waits: who shares the descriptor may have
+ * made it blocking, and take the count away before us. */
+static bool take_kicks(int fd)
 {
-    uint64_t kicks;
-    ssize_t n = read(q->watched, &kicks, sizeof(kicks));
-    if (n == sizeof(kicks)) {
-        count(&q->counters.kicks, 1);
-        return;
-    }
-    if (n < 0 && errno == EAGAIN)
-        return; /* taken with the kick before */
-    q->deaf = true;
+    uint64_t n;
+    struct iovec one = {.iov_base = &n, .iov_len = sizeof(n)};
+    ssize_t r = preadv2(fd, &one, 1, -1, RWF_NOWAIT);
+    return r == sizeof(n) || (r < 0 && errno == EAGAIN);
+}
+
+static void stop_watching_kick(struct vhb_worker *w, struct vhb_queue *q)
+{
     if (q->watching)
         vhb_io_unwatch(&w->io, q->watched, token(q, WATCH_KICK, q->kick_generation));
     q->watching = false;
+    q->kick_generation = ++w->generation;
+}
+
+static void kicked(struct vhb_worker *w, struct vhb_queue *q, bool still_watched)
+{
+    q->watching = still_watched;
+    bool taken = take_kicks(q->watched);
+    if (taken)
+        count(&q->counters.kicks, 1);
+    if (taken && still_watched)
+        return;
+    /* It cannot be watched, is no eventfd, or the ring of completions was full for a moment: to
+     * watch it again at once could be a busy loop. */
+    stop_watching_kick(w, q);
+    q->deaf = true;
 }
 
 static void ready(void *context, uint64_t tok, bool still_watched)
@@ -149,8 +165,8 @@ static void ready(void *context, uint64_t tok, bool still_watched)
     struct vhb_worker *w = context;
     uint64_t kind = tok & WATCH_KIND;
     uint32_t position = tok >> 8 & 0xffffff, generation = (uint32_t)(tok >> 32);
-    eventfd_t ignored;
     if (kind == WATCH_WAKE) {
+        eventfd_t ignored;
         eventfd_read(w->wake_fd, &ignored);
         if (!still_watched)
             vhb_io_watch(&w->io, w->wake_fd, WATCH_WAKE);
@@ -159,22 +175,10 @@ static void ready(void *context, uint64_t tok, bool still_watched)
     struct vhb_queue *q = position < w->n_queues ? w->queues[position] : NULL;
     if (!q)
         return;
-    if (kind == WATCH_DISK && generation == q->disk_generation) {
+    if (kind == WATCH_DISK && generation == q->disk_generation)
         q->watching_disk = still_watched;
-    } else if (kind == WATCH_KICK && generation == q->kick_generation) {
-        q->watching = still_watched;
-        take_kick(w, q);
-    } /* else: an event of a descriptor that was replaced meanwhile */
-}
-
-static void unwatch_kick(struct vhb_worker *w, struct vhb_queue *q)
-{
-    if (q->watching)
-        vhb_io_unwatch(&w->io, q->watched, token(q, WATCH_KICK, q->kick_generation));
-    q->watching = false;
-    q->watched = -1;
-    q->deaf = false;
-    q->kick_generation = ++w->generation;
+    else if (kind == WATCH_KICK && generation == q->kick_generation)
+        kicked(w, q, still_watched); /* else: an event of a watch that has ended */
 }
 
 static void watch_disk(struct vhb_worker *w, struct vhb_queue *q)
@@ -185,20 +189,20 @@ static void watch_disk(struct vhb_worker *w, struct vhb_queue *q)
     q->watching_disk = vhb_io_watch(&w->io, fd, token(q, WATCH_DISK, q->disk_generation)) == 0;
 }
 
-/* Watch what the settings say while the ring is ours to take from.  Else nothing: after a drain
- * the control plane may close the kick fd. */
-static void watch(struct vhb_worker *w, struct vhb_queue *q, uint32_t state)
+/* Watch the kick fd while the ring is ours to take from.  Else not: once the ring is given back the
+ * control plane may close it, and its number may soon name something else. */
+static void watch_kick(struct vhb_worker *w, struct vhb_queue *q, uint32_t state)
 {
-    watch_disk(w, q);
-    if (state & VHB_OWNED_BY_CONTROL || state == VHB_ASK_PARK)
-        return;
     int want = state == VHB_ASK_RUN ? q->kick : -1;
-    if (q->watched != want)
-        unwatch_kick(w, q);
+    if (q->watched != want) {
+        stop_watching_kick(w, q);
+        q->watched = want;
+        q->deaf = false;
+    }
     if (want < 0 || q->watching || q->deaf)
         return;
-    q->watched = want;
     q->watching = vhb_io_watch(&w->io, want, token(q, WATCH_KICK, q->kick_generation)) == 0;
+    q->deaf = !q->watching;
 }
 
 /* ---- coming and going of queues ------------------------------------------------------- */
@@ -245,8 +249,7 @@ static void forget(struct vhb_worker *w, struct vhb_queue *q)
 {
     if (load_acquire(&q->state) != VHB_ASK_DETACH || q->dead) /* pair: state */
         return;
-    if (q->watching)
-        unwatch_kick(w, q);
+    stop_watching_kick(w, q);
     if (q->watching_disk)
         vhb_io_unwatch(&w->io, q->disk->ops->poll_fd(q->disk),
                        token(q, WATCH_DISK, q->disk_generation));
@@ -277,9 +280,10 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
         struct vhb_queue *q = w->queues[i];
         if (!q)
             continue;
-        /* One look for both: a drain is not answered while its kick fd is still watched. */
+        /* One look for both: a ring is not given back while its kick fd is still watched. */
         uint32_t state = load_acquire(&q->state); /* pair: state */
-        watch(w, q, state);
+        watch_disk(w, q);
+        watch_kick(w, q, state);
         n += vhb_queue_serve(q, &w->io, state);
         forget(w, q);
     }
@@ -315,8 +319,10 @@ static int64_t sleep_limit(struct vhb_worker *w)
             return 0;
         if (q->held)
             limit = limit < 0 || limit > HELD_US ? HELD_US : limit;
-        if (load_acquire(&q->state) == VHB_ASK_RUN && q->kick < 0 && q->enabled && !q->broken)
+        if (load_acquire(&q->state) == VHB_ASK_RUN && !q->watching && q->enabled && !q->broken) {
             limit = POLLED_US;
+            q->deaf = false; /* tried again after this sleep */
+        }
     }
     return limit;
 }
