@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import vhostblk
+
 ROOT = Path(__file__).parents[1]
+PACKAGES = str(Path(vhostblk.__file__).parents[1])
 TIMEOUT_S = 20.0
 
 
@@ -22,12 +25,12 @@ def start(
     """
     Start Python with *arguments*, in *cwd*, its stderr a pipe.
 
-    The package is this tree's, wherever *cwd* is.
+    The package is the one under test, an installed one or this tree's, wherever *cwd* is.
     """
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
+        env={**os.environ, "PYTHONPATH": PACKAGES, **(environ or {})},
         stderr=subprocess.PIPE,
         pass_fds=pass_fds,
         text=True,
