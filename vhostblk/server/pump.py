@@ -122,6 +122,8 @@ class Pump:
         Raises:
             OSError: The disk could not, or not in time.
         """
+        if not self.calls.can.flush:
+            return
         try:
             await asyncio.wait_for(self._on_thread(run(self.calls.flush)), seconds)
         except TimeoutError:
@@ -136,7 +138,7 @@ class Pump:
 
     async def close(self, *, seconds: float) -> bool:
         """
-        Close the disk and end the thread.
+        Close the disk and end the thread; again is harmless.
 
         Args:
             seconds: A disk that takes longer is left to the end of the process.
@@ -144,6 +146,8 @@ class Pump:
         Returns:
             Whether the disk was closed.
         """
+        if self._loop.is_closed():
+            return True
         closed = await self._bounded(self._close(), seconds, "it is left as it is")
         if closed:
             await self._end_thread()
