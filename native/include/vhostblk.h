@@ -255,7 +255,8 @@ int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
  * The ring is looked at once without waiting for a kick, and a new call fd is signalled once. */
 int vhb_queue_run(struct vhb_queue *queue);
 
-/* Ask for the ring back; VHB_PARKED or VHB_DRAINED follows.  A drain may follow a park. */
+/* Ask for the ring back; VHB_PARKED or VHB_DRAINED follows.  A drain may follow a park; a park
+ * behind either adds nothing. */
 int vhb_queue_park(struct vhb_queue *queue);
 int vhb_queue_drain(struct vhb_queue *queue);
 
@@ -263,7 +264,7 @@ int vhb_queue_drain(struct vhb_queue *queue);
  * and is dead.  VHB_DRAINED follows. */
 int vhb_queue_cancel(struct vhb_queue *queue);
 
-/* Ask the worker to forget a drained queue; VHB_DETACHED follows. */
+/* Ask the worker to forget a drained queue; VHB_DETACHED follows.  -EBUSY: not drained. */
 int vhb_queue_detach(struct vhb_queue *queue);
 int vhb_queue_free(struct vhb_queue *queue); /* -EBUSY unless detached with none dead */
 

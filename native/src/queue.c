@@ -222,12 +222,9 @@ int vhb_queue_run(struct vhb_queue *q)
 
 int vhb_queue_park(struct vhb_queue *q)
 {
-    if (ask_again(q, VHB_ASK_RUN, VHB_ASK_PARK))
-        return 0;
-    if (!ours(q))
-        return -EBUSY;
-    vhb_queue_post(q, VHB_PARKED);
-    return 0;
+    if (!ask_again(q, VHB_ASK_RUN, VHB_ASK_PARK) && ours(q))
+        vhb_queue_post(q, VHB_PARKED);
+    return 0; /* else: it was asked for before, and is on its way */
 }
 
 int vhb_queue_drain(struct vhb_queue *q)
@@ -244,7 +241,9 @@ int vhb_queue_cancel(struct vhb_queue *q)
 
 int vhb_queue_detach(struct vhb_queue *q)
 {
-    if (!ours(q))
+    /* Parked is not enough: what is in flight would come back to a queue that is gone. */
+    uint32_t state = load_acquire(&q->state); /* pair: state */
+    if (!(state & VHB_OWNED_BY_CONTROL) || state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK))
         return -EBUSY;
     hand_over(q, VHB_ASK_DETACH);
     return 0;

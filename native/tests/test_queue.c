@@ -154,6 +154,19 @@ static void test_drain_may_follow_a_park(void)
     close_slow(&s);
 }
 
+/* Parked is not drained: a queue does not leave with requests under way. */
+static void test_detach_needs_a_drain(void)
+{
+    struct slow s;
+    open_slow(&s, &(struct rig_config){0});
+    struct vhb_job job = start(&s, 0, BLK_IN, 0);
+    CHECK_EQ(vhb_queue_detach(s.rig.queue), -EBUSY);
+    rig_park(&s.rig);
+    CHECK_EQ(vhb_queue_detach(s.rig.queue), -EBUSY);
+    finish(&s, &job);
+    close_slow(&s);
+}
+
 /* A disabled queue completes what it has and takes nothing; enabled, it looks without a kick. */
 static void test_disabled_queue_only_completes(void)
 {
@@ -208,5 +221,5 @@ static void test_kick_fd_may_change(void)
 
 CHECK_MAIN(TEST(setters_need_the_ring), TEST(run_needs_a_whole_ring), TEST(space_must_be_a_table),
            TEST(parked_queue_leaves_the_ring_alone), TEST(drain_waits_for_the_disk),
-           TEST(drain_may_follow_a_park), TEST(disabled_queue_only_completes),
-           TEST(kick_fd_may_change))
+           TEST(drain_may_follow_a_park), TEST(detach_needs_a_drain),
+           TEST(disabled_queue_only_completes), TEST(kick_fd_may_change))

@@ -237,7 +237,7 @@ class Queue(Protocol):
         ...
 
     async def close(self) -> None:
-        """Drain, forget the ring, close its eventfds; the queue is not used afterwards."""
+        """Cancel what is in flight, close the eventfds; the queue is not used afterwards."""
         ...
 
 

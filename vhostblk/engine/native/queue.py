@@ -1,4 +1,4 @@
-"""A virtqueue of the core: settings in, events out as futures."""
+"""A virtqueue of the core: settings in, what it is asked for awaited."""
 
 import asyncio
 import os
@@ -54,9 +54,9 @@ class NativeQueue:
         self._device = device
         self._on_broken = on_broken
         self._closed = False
-        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._detached = False
+        self._news = asyncio.Event()
         self._fds: dict[str, int] = {}
-        self._old_kicks: list[int] = []
         worker.queues.add(self)
 
     @property
@@ -112,9 +112,7 @@ class NativeQueue:
         setter = getattr(lib, f"vhb_queue_set_{kind}")
         check(setter(self.handle, -1 if fd is None else fd), f"{kind} fd")
         old = self._fds.pop(kind, None)
-        if old is not None and kind == "kick":
-            self._old_kicks.append(old)  # the worker may still watch it until its next answer
-        elif old is not None:
+        if old is not None:
             os.close(old)
         if fd is not None:
             self._fds[kind] = fd
@@ -160,45 +158,36 @@ class NativeQueue:
         if self._ours():
             return
         check(lib.vhb_queue_park(self.handle), "park")
-        await self._event(lib.VHB_PARKED)
+        await self._until(self._ours)
 
     async def drained(self, *, seconds: float) -> int:
         """Get the ring back with nothing in flight; how many requests are dead."""
         check(lib.vhb_queue_drain(self.handle), "drain")
         try:
             async with asyncio.timeout(seconds):
-                await self._event(lib.VHB_DRAINED)
+                await self._until(self._ours)
         except TimeoutError:
             check(lib.vhb_queue_cancel(self.handle), "cancel")
-            await self._event(lib.VHB_DRAINED)
+            await self._until(self._ours)
         return self.counters().dead
 
     def _ours(self) -> bool:
         return cast("int", lib.vhb_queue_base(self.handle)) >= 0
 
-    async def _event(self, event: int) -> None:
-        """Wait for an event; shielded, since an answer may come after we stop listening."""
-        future = self._waiting.get(event)
-        if future is None:
-            future = self._waiting[event] = asyncio.get_running_loop().create_future()
-        await asyncio.shield(future)
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Wait for the worker; what it says may be about something older, so look again."""
+        while not done():
+            self._news.clear()
+            await self._news.wait()
 
     def on_events(self, events: int) -> None:
         """Hand out what the worker posted; on the control thread."""
-        if events & (lib.VHB_PARKED | lib.VHB_DRAINED) and self._ours():
-            while self._old_kicks:
-                os.close(self._old_kicks.pop())
-            self._resolve(events)
         if events & lib.VHB_DETACHED:
-            self._resolve(lib.VHB_DETACHED)
+            self._detached = True
+        if events:
+            self._news.set()
         if events & lib.VHB_BROKEN:
             self._on_broken()
-
-    def _resolve(self, events: int) -> None:
-        for event in [e for e in self._waiting if e & events]:
-            future = self._waiting.pop(event)
-            if not future.done():
-                future.set_result(None)
 
     # ---- what can be asked ----------------------------------------------------------------
 
@@ -221,8 +210,7 @@ class NativeQueue:
         if self._closed:
             return
         self._closed = True
-        if not self._ours():
-            await self.drained(seconds=0)
+        await self.drained(seconds=0)  # parked is not enough
         check(lib.vhb_queue_detach(self.handle), "detach")
         if self.counters().dead:
             self._device.wait_for_dead(asyncio.ensure_future(self._forgotten()))
@@ -230,10 +218,10 @@ class NativeQueue:
         await self._forgotten()
 
     async def _forgotten(self) -> None:
-        await self._event(lib.VHB_DETACHED)
+        await self._until(lambda: self._detached)
         self._worker.queues.discard(self)
         self._device.forget(self)
-        for fd in (*self._fds.values(), *self._old_kicks):
+        for fd in self._fds.values():
             os.close(fd)
         check(lib.vhb_queue_free(self.handle), "free")
         if self._mailbox is not None:

@@ -23,8 +23,6 @@ from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.work import Work
 from vhostblk.memory.space import Segment
 
-CLOSE_SECONDS = 4.0
-"""How long closing waits for the disk where nobody drained before."""
 BUDGET = 64
 """Requests taken in one visit: a driver that never stops must not keep us from anything else."""
 
@@ -228,10 +226,10 @@ class ReferenceQueue:
         return self._work.counters()
 
     async def close(self) -> None:
-        """Drain, forget the ring, close its eventfds."""
+        """Cancel what is in flight, forget the ring, close its eventfds."""
         if self._closed:
             return
-        await self.drained(seconds=CLOSE_SECONDS)
+        await self.drained(seconds=0)
         self._ring = None
         for line in self._settings.lines():
             line.put(None)
