@@ -134,7 +134,7 @@ def test_serve_refuses_an_image_another_one_has(image: Path) -> None:
         running.serving(image, socket=image.with_name("s")) as server,
         Guest.connect(image.with_name("s")),
     ):
-        words = ("-m", "vhostblk", "serve", "--socket-path", "s2", image)
+        words = ("-m", "vhostblk", "serve", "--engine", "reference", "--socket-path", "s2", image)
         status, line = running.outcome(*words, cwd=image.parent)
     assert status == 1
     assert line.startswith(f"vhostblk: {image}: in use: ")
@@ -228,7 +228,7 @@ def test_serve_says_in_one_line_what_is_wrong(
     """A disk or an option that cannot be is an error before anything is served."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "odd.img").write_bytes(b"x")
-    assert main.main(["serve", "-q", "--socket-path", "s", *words]) == 1
+    assert main.main(["serve", "--engine", "reference", "-q", "--socket-path", "s", *words]) == 1
     assert capsys.readouterr() == ("", f"vhostblk: {line}\n")
     assert not (tmp_path / "s").exists()
 
