@@ -184,7 +184,7 @@ int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
  * write could corrupt the guest, so the queue breaks with VHB_DISK_KEPT_VIEW. */
 int vhb_mailbox_break(struct vhb_mailbox *box, uint64_t tag);
 
-int vhb_mailbox_free(struct vhb_mailbox *box); /* -EBUSY while a queue uses it */
+int vhb_mailbox_free(struct vhb_mailbox *box); /* any thread; -EBUSY while a queue uses it */
 
 /* ---- workers ------------------------------------------------------------------------ */
 

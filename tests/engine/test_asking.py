@@ -1,8 +1,10 @@
 """Asking for a ring back, at the worst moments, whichever engine serves it."""
 
+import gc
 import os
 import time
 
+import pytest
 from engine.harness import Rig
 
 from vhostblk.spec.virtio_blk import Status
@@ -88,3 +90,25 @@ def test_replaced_descriptors_do_not_pile_up(rig: Rig) -> None:
         for _ in range(10):
             rig.call(lambda setter=setter: setter(os.eventfd(0, os.EFD_NONBLOCK)))  # type: ignore[misc]
     assert open_fds() == before
+
+
+def test_a_mailbox_outlives_its_queue(rig: Rig) -> None:
+    """The disk's thread may look into its mailbox after the queue is gone; nothing is there."""
+    lane = rig.lane()
+    lane.write()
+    rig.step()
+    (job,) = rig.take(lane)
+    box, before = lane.mailbox, open_fds()
+    rig.wait(lane.queue.drained(seconds=0))
+    rig.wait(lane.queue.close())
+    rig.finish(lane, job)
+    rig.step()
+    assert rig.device.dead() == 0
+    assert box.take() == []
+    with pytest.raises(ValueError, match="no job"):
+        box.complete(job.tag, 0)
+    assert os.fstat(box.fileno())
+    rig.lanes.remove(lane)
+    del lane, box
+    gc.collect()
+    assert open_fds() < before

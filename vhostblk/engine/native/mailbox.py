@@ -4,20 +4,27 @@ from typing import Any, cast
 from weakref import ref
 
 from vhostblk.engine.api import Job, Op
-from vhostblk.engine.native.core import check, ffi, lib, make
+from vhostblk.engine.native.core import ffi, lib, make
 
 TAKE = 64
 """Jobs taken from a mailbox at once."""
 
 
 class NativeMailbox:
-    """`Mailbox` over ``vhb_mailbox_*``; used by the thread that serves the disk."""
+    """
+    `Mailbox` over ``vhb_mailbox_*``; used by the thread that serves the disk.
+
+    Freed when nobody holds it: a thread that is stuck in its disk may come back to take and to
+    end jobs, and must meet neither freed memory nor the number of its descriptor reused.
+
+    Args:
+        slots: Jobs it can hold.
+    """
 
     def __init__(self, slots: int) -> None:
-        self.handle = make("mailbox", lib.vhb_mailbox_new, slots)
+        self.handle = ffi.gc(make("mailbox", lib.vhb_mailbox_new, slots), lib.vhb_mailbox_free)
         self.disk = lib.vhb_mailbox_disk(self.handle)
         self._jobs = ffi.new("struct vhb_job[]", TAKE)
-        self._closed = False
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while jobs wait."""
@@ -25,23 +32,16 @@ class NativeMailbox:
 
     def take(self) -> list[Job]:
         """Return the jobs that wait."""
-        if self._closed:
-            return []
         n = lib.vhb_mailbox_take(self.handle, self._jobs, TAKE)
         return [_job(self._jobs[i]) for i in range(n)]
 
     def complete(self, tag: int, errno: int) -> None:
         """End a job."""
-        _check_tag(-1 if self._closed else lib.vhb_mailbox_complete(self.handle, tag, -errno), tag)
+        _check_tag(lib.vhb_mailbox_complete(self.handle, tag, -errno), tag)
 
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept."""
-        _check_tag(-1 if self._closed else lib.vhb_mailbox_break(self.handle, tag), tag)
-
-    def close(self) -> None:
-        """Free the box, whose queue was freed; nothing waits in it from then on."""
-        self._closed = True
-        check(lib.vhb_mailbox_free(self.handle), "mailbox")
+        _check_tag(lib.vhb_mailbox_break(self.handle, tag), tag)
 
 
 def _check_tag(result: int, tag: int) -> None:

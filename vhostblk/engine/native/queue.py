@@ -224,5 +224,3 @@ class NativeQueue:
         for fd in self._fds.values():
             os.close(fd)
         check(lib.vhb_queue_free(self.handle), "free")
-        if self._mailbox is not None:
-            self._mailbox.close()
