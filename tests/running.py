@@ -52,7 +52,7 @@ def is_listening(path: Path) -> bool:
 
     Source: Linux, net/unix/af_unix.c, unix_seq_show: flags 10000 are those of a listening socket.
     """
-    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    sockets = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines())
     return any(row[3] == "00010000" and row[-1] == str(path) for row in sockets)
 
 

@@ -1,6 +1,9 @@
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import running
 
 from vhostblk.cli import main, qemu_args
 
@@ -92,3 +95,28 @@ def test_qemu_args_refuses_what_qemu_would(
         "",
         f"vhostblk qemu-args: {line} See 'vhostblk qemu-args --help'.\n",
     )
+
+
+@pytest.mark.guest
+def test_qemu_takes_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """QEMU starts with what is printed, and finds a device with the queues asked for."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        pytest.skip("qemu-system-x86_64 is not installed (Debian: qemu-system-x86)")
+    path = tmp_path / "a, b.sock"
+    with running.serving("--num-queues", "2", "memory:8M", socket=path) as server:
+        words = ["--socket-path", str(path), "--num-queues", "2", "--memory", "64M"]
+        assert main.main(["qemu-args", *words]) == 0
+        line = capsys.readouterr().out
+        command = f"{qemu} -accel tcg -S -display none -nodefaults -monitor stdio {line}"
+        run = subprocess.run(
+            ["sh", "-c", command],
+            input="info qtree\nquit\n",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert (run.returncode, run.stderr) == (0, "")
+        assert "dev: vhost-user-blk, id" in run.stdout
+        assert "a front-end has connected" in running.end(server)
