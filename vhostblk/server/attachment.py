@@ -136,10 +136,17 @@ class Attachment:
 
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
-        await asyncio.gather(*(self._close_ring(ring) for ring in self.rings))
-        self._close_channel()
-        self.device.bury([region.mapping for region in self.space.table.regions])
-        self.space = AddressSpace.build(RegionTable())
+        try:
+            # Each to its end, whatever becomes of another.
+            ends = (self._close_ring(ring) for ring in self.rings)
+            results = await asyncio.gather(*ends, return_exceptions=True)
+        finally:
+            self._close_channel()
+            self.device.bury([region.mapping for region in self.space.table.regions])
+            self.space = AddressSpace.build(RegionTable())
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def _close_ring(self, ring: Ring) -> None:
         queue = await ring.give_up()
