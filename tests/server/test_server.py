@@ -1,3 +1,4 @@
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest.blk import Range, Request
 from vhostblk.guest.errors import BrokenQueueError, GuestError, StatusError
+from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
@@ -23,6 +25,12 @@ from vhostblk.spec.virtio_blk import CONFIG_WRITEBACK_OFFSET, F_FLUSH, Status
 
 Connect = Callable[..., Guest]
 X, Y = b"x" * 4096, b"y" * 4096
+
+
+def _left() -> tuple[int, int, int]:
+    """Return descriptors, threads and guest mappings, without what waits for the collector."""
+    gc.collect()
+    return open_fds(), threads(), fake_guests()
 
 
 def _image(directory: Path) -> Path:
@@ -218,6 +226,21 @@ def test_one_front_end_at_a_time_and_the_next_waits(
     assert second == [X]
 
 
+def test_a_front_end_that_errs_harms_nobody_else(
+    server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Noise on the socket is hung up on with one line; the device listens on."""
+    path = server.add(Memory(SIZE))
+    for noise in (b"GET / HTTP/1.0\r\n\r\n", bytes(4096), b"\xff" * 12):
+        frontend = FrontEnd.connect(path)
+        frontend.send_raw(noise)
+        frontend.connection.expect_close()
+        frontend.close()
+    guest = vhost_user_guest(path)
+    guest.write(0, X)
+    assert caplog.text.count("the front-end erred") == 3
+
+
 def test_devices_do_not_wait_for_each_other(server: Serving, vhost_user_guest: Connect) -> None:
     """While one device drains a request that hangs, another one starts, serves and stops."""
     slow = Slow()
@@ -263,7 +286,7 @@ def test_a_front_end_killed_with_requests_in_flight_leaves_nothing(
     vhost_user_guest(path, queues=2).close()  # workers are made at the first use
     served = server.devices[0]
     assert until(lambda: fake_guests() == none)  # the last thing to go
-    before = (open_fds(), threads(), fake_guests())
+    before = _left()
     guest = vhost_user_guest(path, queues=2)
     slow.set(free=False)
     for queue in (0, 1):
@@ -274,7 +297,7 @@ def test_a_front_end_killed_with_requests_in_flight_leaves_nothing(
     slow.set(free=True)
     with Guest.connect(path) as after:
         assert after.read(0, 512) == X[:512]
-    assert until(lambda: (open_fds(), threads(), fake_guests()) == before)
+    assert until(lambda: _left() == before)
     assert server.ask(served.dead) == 0
 
 
@@ -291,8 +314,8 @@ def _rounds(engine: EngineName, rounds: int) -> None:
             if number == 1:
                 Guest.connect(path, memory=kept).close()
                 assert until(lambda: fake_guests() == alone)
-                left = (open_fds(), threads(), fake_guests())
-        assert until(lambda: (open_fds(), threads(), fake_guests()) == left)
+                left = _left()
+        assert until(lambda: _left() == left)
         kept.close()
 
 

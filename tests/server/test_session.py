@@ -1,3 +1,4 @@
+import asyncio
 import os
 import socket
 import struct
@@ -29,6 +30,24 @@ def test_messages_behind_a_drain_wait() -> None:
             assert (await wire.reply())[0] == 1
 
     uvloop.run(order())
+
+
+def test_a_session_that_trickles_in_is_the_same() -> None:
+    """Messages that arrive byte by byte, descriptors with the first, are messages."""
+
+    async def trickle() -> None:
+        async with wired() as wire:
+            await wire.negotiate()
+            with memfd(REGION_SIZE) as fd:
+                whole = message(37, region(), flags=9)
+                socket.send_fds(wire.sock, [whole[:1]], [fd])
+                for byte in whole[1:]:
+                    await asyncio.sleep(0)
+                    wire.sock.send(bytes([byte]))
+            assert await wire.reply() == (37, u64(0))
+            assert mappings() == 1
+
+    uvloop.run(trickle())
 
 
 def test_a_broken_queue_waits_for_a_restart(caplog: pytest.LogCaptureFixture) -> None:
