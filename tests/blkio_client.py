@@ -77,10 +77,17 @@ class Blkio:
         self._lib = library()
         self._handle = c_void_p()
         self._check(self._lib.blkio_create(b"virtio-blk-vhost-user", byref(self._handle)))
+        try:
+            self._start(path, read_only=read_only)
+        except OSError:
+            self.close()
+            raise
+
+    def _start(self, path: Path, *, read_only: bool) -> None:
         self._check(self._lib.blkio_set_str(self._handle, b"path", str(path).encode()))
-        self._check(self._lib.blkio_connect(self._handle))
         if read_only:
             self._check(self._lib.blkio_set_bool(self._handle, b"read-only", c_bool(read_only)))
+        self._check(self._lib.blkio_connect(self._handle))
         self._check(self._lib.blkio_start(self._handle))
         self._region = _Region()
         self._check(
@@ -88,6 +95,10 @@ class Blkio:
         )
         self._check(self._lib.blkio_map_mem_region(self._handle, byref(self._region)))
         self._queue = c_void_p(self._lib.blkio_get_queue(self._handle, 0))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._lib.blkio_destroy(byref(self._handle))
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +109,7 @@ class Blkio:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lib.blkio_destroy(byref(self._handle))
+        self.close()
 
     def _check(self, result: int) -> None:
         if result < 0:
