@@ -13,7 +13,7 @@ import vhostblk
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = str(Path(vhostblk.__file__).parents[1])
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 def start(

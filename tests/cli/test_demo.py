@@ -86,6 +86,21 @@ def test_served_shows_why_the_server_did_not_start(tmp_path: Path) -> None:
     assert any("no.img" in line for line in told[1:])
 
 
+def test_served_gets_ready_while_nobody_reads(tmp_path: Path) -> None:
+    """``vhostblk demo | head -1`` ends quietly: what the server says goes nowhere then."""
+    image, begun = tmp_path / "disk.img", []
+    image.write_bytes(bytes(512))
+
+    def tell(line: str) -> None:
+        if not line.startswith("server   $") and "ended" not in line:
+            begun.append(line)
+            raise BrokenPipeError
+
+    with demo.served(plan(), image, tmp_path / "s", tell):
+        pass
+    assert begun
+
+
 def test_show_notices_an_image_that_does_not_hold_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

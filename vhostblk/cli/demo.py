@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -124,7 +124,8 @@ def served(demo: Demo, image: Path, socket_path: Path, tell: Tell) -> Iterator[N
 def _relay(lines: IO[str] | None, tell: Tell, ready: "SimpleQueue[bool]") -> None:
     """Tell what the server logs; put True when it is ready, False when it has ended."""
     for line in lines or ():
-        tell(f"server   {line.rstrip()}")
+        with suppress(BrokenPipeError):  # nobody reads on; the server's pipe must not fill up
+            tell(f"server   {line.rstrip()}")
         if line.rstrip().endswith(report.READY):
             ready.put(item=True)
     ready.put(item=False)
