@@ -314,14 +314,17 @@ static void choose_data(struct vhb_req *req, uint32_t type, struct iovec *readab
         req->niov--;
 }
 
+static bool changes(uint32_t type)
+{
+    return type == VIRTIO_BLK_T_OUT || type == VIRTIO_BLK_T_DISCARD ||
+           type == VIRTIO_BLK_T_WRITE_ZEROES;
+}
+
 static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, uint64_t sector,
                      struct vhb_io *io)
 {
     const struct vhb_blk *blk = &q->blk;
-    bool writes = type == VIRTIO_BLK_T_OUT ||
-                  (type == VIRTIO_BLK_T_DISCARD && (blk->flags & VHB_BLK_DISCARD)) ||
-                  (type == VIRTIO_BLK_T_WRITE_ZEROES && (blk->flags & VHB_BLK_WRITE_ZEROES));
-    if (writes && (blk->flags & VHB_BLK_READ_ONLY)) {
+    if (changes(type) && (blk->flags & VHB_BLK_READ_ONLY)) {
         finish(req, VIRTIO_BLK_S_IOERR);
     } else if (type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_OUT) {
         start_data(q, req, type == VIRTIO_BLK_T_IN ? VHB_READ : VHB_WRITE, sector, io);
@@ -330,10 +333,10 @@ static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, ui
         start(req, VHB_FLUSH, io);
     } else if (type == VIRTIO_BLK_T_GET_ID) {
         get_id(q, req);
-    } else if (writes && type == VIRTIO_BLK_T_DISCARD) {
+    } else if (type == VIRTIO_BLK_T_DISCARD && (blk->flags & VHB_BLK_DISCARD)) {
         struct range_rules rules = {VHB_DISCARD, blk->max_discard_sectors, blk->max_discard_seg, 0};
         start_ranges(q, req, &rules, io);
-    } else if (writes) {
+    } else if (type == VIRTIO_BLK_T_WRITE_ZEROES && (blk->flags & VHB_BLK_WRITE_ZEROES)) {
         struct range_rules rules = {VHB_WRITE_ZEROES, blk->max_write_zeroes_sectors,
                                     blk->max_write_zeroes_seg, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP};
         start_ranges(q, req, &rules, io);

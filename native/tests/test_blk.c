@@ -205,6 +205,14 @@ static void test_read_only(void)
     CHECK_EQ(d.host[0], 0);
     CHECK_EQ(do_request(&rig, BLK_IN, 0, RIG_DATA, 512), BLK_OK);
     CHECK_EQ(do_request(&rig, BLK_FLUSH, 0, 0, 0), BLK_OK);
+
+    /* even those it does not offer.  Spec: virtio 1.3, 5.2.6.2. */
+    rig_park(&rig);
+    rig.blk.flags = VHB_BLK_READ_ONLY;
+    CHECK_EQ(vhb_queue_set_blk(rig.queue, &rig.blk), 0);
+    rig_run(&rig);
+    CHECK_EQ(do_request(&rig, BLK_DISCARD, 0, RIG_DATA + 4096, 16), BLK_IOERR);
+    CHECK_EQ(do_request(&rig, BLK_WRITE_ZEROES, 0, RIG_DATA + 4096, 16), BLK_IOERR);
     rig_close(&rig);
     close_disk(&d);
 }
