@@ -56,7 +56,7 @@ static void collect(struct rig *rig, uint32_t n, bool io_errors)
 static void *drive(void *arg)
 {
     struct driver *d = arg;
-    for (uint32_t round = 0; !stop_driver; round++) {
+    for (uint32_t round = 0; round == 0 || !stop_driver; round++) {
         uint32_t n = 1 + round % DEPTH;
         publish(d->rig, n, round);
         collect(d->rig, n, d->io_errors);
