@@ -177,7 +177,7 @@ int vhb_mailbox_fd(struct vhb_mailbox *box); /* readable while jobs wait; the bo
 int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n);
 
 /* The serving thread: a job is over.  result: 0 or -errno.  -EINVAL: no such job.  Where this
- * thread lost guest memory since it took the job, 0 becomes -EFAULT. */
+ * thread lost guest memory since it took the job, it fails and the queue breaks. */
 int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
 
 /* The serving thread: as complete with -EIO, but the disk keeps a view of the job's pieces: a late

@@ -82,13 +82,16 @@ static void finish(struct vhb_req *req, uint8_t result)
         count(&q->counters.unsupported, 1);
     if (result != VIRTIO_BLK_S_OK)
         req->written = 0;
+    if (req->state == VHB_REQ_LIVE)
+        q->in_flight--;
     uint32_t lost = vhb_fault_seen();
     if (req->status) /* The status is written before its element is published.  pair: used-idx */
         store_relaxed(req->status, result);
-    if (vhb_fault_seen() != lost)
+    if (vhb_fault_seen() != lost) { /* given back, it could read as success */
         vhb_doom(q, VHB_MEMORY_GONE, req->head, 0);
-    if (req->state == VHB_REQ_LIVE)
-        q->in_flight--;
+        vhb_req_release(req);
+        return;
+    }
     req->state = VHB_REQ_DONE;
     req->next = NULL;
     *q->done_tail = req;
@@ -144,8 +147,10 @@ static void bury_result(struct vhb_req *req)
 void vhb_req_done(struct vhb_req *req, int result)
 {
     struct vhb_queue *q = req->queue;
-    if (result == -EFAULT)
+    if (result == -EFAULT || result == VHB_RESULT_LOST_MEMORY)
         count(&q->counters.faults, 1);
+    if (result == VHB_RESULT_LOST_MEMORY)
+        vhb_doom(q, VHB_MEMORY_GONE, req->head, 0);
     if (result == VHB_RESULT_KEPT_VIEW)
         vhb_doom(q, VHB_DISK_KEPT_VIEW, req->head, req->offset);
     if (req->state == VHB_REQ_DEAD) {
@@ -203,7 +208,7 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io)
     int r = q->disk->ops->submit(q->disk, req, io);
     if (r == VHB_PENDING)
         return;
-    vhb_req_done(req, vhb_fault_seen() == lost ? r : -EFAULT);
+    vhb_req_done(req, vhb_fault_seen() == lost ? r : VHB_RESULT_LOST_MEMORY);
 }
 
 static void start(struct vhb_req *req, enum vhb_op op, struct vhb_io *io)
@@ -283,6 +288,8 @@ static void start_ranges(struct vhb_queue *q, struct vhb_req *req, const struct 
         status = VIRTIO_BLK_S_IOERR;
     for (uint64_t i = 0; i < n && status == VIRTIO_BLK_S_OK; i++)
         status = read_range(q, rules, req);
+    if (lost_memory(q))
+        status = VIRTIO_BLK_S_IOERR;
     if (status != VIRTIO_BLK_S_OK || req->n_ranges == 0) {
         finish(req, status);
         return;
@@ -295,7 +302,7 @@ static void get_id(struct vhb_queue *q, struct vhb_req *req)
 {
     req->written = pieces_put(req->iov, req->niov, q->blk.serial, sizeof(q->blk.serial));
     count(&q->counters.get_ids, 1);
-    finish(req, VIRTIO_BLK_S_OK);
+    finish(req, lost_memory(q) ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 }
 
 /* Point the request at its data: behind the header, or in front of the status. */
@@ -360,7 +367,8 @@ void vhb_blk_start(struct vhb_queue *q, struct vhb_req *req, struct vhb_io *io)
     struct virtio_blk_outhdr header;
     struct iovec *readable = req->vec;
     uint32_t n_readable = req->n_readable;
-    if (req->bad || !pieces_take(&readable, &n_readable, &header, sizeof(header))) {
+    if (req->bad || !pieces_take(&readable, &n_readable, &header, sizeof(header)) ||
+        lost_memory(q)) {
         finish(req, VIRTIO_BLK_S_IOERR);
         return;
     }

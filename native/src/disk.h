@@ -16,9 +16,12 @@ struct vhb_req;
 
 enum { VHB_PENDING = 1 };
 
-/* A result beyond the errnos: the request failed and its disk goes on using the guest's memory.
- * It completes with IOERR and its queue breaks, a dead request's too. */
-enum { VHB_RESULT_KEPT_VIEW = -4096 };
+/* Results beyond the errnos: the request completes with IOERR and its queue breaks, a dead
+ * request's too. */
+enum {
+    VHB_RESULT_KEPT_VIEW = -4096,  /* the disk goes on using the guest's memory */
+    VHB_RESULT_LOST_MEMORY = -4097 /* fault.c has put a page of its own in the guest's place */
+};
 
 /* Pieces a slot holds itself: 126 data segments, header and status; longer chains borrow. */
 enum { VHB_SLOT_IOV = 130, VHB_MAX_IOV = 2048 };
@@ -91,7 +94,7 @@ struct vhb_disk {
     atomic_int users; /* queues */
 };
 
-/* A request is over: 0, -errno or VHB_RESULT_KEPT_VIEW.  On the worker of its queue. */
+/* A request is over: 0, -errno or VHB_RESULT_*.  On the worker of its queue. */
 void vhb_req_done(struct vhb_req *req, int result);
 
 /* ---- graveyard.c ---- */

@@ -63,38 +63,6 @@ static bool aligned(const struct file *f, const struct vhb_req *req)
     return true;
 }
 
-/* ---- bounce: misaligned guest buffers under O_DIRECT --------------------------------- */
-
-static size_t bounce_len(const struct vhb_req *req)
-{
-    uint64_t left = req->len - req->done;
-    return left < VHB_BOUNCE_SIZE ? (size_t)left : VHB_BOUNCE_SIZE;
-}
-
-/* Guest to bounce; the cursor moves when the write has succeeded. */
-static void bounce_fill(struct vhb_req *req)
-{
-    uint8_t *to = req->bounce;
-    size_t left = bounce_len(req);
-    for (uint32_t i = 0; left; i++) {
-        size_t part = req->iov[i].iov_len < left ? req->iov[i].iov_len : left;
-        copy_in(to, req->iov[i].iov_base, part);
-        to += part;
-        left -= part;
-    }
-}
-
-static void bounce_drain(struct vhb_req *req, size_t n)
-{
-    const uint8_t *from = req->bounce;
-    for (uint32_t i = 0; n; i++) {
-        size_t part = req->iov[i].iov_len < n ? req->iov[i].iov_len : n;
-        memcpy(req->iov[i].iov_base, from, part);
-        from += part;
-        n -= part;
-    }
-}
-
 /* ---- the next call ------------------------------------------------------------------- */
 
 struct call {
@@ -128,7 +96,7 @@ static struct call call_rw(struct vhb_req *req)
     if (c.write && (req->flags & VHB_REQ_FUA))
         c.rwf = RWF_DSYNC;
     if (req->bounce) {
-        req->one = (struct iovec){req->bounce, bounce_len(req)};
+        req->one = (struct iovec){req->bounce, vhb_bounce_len(req)};
         c.iov = &req->one;
         c.niov = 1;
     }
@@ -191,19 +159,16 @@ static enum verdict take_bytes(struct vhb_req *req, int n, int *result)
         *result = -EIO;
         return OVER;
     }
-    if (req->step == STEP_ZERO_BY_WRITE) {
+    *result = vhb_bounce_drain(req, (size_t)n) ? 0 : VHB_RESULT_LOST_MEMORY;
+    if (req->step == STEP_ZERO_BY_WRITE)
         req->done += (unsigned)n;
-    } else {
-        if (req->bounce && req->op == VHB_READ)
-            bounce_drain(req, (size_t)n);
+    else
         consume(req, (size_t)n);
-    }
-    if (req->done < req->len) {
-        if (req->bounce && req->op == VHB_WRITE)
-            bounce_fill(req);
+    if (*result < 0 || req->done == req->len)
+        return OVER;
+    if (vhb_bounce_fill(req))
         return AGAIN;
-    }
-    *result = 0;
+    *result = VHB_RESULT_LOST_MEMORY;
     return OVER;
 }
 
@@ -243,7 +208,7 @@ static struct file *file_of(struct vhb_disk *disk)
 static void bounce_end(struct vhb_req *req, struct vhb_io *io)
 {
     if (req->bounce)
-        vhb_io_bounce_put(io, req->bounce);
+        vhb_bounce_put(io, req->bounce);
     req->bounce = NULL;
 }
 
@@ -269,6 +234,14 @@ static int start(struct file *f, struct vhb_req *req, struct vhb_io *io)
     return VHB_PENDING;
 }
 
+static int start_bounced(struct file *f, struct vhb_req *req, struct vhb_io *io)
+{
+    if (vhb_bounce_fill(req))
+        return start(f, req, io);
+    bounce_end(req, io);
+    return VHB_RESULT_LOST_MEMORY;
+}
+
 static void file_resume(struct vhb_req *req, int r, struct vhb_io *io)
 {
     struct file *f = file_of(req->disk);
@@ -292,11 +265,19 @@ static void file_bounced(struct vhb_req *req, int r, struct vhb_io *io)
         vhb_req_done(req, -ECANCELED);
         return;
     }
-    if (req->op == VHB_WRITE)
-        bounce_fill(req);
-    r = start(f, req, io);
+    r = start_bounced(f, req, io);
     if (r != VHB_PENDING)
         vhb_req_done(req, r);
+}
+
+static int submit_bounced(struct file *f, struct vhb_req *req, struct vhb_io *io)
+{
+    req->resume = file_bounced;
+    req->bounce = vhb_bounce_get(io, req);
+    if (!req->bounce)
+        return VHB_PENDING;
+    req->resume = file_resume;
+    return start_bounced(f, req, io);
 }
 
 /* A hit in the page cache costs less than a round trip through the ring.  VHB_PENDING: no hit. */
@@ -331,17 +312,11 @@ static int file_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io
     req->bounce = NULL;
     if (req->op == VHB_DISCARD && f->block_device)
         return discard_device(f, req);
-    if (data && f->direct && !aligned(f, req)) {
-        req->resume = file_bounced;
-        req->bounce = vhb_io_bounce_get(io, req);
-        if (!req->bounce)
-            return VHB_PENDING;
-        req->resume = file_resume;
-        if (req->op == VHB_WRITE)
-            bounce_fill(req);
-    } else if (data && f->memory_backed) {
+    if (data && f->direct && !aligned(f, req))
+        return submit_bounced(f, req, io);
+    if (data && f->memory_backed)
         return run_now(f, req, io);
-    } else if (req->op == VHB_READ && load_relaxed(&f->try_cached)) {
+    if (req->op == VHB_READ && load_relaxed(&f->try_cached)) {
         int r = try_cached(f, req);
         if (r != VHB_PENDING)
             return r;

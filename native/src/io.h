@@ -41,8 +41,16 @@ void vhb_io_cancel(struct vhb_io *io, struct vhb_req *req);
  * completed. */
 int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void *context);
 
-/* VHB_BOUNCE_SIZE bytes, or NULL: *req* then waits and its resume is called with -EAGAIN. */
-void *vhb_io_bounce_get(struct vhb_io *io, struct vhb_req *req);
-void vhb_io_bounce_put(struct vhb_io *io, void *buffer);
+/* ---- bounce.c ---- */
+
+/* VHB_BOUNCE_SIZE bytes, or NULL: *req* then waits and its resume is called with req->bounce. */
+void *vhb_bounce_get(struct vhb_io *io, struct vhb_req *req);
+void vhb_bounce_put(struct vhb_io *io, void *buffer);
+/* Bytes of the round at the request's cursor (iov, done). */
+size_t vhb_bounce_len(const struct vhb_req *req);
+/* Of a bounced write: guest to buffer, before its round.  False: the guest's memory is gone. */
+bool vhb_bounce_fill(struct vhb_req *req);
+/* Of a bounced read: *n* bytes of its round, buffer to guest.  False: likewise. */
+bool vhb_bounce_drain(struct vhb_req *req, size_t n);
 
 #endif

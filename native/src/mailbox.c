@@ -263,7 +263,7 @@ static int complete(struct vhb_mailbox *box, uint64_t tag, int result)
     box->taken[i].tag = 0;
     /* Perhaps another job's loss: better one error too many than zeroes for guest data. */
     if (result == 0 && vhb_fault_seen() != box->taken[i].lost)
-        result = -EFAULT;
+        result = VHB_RESULT_LOST_MEMORY;
     struct way *way = &box->completions;
     /* Never full: one entry per slot, and a slot is posted again only after its entry was read. */
     box->completion[way->tail & way->mask] = (struct completion){.slot = i, .result = result};

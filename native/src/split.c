@@ -243,6 +243,8 @@ int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
         if (!req->status)
             r = vhb_break(q, VHB_STATUS_ADDRESS, head, walk.status_at);
     }
+    if (r == 0 && lost_memory(q))
+        r = vhb_break(q, VHB_MEMORY_GONE, head, 0);
     if (r < 0) {
         give_back_array(q, req);
         return r;

@@ -194,32 +194,3 @@ int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void 
     return io->uring ? turn_uring(io, timeout_us, ready, context)
                      : turn_epoll(io, timeout_us, ready, context);
 }
-
-/* ---- bounce memory ------------------------------------------------------------------- */
-
-void *vhb_io_bounce_get(struct vhb_io *io, struct vhb_req *req)
-{
-    if (io->bounce_free) {
-        uint32_t i = (uint32_t)__builtin_ctz(io->bounce_free);
-        io->bounce_free &= ~(1u << i);
-        return io->bounce + (size_t)i * VHB_BOUNCE_SIZE;
-    }
-    req->next = NULL;
-    *io->bounce_tail = req;
-    io->bounce_tail = &req->next;
-    return NULL;
-}
-
-void vhb_io_bounce_put(struct vhb_io *io, void *buffer)
-{
-    struct vhb_req *next = io->bounce_wait;
-    if (!next) {
-        io->bounce_free |= 1u << ((size_t)((uint8_t *)buffer - io->bounce) / VHB_BOUNCE_SIZE);
-        return;
-    }
-    io->bounce_wait = next->next;
-    if (!io->bounce_wait)
-        io->bounce_tail = &io->bounce_wait;
-    next->bounce = buffer; /* straight to the next in line */
-    next->resume(next, 0, io);
-}

@@ -27,7 +27,7 @@ int vhb_break(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint6
 {
     if (!q->broken) {
         q->broken = true;
-        if (vhb_fault_seen() != q->lost) { /* what looks wrong is a page of zeroes */
+        if (lost_memory(q)) { /* what looks wrong is a page of zeroes */
             reason = VHB_MEMORY_GONE;
             value = 0;
         }
@@ -97,7 +97,7 @@ static bool has_slot(const struct vhb_queue *q)
 static int pop_some(struct vhb_queue *q, struct vhb_io *io)
 {
     int n = 0;
-    while (n < BUDGET && !q->broken && has_slot(q)) {
+    while (n < BUDGET && !q->broken && !lost_memory(q) && has_slot(q)) {
         struct vhb_req *req = vhb_slot_peek(q);
         int r = vhb_split_pop(q, req);
         q->starved = r == -EAGAIN;
@@ -156,7 +156,7 @@ static void answer(struct vhb_queue *q, uint32_t ask)
 
 static void check_memory(struct vhb_queue *q)
 {
-    if (vhb_fault_seen() == q->lost)
+    if (!lost_memory(q))
         return;
     count(&q->counters.faults, 1);
     vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
@@ -190,10 +190,10 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
         cancel_all(q, io);
     q->cancelled = ask == VHB_ASK_CANCEL;
-    meet_doom(q); /* before the push: a broken ring gets nothing more */
     n += push_done(q);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     check_memory(q);
+    meet_doom(q);
     answer(q, ask);
     return n;
 }

@@ -82,6 +82,12 @@ struct vhb_queue {
     struct vhb_counters counters;
 };
 
+/* Whether this visit has lost memory of the guest: what was read there is a page of zeroes. */
+static inline bool lost_memory(const struct vhb_queue *queue)
+{
+    return vhb_fault_seen() != queue->lost;
+}
+
 /* Twice the descriptors: every request in flight can be cancelled, its head then goes back
  * through a second slot.  Untouched slots cost address space only. */
 static inline uint32_t slot_count(const struct vhb_queue *queue)

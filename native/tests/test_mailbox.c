@@ -179,7 +179,7 @@ static void test_break_reports_the_kept_view(void)
 }
 
 /* A job during which the serving thread lost guest memory did not succeed, whatever it says. */
-static void test_lost_memory_is_efault(void)
+static void test_lost_memory_is_told(void)
 {
     struct vhb_mailbox *box = mailbox(SLOTS);
     int fd = memfd_create("guest", MFD_CLOEXEC);
@@ -194,7 +194,7 @@ static void test_lost_memory_is_efault(void)
     CHECK_EQ(guest[0], 0); /* the file is empty */
     CHECK_EQ(vhb_mailbox_complete(box, job.tag, 0), 0);
     CHECK_EQ(reap(box, false), 1);
-    CHECK_EQ(done[4].result, -EFAULT);
+    CHECK_EQ(done[4].result, VHB_RESULT_LOST_MEMORY);
     CHECK_EQ(result_of(box, 0), 0); /* the next one is innocent */
     CHECK_EQ(vhb_fault_unwatch(slot), 0);
     munmap((void *)(uintptr_t)guest, 4096);
@@ -388,7 +388,7 @@ static void test_threads_lose_nothing(void)
 
 CHECK_MAIN(TEST(job_travels_there_and_back), TEST(wrong_tags_touch_nothing),
            TEST(strange_results_become_eio), TEST(break_reports_the_kept_view),
-           TEST(lost_memory_is_efault), TEST(fd_is_readable_while_jobs_wait),
+           TEST(lost_memory_is_told), TEST(fd_is_readable_while_jobs_wait),
            TEST(worker_is_rung_only_when_it_may_sleep), TEST(cancel_follows_its_job),
            TEST(late_cancel_is_dropped), TEST(slots_are_the_limit), TEST(free_refuses_while_in_use),
            TEST(threads_lose_nothing))

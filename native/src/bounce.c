@@ -1,0 +1,74 @@
+/* bounce.c - aligned memory for requests of misaligned guest memory under O_DIRECT.
+ *
+ * A request takes one buffer for as long as it lasts, and goes through it in as many rounds as it
+ * needs; who finds none free waits in line. */
+#include "atomics.h"
+#include "io.h"
+
+/* ---- buffers -------------------------------------------------------------------------- */
+
+void *vhb_bounce_get(struct vhb_io *io, struct vhb_req *req)
+{
+    if (io->bounce_free) {
+        uint32_t i = (uint32_t)__builtin_ctz(io->bounce_free);
+        io->bounce_free &= ~(1u << i);
+        return io->bounce + (size_t)i * VHB_BOUNCE_SIZE;
+    }
+    req->next = NULL;
+    *io->bounce_tail = req;
+    io->bounce_tail = &req->next;
+    return NULL;
+}
+
+void vhb_bounce_put(struct vhb_io *io, void *buffer)
+{
+    struct vhb_req *next = io->bounce_wait;
+    if (!next) {
+        io->bounce_free |= 1u << ((size_t)((uint8_t *)buffer - io->bounce) / VHB_BOUNCE_SIZE);
+        return;
+    }
+    io->bounce_wait = next->next;
+    if (!io->bounce_wait)
+        io->bounce_tail = &io->bounce_wait;
+    next->bounce = buffer; /* straight to the next in line */
+    next->resume(next, 0, io);
+}
+
+/* ---- rounds --------------------------------------------------------------------------- */
+
+size_t vhb_bounce_len(const struct vhb_req *req)
+{
+    uint64_t left = req->len - req->done;
+    return left < VHB_BOUNCE_SIZE ? (size_t)left : VHB_BOUNCE_SIZE;
+}
+
+bool vhb_bounce_fill(struct vhb_req *req)
+{
+    if (!req->bounce || req->op != VHB_WRITE)
+        return true;
+    uint32_t lost = vhb_fault_seen();
+    uint8_t *to = req->bounce;
+    size_t left = vhb_bounce_len(req);
+    for (uint32_t i = 0; left; i++) {
+        size_t part = req->iov[i].iov_len < left ? req->iov[i].iov_len : left;
+        copy_in(to, req->iov[i].iov_base, part);
+        to += part;
+        left -= part;
+    }
+    return vhb_fault_seen() == lost;
+}
+
+bool vhb_bounce_drain(struct vhb_req *req, size_t n)
+{
+    if (!req->bounce || req->op != VHB_READ)
+        return true;
+    uint32_t lost = vhb_fault_seen();
+    const uint8_t *from = req->bounce;
+    for (uint32_t i = 0; n; i++) {
+        size_t part = req->iov[i].iov_len < n ? req->iov[i].iov_len : n;
+        memcpy(req->iov[i].iov_base, from, part);
+        from += part;
+        n -= part;
+    }
+    return vhb_fault_seen() == lost;
+}
