@@ -2,12 +2,13 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
+from places import direct_image, image, loop_device, tiny_tmpfs
 from server_kit.serving import Serving, serving
 
 from vhostblk.engine.choose import EngineName
 from vhostblk.guest.pytest_plugin import vhost_user_guest
 
-__all__ = ["vhost_user_guest"]
+__all__ = ["direct_image", "image", "loop_device", "tiny_tmpfs", "vhost_user_guest"]
 
 
 @pytest.fixture(params=sorted(set(get_args(EngineName)) - {"auto"}))
