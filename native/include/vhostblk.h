@@ -180,7 +180,7 @@ int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n);
  * thread lost guest memory since it took the job, it fails and the queue breaks. */
 int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
 
-/* The serving thread: as complete with -EIO, but the disk keeps a view of the job's pieces: a late
+/* The serving thread: the job is over, but the disk keeps a view of the job's pieces: a late
  * write could corrupt the guest, so the queue breaks with VHB_DISK_KEPT_VIEW. */
 int vhb_mailbox_break(struct vhb_mailbox *box, uint64_t tag);
 

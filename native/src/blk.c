@@ -72,6 +72,14 @@ void vhb_req_release(struct vhb_req *req)
     q->free_slots[q->n_free++] = (uint16_t)req->tag;
 }
 
+/* The queue is about to break, and the head must not be given back before. */
+static void withhold(struct vhb_req *req)
+{
+    if (req->state == VHB_REQ_LIVE)
+        req->queue->in_flight--;
+    vhb_req_release(req);
+}
+
 static void finish(struct vhb_req *req, uint8_t result)
 {
     struct vhb_queue *q = req->queue;
@@ -82,16 +90,16 @@ static void finish(struct vhb_req *req, uint8_t result)
         count(&q->counters.unsupported, 1);
     if (result != VIRTIO_BLK_S_OK)
         req->written = 0;
-    if (req->state == VHB_REQ_LIVE)
-        q->in_flight--;
     uint32_t lost = vhb_fault_seen();
     if (req->status) /* The status is written before its element is published.  pair: used-idx */
         store_relaxed(req->status, result);
     if (vhb_fault_seen() != lost) { /* given back, it could read as success */
         vhb_doom(q, VHB_MEMORY_GONE, req->head, 0);
-        vhb_req_release(req);
+        withhold(req);
         return;
     }
+    if (req->state == VHB_REQ_LIVE)
+        q->in_flight--;
     req->state = VHB_REQ_DONE;
     req->next = NULL;
     *q->done_tail = req;
@@ -155,6 +163,10 @@ void vhb_req_done(struct vhb_req *req, int result)
         vhb_doom(q, VHB_DISK_KEPT_VIEW, req->head, req->offset);
     if (req->state == VHB_REQ_DEAD) {
         bury_result(req);
+        return;
+    }
+    if (result == VHB_RESULT_KEPT_VIEW) { /* given back, its memory would be used again */
+        withhold(req);
         return;
     }
     if (result < 0) {

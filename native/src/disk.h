@@ -16,12 +16,10 @@ struct vhb_req;
 
 enum { VHB_PENDING = 1 };
 
-/* Results beyond the errnos: the request completes with IOERR and its queue breaks, a dead
- * request's too. */
-enum {
-    VHB_RESULT_KEPT_VIEW = -4096,  /* the disk goes on using the guest's memory */
-    VHB_RESULT_LOST_MEMORY = -4097 /* fault.c has put a page of its own in the guest's place */
-};
+/* Results beyond the errnos: the queue breaks, for a dead request's too.
+ * KEPT_VIEW: the disk goes on using the guest's memory; the request is not given back.
+ * LOST_MEMORY: fault.c has put a page of its own in the guest's place; the request is IOERR. */
+enum { VHB_RESULT_KEPT_VIEW = -4096, VHB_RESULT_LOST_MEMORY = -4097 };
 
 /* Pieces a slot holds itself: 126 data segments, header and status; longer chains borrow. */
 enum { VHB_SLOT_IOV = 130, VHB_MAX_IOV = 2048 };
