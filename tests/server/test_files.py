@@ -28,7 +28,7 @@ def test_a_full_file_system_fails_the_write_that_found_it(
     guest = vhost_user_guest(server.add(File(image)))
     guest.write(0, X)
     results = [guest.run(Request.write(n * 2048, X * 128)).status for n in range(1, 4)]
-    assert results[-1] is Status.IOERR
+    assert results[-1] == Status.IOERR
     assert guest.read(0, 4096) == X
     guest.discard([Range(2048, 6144)])
     guest.write(2048, X)
