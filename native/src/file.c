@@ -136,7 +136,7 @@ static int call_now(const struct file *f, const struct call *c)
 static void call_later(const struct file *f, struct vhb_req *req, const struct call *c,
                        struct vhb_io *io)
 {
-    struct io_uring_sqe *sqe = vhb_io_sqe(io, req);
+    struct io_uring_sqe *sqe = vhb_io_sqe(io);
     unsigned niov = (unsigned)c->niov;
     if (c->kind == CALL_FSYNC)
         io_uring_prep_fsync(sqe, f->fd, IORING_FSYNC_DATASYNC);

@@ -17,7 +17,6 @@ struct vhb_io {
     int why_not; /* -errno of io_uring_queue_init */
     int epoll;   /* without uring */
     struct io_uring ring;
-    uint32_t pending; /* requests with the kernel */
 
     /* Aligned memory for misaligned O_DIRECT requests; untouched until it is needed. */
     uint8_t *bounce;
@@ -33,8 +32,9 @@ void vhb_io_free(struct vhb_io *io);
 int vhb_io_watch(struct vhb_io *io, int fd, uint64_t token);
 void vhb_io_unwatch(struct vhb_io *io, int fd, uint64_t token);
 
-/* The next submission entry for *req*; its completion calls req->resume.  Uring only. */
-struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io, struct vhb_req *req);
+/* The next submission entry.  With a request as its data, completion calls req->resume.  Uring
+ * only. */
+struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io);
 void vhb_io_cancel(struct vhb_io *io, struct vhb_req *req);
 
 /* Submit, reap, and wait up to timeout_us (0: do not wait; -1: for ever).  How many requests

@@ -70,7 +70,7 @@ void vhb_io_free(struct vhb_io *io)
 
 /* ---- submission ---------------------------------------------------------------------- */
 
-static struct io_uring_sqe *next_sqe(struct vhb_io *io)
+struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io)
 {
     struct io_uring_sqe *sqe;
     while (!(sqe = io_uring_get_sqe(&io->ring)))
@@ -78,14 +78,7 @@ static struct io_uring_sqe *next_sqe(struct vhb_io *io)
     return sqe;
 }
 
-struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io, struct vhb_req *req)
-{
-    (void)req;
-    io->pending++;
-    return next_sqe(io);
-}
-
-static void cancel_waiting(struct vhb_io *io, struct vhb_req *req)
+static bool cancel_waiting(struct vhb_io *io, struct vhb_req *req)
 {
     for (struct vhb_req **at = &io->bounce_wait; *at; at = &(*at)->next) {
         if (*at != req)
@@ -94,16 +87,16 @@ static void cancel_waiting(struct vhb_io *io, struct vhb_req *req)
         if (!*at)
             io->bounce_tail = at;
         req->resume(req, -ECANCELED, io);
-        return;
+        return true;
     }
+    return false;
 }
 
 void vhb_io_cancel(struct vhb_io *io, struct vhb_req *req)
 {
-    cancel_waiting(io, req);
-    if (!io->uring)
+    if (cancel_waiting(io, req) || !io->uring)
         return;
-    struct io_uring_sqe *sqe = next_sqe(io);
+    struct io_uring_sqe *sqe = vhb_io_sqe(io);
     io_uring_prep_cancel(sqe, req, 0);
     io_uring_sqe_set_data64(sqe, TAG_NOBODY);
 }
@@ -114,7 +107,7 @@ int vhb_io_watch(struct vhb_io *io, int fd, uint64_t token)
         struct epoll_event event = {.events = EPOLLIN, .data.u64 = token};
         return epoll_ctl(io->epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
     }
-    struct io_uring_sqe *sqe = next_sqe(io);
+    struct io_uring_sqe *sqe = vhb_io_sqe(io);
     io_uring_prep_poll_multishot(sqe, fd, POLLIN);
     io_uring_sqe_set_data64(sqe, token | TAG_WATCH);
     return 0;
@@ -126,7 +119,7 @@ void vhb_io_unwatch(struct vhb_io *io, int fd, uint64_t token)
         epoll_ctl(io->epoll, EPOLL_CTL_DEL, fd, NULL);
         return;
     }
-    struct io_uring_sqe *sqe = next_sqe(io);
+    struct io_uring_sqe *sqe = vhb_io_sqe(io);
     io_uring_prep_poll_remove(sqe, token | TAG_WATCH);
     io_uring_sqe_set_data64(sqe, TAG_NOBODY);
     /* Now: the caller is about to let the control plane close the descriptor. */
@@ -147,7 +140,6 @@ static int take_completion(struct vhb_io *io, const struct io_uring_cqe *cqe, vh
         return 0;
     default: {
         struct vhb_req *req = (struct vhb_req *)(uintptr_t)cqe->user_data;
-        io->pending--;
         req->resume(req, cqe->res, io);
         return 1;
     }
@@ -158,7 +150,8 @@ static int reap(struct vhb_io *io, vhb_io_ready ready, void *context)
 {
     int requests = 0;
     struct io_uring_cqe *cqe;
-    while (io_uring_peek_cqe(&io->ring, &cqe) == 0 && cqe) {
+    /* Bounded: a driver that never stops kicking must not keep us here. */
+    for (int i = 0; i < CQ_ENTRIES && io_uring_peek_cqe(&io->ring, &cqe) == 0 && cqe; i++) {
         struct io_uring_cqe copy = *cqe; /* its place is free for the kernel before we act on it */
         io_uring_cqe_seen(&io->ring, cqe);
         requests += take_completion(io, &copy, ready, context);

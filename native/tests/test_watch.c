@@ -231,7 +231,44 @@ static void test_kick_fd_whose_count_is_stolen(void)
     close_runner(&r);
 }
 
+/* ---- a driver that never stops kicking --------------------------------------------------- */
+
+static int flood_stop;
+
+static void *flood(void *arg)
+{
+    struct rig *rig = arg;
+    while (!__atomic_load_n(&flood_stop, __ATOMIC_RELAXED))
+        rig_kick(rig);
+    return NULL;
+}
+
+/* Kicks without number cost their own queue; another queue of the worker goes on. */
+static void test_flood_of_kicks(void)
+{
+    struct runner r;
+    struct rig rig, other;
+    pthread_t threads[2];
+    open_runner(&r);
+    rig_open(&rig, &(struct rig_config){.worker = r.worker, .threaded = true});
+    rig_open(&other, &(struct rig_config){.worker = r.worker, .threaded = true});
+    flood_stop = 0;
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ(pthread_create(&threads[i], NULL, flood, &rig), 0);
+    for (int i = 0; i < 200; i++)
+        CHECK_EQ(do_request(&other, BLK_FLUSH, 0, 0, 0), BLK_OK);
+    rig_park(&rig);
+    rig_run(&rig);
+    __atomic_store_n(&flood_stop, 1, __ATOMIC_RELAXED);
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ(pthread_join(threads[i], NULL), 0);
+    CHECK_EQ(do_request(&rig, BLK_FLUSH, 0, 0, 0), BLK_OK);
+    rig_close(&rig);
+    rig_close(&other);
+    close_runner(&r);
+}
+
 CHECK_MAIN(TEST(idle_worker_sleeps), TEST(kick_fd_of_the_same_number),
            TEST(parked_ring_leaves_its_kick_fd_alone), TEST(kick_fd_that_hung_up),
            TEST(kick_fd_that_cannot_be_watched), TEST(kick_fd_that_is_a_pipe),
-           TEST(kick_fd_whose_count_is_stolen))
+           TEST(kick_fd_whose_count_is_stolen), TEST(flood_of_kicks))
