@@ -9,9 +9,11 @@ with its smallest and largest.
 import argparse
 import os
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 
 from bench import load, servers
@@ -67,6 +69,18 @@ def make_works(names: list[str], directory: Path, shm: Path) -> Iterator[Work]:
                 raise SystemExit(f"--work {name}: give null, tmpfs or file")
 
 
+def about() -> str:
+    """Return what was measured where: versions, kernel, CPUs, and what a column means."""
+    qsd = subprocess.run(
+        ["qemu-storage-daemon", "--version"], check=True, capture_output=True, text=True
+    )
+    return (
+        f"vhostblk {metadata.version('vhostblk')}, {qsd.stdout.splitlines()[0]}, "
+        f"Linux {os.uname().release}, {os.cpu_count()} CPUs\n"
+        "cpu, client: CPU microseconds per request of the server and of the client\n"
+    )
+
+
 def line(samples: dict[str, list[Sample]]) -> str:
     """Return the figures of one load: ours, the best peer's, their ratio with its spread."""
     ours = samples["vhostblk"]
@@ -82,7 +96,7 @@ def line(samples: dict[str, list[Sample]]) -> str:
         p50, p99 = (statistics.median(getattr(s, f) for s in runs) for f in ("p50_us", "p99_us"))
         cpu = statistics.median(s.server_cpu_us for s in runs)
         client = statistics.median(s.client_cpu_us for s in runs)
-        return f"{rate:8.1f}k {p50:6.0f}/{p99:<6.0f} {cpu:5.2f} {client:5.2f}"
+        return f"{rate:8.1f}k {p50:6.0f}/{p99:<6.0f} {cpu:5.2f} {client:6.2f}"
 
     spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
     return f"{cell(ours)} | {cell(theirs)} {best:13} | {statistics.median(ratios):5.2f} ({spread})"
@@ -103,8 +117,10 @@ def main() -> None:
     """Run the matrix and print a line per load."""
     args = parse()
     args.directory.mkdir(parents=True, exist_ok=True)
-    cell = "rate   p50/p99 us  cpu  client"
-    print(f"{'disk':6} {'op':5} {'QD':>4} | {'vhostblk: ' + cell:>40} | {'best peer: ' + cell}")
+    print(about())
+    cell = f"{'IOPS':>9} {'p50/p99 us':>13} {'cpu':>5} {'client':>5}"
+    print(f"{'':17} | {'vhostblk':33} | {'best of the peers':48} | ratio")
+    print(f"{'disk':6} {'op':5} {'QD':>4} | {cell} | {cell} {'':13} | median (all)")
     with (
         tempfile.TemporaryDirectory(prefix="vhb-") as scratch,
         tempfile.TemporaryDirectory(prefix="vhb-", dir="/dev/shm") as shm,

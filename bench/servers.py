@@ -45,7 +45,7 @@ class Peer:
         if self.aio is None:
             # The servers have the file open at the same time; they take turns by themselves.
             disk = f"null:{work.size}" if work.path is None else f"file:{work.path},locking=off"
-            serve = [sys.executable, "-m", "vhostblk", "serve", "--socket-path", str(socket)]
+            serve = [sys.executable, "-m", "vhostblk", "serve", "-q", "--socket-path", str(socket)]
             return [*serve, disk]
         return [
             "qemu-storage-daemon",
