@@ -10,6 +10,10 @@
 
 enum { SECTOR = 512, TYPE_BARRIER = 1u << 31 };
 
+/* Bytes of one IN or OUT, more than every segment we offer at its longest.  A driver can name the
+ * same page over and over: without a bound, one request could keep the worker for minutes. */
+enum { MAX_TRANSFER = 512 << 20 };
+
 _Static_assert(sizeof(struct virtio_blk_outhdr) == 16, "virtio 1.3, 5.2.6");
 _Static_assert(sizeof(struct virtio_blk_discard_write_zeroes) == 16, "virtio 1.3, 5.2.6");
 
@@ -247,7 +251,8 @@ static void start_data(struct vhb_queue *q, struct vhb_req *req, enum vhb_op op,
                        struct vhb_io *io)
 {
     req->len = pieces_len(req->iov, req->niov);
-    if (req->len % SECTOR || !in_range(&q->blk, sector, req->len / SECTOR)) {
+    if (req->len > MAX_TRANSFER || req->len % SECTOR ||
+        !in_range(&q->blk, sector, req->len / SECTOR)) {
         finish(req, VIRTIO_BLK_S_IOERR);
         return;
     }
@@ -368,7 +373,7 @@ void vhb_blk_start(struct vhb_queue *q, struct vhb_req *req, struct vhb_io *io)
 {
     req->state = VHB_REQ_LIVE;
     req->held = false;
-    req->written = 0;
+    req->len = req->written = 0;
     req->range = req->n_ranges = 0;
     q->in_flight++;
     if (!req->status) {

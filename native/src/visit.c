@@ -8,7 +8,9 @@
 #include "io.h"
 #include "vq.h"
 
-enum { BUDGET = 64 /* requests taken in one visit, so that queues share a worker fairly */ };
+/* What is taken in one visit, so that queues share a worker fairly and none waits for long for what
+ * a disk does inside submit. */
+enum { BUDGET = 64, BUDGET_BYTES = 4 << 20 };
 
 void vhb_queue_post(struct vhb_queue *q, uint32_t event)
 {
@@ -97,7 +99,8 @@ static bool has_slot(const struct vhb_queue *q)
 static int pop_some(struct vhb_queue *q, struct vhb_io *io)
 {
     int n = 0;
-    while (n < BUDGET && !q->broken && !lost_memory(q) && has_slot(q)) {
+    uint64_t bytes = 0;
+    while (n < BUDGET && bytes < BUDGET_BYTES && !q->broken && !lost_memory(q) && has_slot(q)) {
         struct vhb_req *req = vhb_slot_peek(q);
         int r = vhb_split_pop(q, req);
         q->starved = r == -EAGAIN;
@@ -106,6 +109,7 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io)
         q->n_free--;
         n++;
         vhb_blk_start(q, req, io);
+        bytes += req->len;
     }
     return n;
 }

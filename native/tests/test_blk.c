@@ -156,6 +156,28 @@ static void test_ranges_are_checked(void)
     close_disk(&d);
 }
 
+/* All segments at their longest are served; who names the same memory over and over is refused
+ * before it costs anything. */
+static void test_length_is_bounded(void)
+{
+    struct vhb_disk *disk;
+    struct rig rig;
+    CHECK_EQ(vhb_disk_null_new(false, &disk), 0);
+    rig_open(&rig, &(struct rig_config){.disk = disk, .size = 256, .sectors = 1 << 30});
+    enum { SEGMENT = 4 << 20 };
+    for (uint32_t n = 126; n <= 132; n += 6) {
+        put_request(&rig, 0, BLK_IN, 0, RIG_DATA, 512);
+        for (uint32_t i = 1; i <= n; i++)
+            put_desc(&rig, RIG_DESC, i, rig_at(RIG_DATA), SEGMENT, DESC_WRITE | DESC_NEXT,
+                     (uint16_t)(i + 1));
+        put_desc(&rig, RIG_DESC, n + 1, rig_at(status_at(0)), 1, DESC_WRITE, 0);
+        CHECK_EQ(do_chain(&rig, 0), n == 126 ? BLK_OK : BLK_IOERR);
+        CHECK_EQ(rig.last_len, n == 126 ? 126u * SEGMENT + 1 : 1);
+    }
+    rig_close(&rig);
+    CHECK_EQ(vhb_disk_free(disk), 0);
+}
+
 /* ---- the other types ------------------------------------------------------------------ */
 
 /* GET_ID gives 20 bytes, padded with NUL, or what fits; used length says how many. */
@@ -372,6 +394,6 @@ static void test_set_blk_checks_its_promises(void)
 }
 
 CHECK_MAIN(TEST(in_returns_what_out_stored), TEST(any_framing), TEST(short_header_fails),
-           TEST(ranges_are_checked), TEST(get_id), TEST(types), TEST(read_only),
-           TEST(several_ranges), TEST(bad_ranges), TEST(flags_reach_the_disk),
+           TEST(ranges_are_checked), TEST(length_is_bounded), TEST(get_id), TEST(types),
+           TEST(read_only), TEST(several_ranges), TEST(bad_ranges), TEST(flags_reach_the_disk),
            TEST(disk_errors_are_ioerr), TEST(set_blk_checks_its_promises))

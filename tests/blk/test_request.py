@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.blk.device import MAX_RANGES, BlkDevice
+from vhostblk.blk.config import SIZE_MAX
+from vhostblk.blk.device import MAX_RANGES, MAX_TRANSFER, BlkDevice
 from vhostblk.blk.request import (
     IOERR,
     UNSUPP,
@@ -170,6 +171,16 @@ def test_parse_checks_range_and_length(
     """A transfer outside the disk, also by 64-bit overflow, or of half sectors is an error."""
     got = parse(header(kind, sector), readable=length, writable=length, rules=RULES)
     assert got == (Operation(kind, sector * 512, length) if expected else IOERR)
+
+
+def test_parse_bounds_a_transfer() -> None:
+    """All segments at their longest fit into the bound; a driver that goes on and on does not."""
+    rules = Rules(replace(DEVICE, capacity_sectors=1 << 40), writethrough=False)
+    longest = DEVICE.seg_max * SIZE_MAX
+    got = parse(header(RequestType.IN), readable=0, writable=longest, rules=rules)
+    assert got == Operation(RequestType.IN, 0, longest)
+    too_long = MAX_TRANSFER + 512
+    assert parse(header(RequestType.IN), readable=0, writable=too_long, rules=rules) == IOERR
 
 
 @pytest.mark.parametrize(("sector", "length"), [(0, 512), (1, 4096), (8, 6144)])

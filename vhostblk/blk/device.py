@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 MAX_RANGES = 16
 """Segments of one DISCARD or WRITE_ZEROES we take; a slot of the C core holds as many."""
+MAX_TRANSFER = 512 << 20
+"""Bytes of one IN or OUT we take: more than `seg_max` segments of the longest size offered.  A
+driver can name the same page over and over; without a bound, one request could keep a worker busy
+for minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

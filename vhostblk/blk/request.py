@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from vhostblk.blk.device import MAX_RANGES, BlkDevice
+from vhostblk.blk.device import MAX_RANGES, MAX_TRANSFER, BlkDevice
 from vhostblk.spec.virtio_blk import (
     RANGE_SIZE,
     REQUEST_HEADER_SIZE,
@@ -230,7 +230,7 @@ def _known(number: int) -> RequestType | None:
 
 def _transfer(kind: RequestType, sector: int, length: int, rules: Rules) -> Answer | Operation:
     offset = sector * SECTOR_SIZE
-    if not _on_disk(offset, length, rules.device):
+    if length > MAX_TRANSFER or not _on_disk(offset, length, rules.device):
         return IOERR
     if length == 0:
         return _DONE
