@@ -259,7 +259,8 @@ uint32_t vhb_queue_take_events(struct vhb_queue *q)
 
 int vhb_queue_fault(struct vhb_queue *q, struct vhb_fault *out)
 {
-    *out = q->fault; /* written before VHB_BROKEN was posted */
+    /* The queue may be breaking just now.  pair: fault */
+    *out = load_acquire(&q->fault.reason) == VHB_OK ? (struct vhb_fault){0} : q->fault;
     return 0;
 }
 

@@ -33,7 +33,9 @@ int vhb_break(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint6
             reason = VHB_MEMORY_GONE;
             value = 0;
         }
-        q->fault = (struct vhb_fault){.reason = reason, .index = index, .value = value};
+        q->fault.index = index;
+        q->fault.value = value;
+        store_release(&q->fault.reason, (uint32_t)reason); /* pair: fault */
         signal_fd(q->err);
         vhb_queue_post(q, VHB_BROKEN);
     }
@@ -183,6 +185,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     int n = q->disk->ops->reap ? q->disk->ops->reap(q->disk, false) : 0;
     if (q->held)
         retry_held(q, io);
+    store_relaxed(&q->counters.in_flight, q->in_flight);
     if (ask & VHB_OWNED_BY_CONTROL)
         return n;
 

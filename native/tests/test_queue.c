@@ -85,6 +85,7 @@ static void test_parked_queue_leaves_the_ring_alone(void)
     put_avail(&s.rig, 3);
     rig_kick(&s.rig);
     settle(&s.rig);
+    CHECK_EQ(RIG_COUNT(&s.rig, in_flight), 0);
     CHECK(!take_used(&s.rig));
     CHECK_EQ(vhb_mailbox_take(s.box, &none, 1), 0);
 
