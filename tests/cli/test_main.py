@@ -1,7 +1,6 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 
 import click
@@ -9,15 +8,6 @@ import pytest
 
 from vhostblk.cli import main, report
 from vhostblk.errors import VhostBlkError
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    log = logging.getLogger("vhostblk")
-    before = (log.handlers, log.propagate, log.level)
-    yield
-    log.handlers, log.propagate, log.level = before
-    logging.getLogger(report.MESSAGES).setLevel(logging.NOTSET)
 
 
 def test_vhostblk_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
