@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from running import is_listening
 
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -104,9 +105,13 @@ def _running(command: Sequence[str], socket: Path, log: Path) -> Iterator[None]:
 
 
 def _wait_until_listening(process: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
-    """Wait for the socket's name: connecting would be taken for the one front-end."""
+    """
+    Wait until *socket* listens.
+
+    Its name is there before it does, and connecting would be taken for the one front-end.
+    """
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while not socket.exists():
+    while not is_listening(socket):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, f"not listening: {log.read_text()}"
         time.sleep(0.01)
