@@ -107,5 +107,9 @@ bool vhb_grave_blocks(struct vhb_graveyard *graveyard, const struct vhb_req *req
 
 /* SIGBUS caught in guest mappings by this thread so far. */
 uint32_t vhb_fault_seen(void);
+/* The same by all threads. */
+uint32_t vhb_fault_total(void);
+/* Whether a watched mapping that holds part of [host, host + len) has lost a page. */
+bool vhb_fault_lost(const void *host, uint64_t len);
 
 #endif

@@ -38,6 +38,7 @@ struct fault_slot {
 
 static struct fault_slot slots[FAULT_SLOTS];
 static uint32_t slots_used; /* slots from here on were never taken */
+static uint32_t total;      /* pages lost in all.  pair: fault-total */
 static uint32_t installed;
 static struct sigaction previous;
 
@@ -52,6 +53,24 @@ uint32_t vhb_fault_seen(void)
     uint32_t n = load_relaxed(&seen);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     return n;
+}
+
+uint32_t vhb_fault_total(void)
+{
+    return load_acquire(&total); /* pair: fault-total */
+}
+
+bool vhb_fault_lost(const void *host, uint64_t len)
+{
+    uintptr_t start = (uintptr_t)host;
+    uint32_t n = load_acquire(&slots_used);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct fault_slot *slot = &slots[i];
+        if (load_relaxed(&slot->lost) && load_acquire(&slot->state) == SLOT_LIVE &&
+            load_relaxed(&slot->start) < start + len && start < load_relaxed(&slot->end))
+            return true;
+    }
+    return false;
 }
 
 /* ---- the handler --------------------------------------------------------------------- */
@@ -85,6 +104,7 @@ static bool replace_page(uintptr_t addr)
         if (mmap((void *)at, len, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
             return false; /* no memory even for this: as fatal as it was before us */
         __atomic_fetch_add(&slots[i].lost, 1, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&total, 1, __ATOMIC_RELEASE); /* pair: fault-total */
         store_relaxed(&seen, load_relaxed(&seen) + 1);
         return true;
     }

@@ -91,7 +91,10 @@ static bool ours(struct vhb_queue *q)
 
 int vhb_queue_set_space(struct vhb_queue *q, const struct vhb_segment *segments, size_t n)
 {
-    return ours(q) ? vhb_space_set(&q->space, segments, n) : -EBUSY;
+    if (!ours(q))
+        return -EBUSY;
+    q->losses = 0;
+    return vhb_space_set(&q->space, segments, n);
 }
 
 int vhb_queue_set_size(struct vhb_queue *q, uint32_t size)
@@ -120,6 +123,7 @@ int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
     q->next_avail = (uint16_t)base;
     q->loaded = false;
     q->broken = false;
+    q->losses = 0;
     q->fault = (struct vhb_fault){0};
     return 0;
 }

@@ -168,6 +168,19 @@ static void check_memory(struct vhb_queue *q)
     vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
 }
 
+/* A page that was lost, by whomever, is not the guest's any more: whoever goes on in its mapping
+ * reads and writes what the guest does not see.  So no queue does, until it is mapped anew. */
+static void check_mappings(struct vhb_queue *q)
+{
+    uint32_t losses = vhb_fault_total();
+    if (losses == q->losses)
+        return;
+    q->losses = losses;
+    for (size_t i = 0; i < q->space.n; i++)
+        if (vhb_fault_lost(q->space.segments[i].host, q->space.segments[i].len))
+            vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+}
+
 /* What a ring that was handed over needs once. */
 static void take_over(struct vhb_queue *q)
 {
@@ -190,7 +203,8 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
         return n;
 
     q->lost = vhb_fault_seen();
-    if (ask == VHB_ASK_RUN)
+    check_mappings(q);
+    if (ask == VHB_ASK_RUN && !q->broken)
         take_over(q);
     if (ask == VHB_ASK_RUN && q->enabled)
         n += pop_some(q, io);

@@ -193,6 +193,69 @@ static void test_lost_data_of_a_mailbox(void)
     CHECK_EQ(vhb_mailbox_free(box), 0);
 }
 
+/* Another queue of the same guest stops, too: it would go on in a page that the guest does not
+ * see.  A queue of another guest does not. */
+static void test_lost_page_stops_every_queue_of_the_guest(void)
+{
+    struct lost l;
+    struct rig second, stranger;
+    open_memory(&l);
+    rig_open(&second, &(struct rig_config){.stopped = true});
+    struct vhb_segment seg[2] = {
+        {.iova = RIG_RAM_AT, .len = RIG_RAM, .host = second.ram, .access = 3},
+        {.iova = 1ull << 32, .len = RIG_RAM, .host = l.rig.ram, .access = 3}};
+    CHECK_EQ(vhb_queue_set_space(second.queue, seg, 2), 0);
+    rig_run(&second);
+    rig_open(&stranger, &(struct rig_config){0});
+    CHECK_EQ(do_request(&second, BLK_IN, 0, RIG_DATA, 512), BLK_OK);
+    put_request(&l.rig, 0, BLK_IN, 8, LOST, 512);
+    put_avail(&l.rig, 0);
+    lose(&l);
+    rig_kick(&second);
+    CHECK_EQ(rig_broken(&second).reason, VHB_MEMORY_GONE);
+    CHECK_EQ(do_request(&stranger, BLK_IN, 0, RIG_DATA, 512), BLK_OK);
+    rig_close(&stranger);
+    rig_close(&second);
+    close_lost(&l);
+}
+
+static void restart(struct rig *rig)
+{
+    rig_drain(rig);
+    put_avail_idx(rig, 0);
+    put16(rig, RIG_USED + 2, 0);
+    rig->used_seen = 0;
+    CHECK_EQ(vhb_queue_set_base(rig->queue, 0), 0);
+    rig_run(rig);
+}
+
+/* A restart alone does not help; memory that is mapped anew does. */
+static void test_lost_page_stays_until_it_is_mapped_anew(void)
+{
+    struct lost l;
+    open_memory(&l);
+    put_request(&l.rig, 0, BLK_IN, 8, LOST, 512);
+    put_avail(&l.rig, 0);
+    lose(&l);
+    int lost = vhb_fault_count(l.slot);
+    CHECK_EQ(ftruncate(l.rig.memfd, RIG_RAM), 0);
+    restart(&l.rig);
+    CHECK_EQ(rig_broken(&l.rig).reason, VHB_MEMORY_GONE);
+    CHECK_EQ(vhb_fault_count(l.slot), lost);
+
+    rig_drain(&l.rig);
+    CHECK_EQ(vhb_fault_unwatch(l.slot), 0);
+    CHECK(mmap(l.rig.ram, RIG_RAM, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, l.rig.memfd,
+               0) == l.rig.ram);
+    l.slot = vhb_fault_watch(l.rig.ram, RIG_RAM, PAGE);
+    rig_space(&l.rig);
+    restart(&l.rig);
+    CHECK_EQ(do_request(&l.rig, BLK_IN, 8, LOST, 512), BLK_OK);
+    CHECK_EQ(l.rig.ram[LOST], 0x11);
+    close_lost(&l);
+}
+
 CHECK_MAIN(TEST(lost_table), TEST(lost_header), TEST(lost_ranges), TEST(lost_id),
            TEST(lost_data_of_a_bounced_request), TEST(lost_data_of_a_long_write),
-           TEST(lost_data_of_a_mailbox))
+           TEST(lost_data_of_a_mailbox), TEST(lost_page_stops_every_queue_of_the_guest),
+           TEST(lost_page_stays_until_it_is_mapped_anew))
