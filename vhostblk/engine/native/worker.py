@@ -46,11 +46,14 @@ class Worker:
                 "io_uring is refused (%s): serving with preadv/pwritev", os.strerror(-uring)
             )
         loop.add_reader(self._event_fd, self._on_events)
-        self._thread = threading.Thread(
-            target=lib.vhb_worker_run, args=(self.handle,), name=f"vhb-worker-{index}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"vhb-worker-{index}", daemon=True)
         if threaded:
             self._thread.start()
+
+    def _run(self) -> None:
+        result = lib.vhb_worker_run(self.handle)
+        if result < 0:
+            _log.critical("a worker cannot work: %s", os.strerror(-result))
 
     def _on_events(self) -> None:
         os.read(self._event_fd, 8)
