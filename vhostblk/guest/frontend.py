@@ -16,7 +16,7 @@ from typing import Self
 from vhostblk.guest import wire
 from vhostblk.guest.connection import Connection, close_all
 from vhostblk.guest.errors import GuestError, NackError
-from vhostblk.guest.memory import Mapping
+from vhostblk.guest.mapping import Mapping
 from vhostblk.spec import vhost_user as vu
 from vhostblk.spec.vhost_user import ProtocolFeature, Request
 

@@ -3,7 +3,8 @@ The RAM of the fake guest: regions of guest-physical addresses over memfds.
 
 The device sees the same pages through the descriptors it is sent, so everything here goes through
 one MAP_SHARED mapping per region.  ``read`` and ``write`` are the guest CPU's view; they cross from
-one region into an adjacent one, as a CPU's access would.
+one region into an adjacent one, as a CPU's access would.  In a confidential machine they also go
+through what protects its pages (see ``pages``), and the device sees what is left of them.
 
 The front-end's addresses (UVA) of regions are made up.  They are no addresses of any process, they
 run against the order of the GPAs, and regions that touch in GPA are far apart in UVA: a back-end
@@ -12,43 +13,23 @@ that confuses the two spaces, or takes neighbours in one for neighbours in the o
 Spec: vhost-user, "Memory regions description".
 """
 
-import mmap
 import os
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 from vhostblk.guest.allocator import Allocator
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.layout import MIB, PAGE, Region
+from vhostblk.guest.mapping import Mapping, make_memfd, map_memory
+from vhostblk.guest.pages import Mode, Protection, protect
+from vhostblk.guest.protected import Protected
 
 UVA_TOP = 0x7FFF_0000_0000
 UVA_STRIDE = 1 << 36
 """Between the made-up addresses of two regions; larger than any region of a test."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """
-    A region with the memory behind it.
-
-    Args:
-        region: Its place in the guest.
-        uva: Its address in SET_MEM_TABLE, ADD_MEM_REG and SET_VRING_ADDR.
-        fd: The memfd; several mappings may share one.
-        offset: Where the region begins in *fd*, in bytes.
-        data: The bytes.
-        words: The same bytes as native 16-bit words.
-    """
-
-    region: Region
-    uva: int
-    fd: int
-    offset: int
-    data: memoryview
-    words: memoryview
 
 
 class GuestMemory:
@@ -63,10 +44,15 @@ class GuestMemory:
         own_memfds: Give every region a memfd of its own instead of one for all, in which the later
             regions begin at an offset.
         hugetlb: Back the memfds with huge pages of the default size; sizes must be multiples of it.
+        mode: How the pages are protected from the host; all are private at the start.  A name
+            stands for the ``Protection`` with the other values as they are.
+        share: False: the guest's view is a private copy, as with a memory back-end of QEMU's that
+            lacks share=on, and the back-end sees zeros for ever.
 
     Raises:
-        GuestError: Regions overlap or are not whole pages, or the kernel refuses: descriptors (one
-            for each memfd and one for each region) or huge pages ran out.
+        GuestError: Regions overlap or are not whole pages, the modes do not go together, or the
+            kernel refuses: descriptors (one for each memfd and one for each region) or huge pages
+            ran out.
     """
 
     def __init__(
@@ -75,10 +61,17 @@ class GuestMemory:
         *,
         own_memfds: bool = False,
         hugetlb: bool = False,
+        mode: Mode | Protection = "plain",
+        share: bool = True,
     ) -> None:
         if sys.byteorder != "little":  # virtio 1.x is little-endian; words are stored natively
             raise GuestError("the fake guest runs on little-endian machines only")
+        self.protection = Protection(mode=mode) if isinstance(mode, str) else mode
+        if hugetlb:
+            self.protection = replace(self.protection, punch=False)
         self._hugetlb = hugetlb
+        self._share = share
+        self._protected = self._protect()
         self._mappings: list[Mapping] = []
         self._allocator = Allocator()
         self._fds: set[int] = set()
@@ -99,7 +92,7 @@ class GuestMemory:
     def close(self) -> None:
         """Unmap and close everything; views handed out before become unusable."""
         for mapping in self._mappings:
-            _unmap(mapping)
+            mapping.unmap()
         self._mappings.clear()
         for fd in self._fds:
             os.close(fd)
@@ -150,7 +143,9 @@ class GuestMemory:
         mapping = self.removable(gpa)
         self._allocator.remove(mapping.region.gpa, mapping.region.size)
         self._mappings.remove(mapping)
-        _unmap(mapping)
+        if self._protected is not None:
+            self._protected.forget(mapping.region)
+        mapping.unmap()
         if all(other.fd != mapping.fd for other in self._mappings):
             self._fds.remove(mapping.fd)
             os.close(mapping.fd)
@@ -172,9 +167,9 @@ class GuestMemory:
         at = self._find(gpa)
         if at.region.gpa != gpa or sum(m.fd == at.fd for m in self._mappings) > 1:
             raise GuestError(f"no region with a memfd of its own begins at GPA {gpa:#x}")
-        data = memoryview(_map(-1, at.region.size, 0))
+        data = map_memory(-1, at.region.size, 0)
         self._mappings[self._mappings.index(at)] = replace(at, data=data, words=data.cast("H"))
-        _unmap(at)
+        at.unmap()
         os.ftruncate(at.fd, at.offset)
 
     def allocate(self, length: int, *, align: int = 16) -> int:
@@ -213,49 +208,101 @@ class GuestMemory:
         """Give back what ``allocate`` or ``reserve`` returned."""
         self._allocator.free(gpa)
 
-    def read(self, gpa: int, length: int) -> bytes:
+    def read(self, gpa: int, length: int, *, private: bool | None = None) -> bytes:
         """
         Read as the guest's CPU does.
 
         Args:
             gpa: First byte.
             length: Bytes.
+            private: The form of the access in a confidential machine; ``None``: each page's own.
 
         Returns:
             A copy.
 
         Raises:
             GuestError: Part of the range is no RAM.
+            PageStateError: The machine forbids this form of access.
         """
+        if self._protected is not None:
+            return self._protected.read(gpa, length, private)
         return b"".join(bytes(view) for view in self._views(gpa, length))
 
-    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+    def write(
+        self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool | None = None
+    ) -> None:
         """
         Write as the guest's CPU does.
 
         Args:
             gpa: First byte.
             data: What to write.
+            private: As for ``read``.
 
         Raises:
             GuestError: Part of the range is no RAM; nothing was written.
+            PageStateError: The machine forbids this form of access; nothing was written.
         """
+        if self._protected is not None:
+            self._protected.write(gpa, data, private)
+            return
         done = 0
         for view in self._views(gpa, len(data)):
             view[:] = data[done : done + len(view)]
             done += len(view)
 
     def load_u16(self, gpa: int) -> int:
-        """Read a 16-bit word at an even address, in one access."""
+        """Read a 16-bit word at an even address; in one access, unless the page is private."""
+        if not self.is_shared(gpa):
+            return int.from_bytes(self.read(gpa, 2), "little")
         mapping = self._find(gpa)
         # struct.unpack("<H") assembles a word from single bytes, so it could see half of an index;
         # a cast view copies two bytes at once.
         return int(mapping.words[(gpa - mapping.region.gpa) >> 1])
 
     def store_u16(self, gpa: int, value: int) -> None:
-        """Write a 16-bit word at an even address, in one access (see ``load_u16``)."""
+        """Write a 16-bit word at an even address (see ``load_u16``)."""
+        if not self.is_shared(gpa):
+            self.write(gpa, value.to_bytes(2, "little"))
+            return
         mapping = self._find(gpa)
         mapping.words[(gpa - mapping.region.gpa) >> 1] = value
+
+    def set_shared(self, gpa: int, length: int) -> None:
+        """
+        Share pages with the host; in a plain machine they are.
+
+        What they held is lost (SEV-SNP, TDX) or reads as noise (SEV): write them anew.
+
+        Args:
+            gpa: First byte, of a page.
+            length: Bytes, whole pages.
+
+        Raises:
+            GuestError: Not whole pages, or no RAM.
+            PageStateError: One of them is shared already.
+        """
+        if self._protected is not None:
+            self._protected.convert(gpa, length, private=False)
+
+    def set_private(self, gpa: int, length: int) -> None:
+        """Take pages back from the host (see ``set_shared``)."""
+        if self._protected is not None:
+            self._protected.convert(gpa, length, private=True)
+
+    def is_shared(self, gpa: int) -> bool:
+        """Tell whether the host sees what the guest writes at *gpa*."""
+        return self._protected is None or self._protected.is_shared(gpa)
+
+    @property
+    def shared_pages(self) -> frozenset[int]:
+        """Return the GPAs of all pages that were shared; in a plain machine none was."""
+        return frozenset() if self._protected is None else self._protected.shared
+
+    def move_page(self, gpa: int) -> None:
+        """Let the host put the page at *gpa* elsewhere in the machine: its ciphertext changes."""
+        if self._protected is not None:
+            self._protected.move(gpa)
 
     def uva(self, gpa: int) -> int:
         """
@@ -296,15 +343,23 @@ class GuestMemory:
                 return mapping.region.end
         return self._mappings[-1].region.end
 
+    def _protect(self) -> Protected | None:
+        pages = protect(self.protection)
+        if pages is None:
+            return None
+        if not self._share and self.protection.mode != "sev":
+            raise GuestError(f"memory of mode {self.protection.mode} cannot be a private copy")
+        return Protected(self.protection, pages, self._find)
+
     def _map_group(self, regions: list[Region]) -> None:
         for region in regions:
             self._check(region)
-        fd = _memfd(sum(region.size for region in regions), hugetlb=self._hugetlb)
+        fd = make_memfd(sum(region.size for region in regions), hugetlb=self._hugetlb)
         self._fds.add(fd)
         offset = 0
         for region in regions:
             self._check(region)
-            data = memoryview(_map(fd, region.size, offset))
+            data = map_memory(fd, region.size, offset, share=self._share)
             self._made += 1
             uva = UVA_TOP - self._made * UVA_STRIDE
             mapping = Mapping(region, uva, fd, offset, data, data.cast("H"))
@@ -336,31 +391,3 @@ class GuestMemory:
             gpa += len(view)
             length -= len(view)
         return views
-
-
-def _memfd(size: int, *, hugetlb: bool) -> int:
-    try:
-        fd = os.memfd_create("fake-guest", os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugetlb else 0))
-    except OSError as error:
-        raise GuestError(f"cannot make guest memory: {error}") from error
-    try:
-        os.ftruncate(fd, size)
-    except OSError as error:
-        os.close(fd)
-        raise GuestError(f"cannot make {size} bytes of guest memory: {error}") from error
-    return fd
-
-
-def _map(fd: int, size: int, offset: int) -> mmap.mmap:
-    try:
-        return mmap.mmap(fd, size, mmap.MAP_SHARED, offset=offset)
-    except (OSError, ValueError) as error:
-        raise GuestError(f"cannot map {size} bytes of guest memory: {error}") from error
-
-
-def _unmap(mapping: Mapping) -> None:
-    mapping.words.release()
-    owner = mapping.data.obj
-    mapping.data.release()
-    if isinstance(owner, mmap.mmap):
-        owner.close()

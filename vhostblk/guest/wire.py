@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vhostblk.guest.errors import GuestError
-from vhostblk.guest.memory import Mapping
+from vhostblk.guest.mapping import Mapping
 from vhostblk.spec import vhost_user as vu
 
 # Native byte order, no padding but what is spelled out.
