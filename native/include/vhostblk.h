@@ -87,7 +87,17 @@ enum {
     VHB_PARKED = 1,  /* as asked: stands between two requests, I/O may be in flight */
     VHB_DRAINED = 2, /* as asked: nothing is in flight, all that completed is pushed */
     VHB_BROKEN = 4,  /* the ring is not a ring; vhb_queue_fault() says why */
-    VHB_DETACHED = 8 /* as asked: the worker has forgotten the queue, it may be freed */
+    VHB_DETACHED = 8, /* as asked: the worker has forgotten the queue, it may be freed */
+    VHB_MISS = 16 /* a queue that asks needs an address that is in no segment: vhb_queue_miss() */
+};
+
+/* What a chain waits for.  Its head is not consumed; an indirect table is named before what it
+ * names, and a miss may repeat. */
+struct vhb_miss {
+    uint64_t iova;   /* the first address that is in no segment, or in one without *access* */
+    uint64_t len;    /* bytes that are needed from there on */
+    uint32_t access; /* VHB_ACCESS_* */
+    uint32_t index;  /* avail index of the chain */
 };
 
 /* Why a queue broke. */
@@ -231,6 +241,19 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
 /* Copies the table; the mappings stay the caller's and must outlive the next DRAINED with no
  * request dead.  -EINVAL if the segments overlap or are not sorted by iova. */
 int vhb_queue_set_space(struct vhb_queue *queue, const struct vhb_segment *segments, size_t n);
+
+/* Whether what no segment gives is asked for (VHB_MISS) or denied; a segment with access 0 is
+ * denied always.  A queue that has missed pushes what completes and pops nothing until it has a
+ * new space (or a denial, or a base) and is run. */
+int vhb_queue_set_ask(struct vhb_queue *queue, bool ask);
+
+/* The chain that misses gets no answer for this range, or a bad one: it is denied there, that chain
+ * only.  Two ranges are remembered, enough for any chain: behind the first that holds data only
+ * tables and the status are looked up, and without those the queue breaks. */
+int vhb_queue_deny(struct vhb_queue *queue, uint64_t iova, uint64_t len);
+
+/* What a queue waits for: 1, or 0 for nothing.  Behind VHB_MISS, until the next run. */
+int vhb_queue_miss(struct vhb_queue *queue, struct vhb_miss *out);
 
 /* Ring size, a power of two up to max_size. */
 int vhb_queue_set_size(struct vhb_queue *queue, uint32_t size);

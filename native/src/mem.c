@@ -22,7 +22,9 @@ int vhb_space_set(struct vhb_space *space, const struct vhb_segment *segments, s
         return -ENOMEM;
     memcpy(copy, segments, n * sizeof(*copy));
     free(space->segments);
-    *space = (struct vhb_space){.segments = copy, .n = n};
+    space->segments = copy;
+    space->n = n;
+    space->hint = 0;
     return 0;
 }
 
@@ -56,6 +58,30 @@ void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint3
     uint64_t left = seg->len - offset;
     *contiguous = len < left ? len : left;
     return (uint8_t *)seg->host + offset;
+}
+
+void vhb_space_deny(struct vhb_space *space, uint64_t iova, uint64_t len)
+{
+    space->denied[1] = space->denied[0];
+    space->denied[0].iova = iova;
+    space->denied[0].len = len;
+    if (space->n_denied < VHB_DENIED_RANGES)
+        space->n_denied++;
+}
+
+bool vhb_space_missing(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access)
+{
+    if (!space->asks)
+        return false;
+    const struct vhb_segment *seg = space_search(space, iova);
+    if (seg && !seg->access)
+        return false;
+    for (uint32_t i = 0; i < space->n_denied; i++) {
+        if (iova >= space->denied[i].iova && iova - space->denied[i].iova < space->denied[i].len)
+            return false;
+    }
+    space->miss = (struct vhb_miss){.iova = iova, .len = len, .access = access};
+    return true;
 }
 
 /* Bytes of a part's header and of its elements: no border may split any of them. */

@@ -89,12 +89,47 @@ static bool ours(struct vhb_queue *q)
     return load_acquire(&q->state) & VHB_OWNED_BY_CONTROL; /* pair: state */
 }
 
+/* The chain that waits is looked at anew.  What was posted about it is of no use any more. */
+static void forget_miss(struct vhb_queue *q)
+{
+    q->missing = false;
+    __atomic_fetch_and(&q->events, ~(uint32_t)VHB_MISS, __ATOMIC_ACQ_REL); /* pair: events */
+}
+
 int vhb_queue_set_space(struct vhb_queue *q, const struct vhb_segment *segments, size_t n)
 {
     if (!ours(q))
         return -EBUSY;
     q->losses = 0;
-    return vhb_space_set(&q->space, segments, n);
+    int r = vhb_space_set(&q->space, segments, n);
+    if (r == 0)
+        forget_miss(q);
+    return r;
+}
+
+int vhb_queue_set_ask(struct vhb_queue *q, bool ask)
+{
+    if (!ours(q))
+        return -EBUSY;
+    q->space.asks = ask;
+    q->space.n_denied = 0;
+    forget_miss(q);
+    return 0;
+}
+
+int vhb_queue_deny(struct vhb_queue *q, uint64_t iova, uint64_t len)
+{
+    if (!ours(q))
+        return -EBUSY;
+    vhb_space_deny(&q->space, iova, len);
+    forget_miss(q);
+    return 0;
+}
+
+int vhb_queue_miss(struct vhb_queue *q, struct vhb_miss *out)
+{
+    *out = q->space.miss; /* written before VHB_MISS was posted, and not again until a run */
+    return q->missing;
 }
 
 int vhb_queue_set_size(struct vhb_queue *q, uint32_t size)
@@ -124,6 +159,8 @@ int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
     q->loaded = false;
     q->broken = false;
     q->losses = 0;
+    q->space.n_denied = 0;
+    forget_miss(q);
     q->fault = (struct vhb_fault){0};
     return 0;
 }

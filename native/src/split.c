@@ -112,9 +112,11 @@ static int walk_add(struct walk *walk, const struct vring_desc *d)
         walk->req->bad = true;
     while (left && !walk->req->bad) {
         uint64_t run;
-        void *host = vhb_space_find(&walk->q->space, addr, left,
-                                    writable ? VHB_ACCESS_WRITE : VHB_ACCESS_READ, &run);
+        uint32_t access = writable ? VHB_ACCESS_WRITE : VHB_ACCESS_READ;
+        void *host = vhb_space_find(&walk->q->space, addr, left, access, &run);
         if (!host) {
+            if (vhb_space_missing(&walk->q->space, addr, left, access))
+                return -ENODATA;
             walk->req->bad = true;
             break;
         }
@@ -140,22 +142,27 @@ static void load_desc(const void *from, struct vring_desc *d)
     memcpy((uint8_t *)d + 8, &rest, 8);
 }
 
-/* A descriptor of an indirect table, which may lie across segments.  False: denied. */
-static bool load_indirect(struct vhb_space *space, uint64_t at, struct vring_desc *d)
+/* Descriptor *i* of an indirect table, which may lie across segments.  -ENODATA: it is asked for.
+ */
+static int load_indirect(struct vhb_queue *q, const struct vring_desc *table, uint32_t i,
+                         struct vring_desc *d)
 {
-    uint64_t run;
-    void *host = vhb_space_find(space, at, sizeof(*d), VHB_ACCESS_READ, &run);
+    uint64_t run, skip = (uint64_t)i * sizeof(*d);
+    void *host = vhb_space_find(&q->space, table->addr + skip, sizeof(*d), VHB_ACCESS_READ, &run);
     if (host && run == sizeof(*d)) {
         load_desc(host, d);
-        return true;
+        return 0;
     }
-    for (size_t i = 0; i < sizeof(*d); i++) {
-        host = vhb_space_find(space, at + i, 1, VHB_ACCESS_READ, &run);
+    for (size_t byte = 0; byte < sizeof(*d); byte++) {
+        uint64_t at = table->addr + skip + byte;
+        host = vhb_space_find(&q->space, at, 1, VHB_ACCESS_READ, &run);
+        if (!host && vhb_space_missing(&q->space, at, table->len - skip - byte, VHB_ACCESS_READ))
+            return -ENODATA;
         if (!host)
-            return false;
-        copy_in((uint8_t *)d + i, host, 1);
+            return vhb_break(q, VHB_TABLE_ADDRESS, i, table->addr);
+        copy_in((uint8_t *)d + byte, host, 1);
     }
-    return true;
+    return 0;
 }
 
 /* Spec: virtio 1.3, 2.7.5.3. */
@@ -173,11 +180,12 @@ static int walk_table(struct walk *walk, const struct vring_desc *table, uint32_
     uint32_t i = 0;
     for (uint32_t walked = 0; walked < n; walked++) {
         struct vring_desc d;
-        if (!load_indirect(&q->space, table->addr + (uint64_t)i * sizeof(d), &d))
-            return vhb_break(q, VHB_TABLE_ADDRESS, i, table->addr);
+        int r = load_indirect(q, table, i, &d);
+        if (r < 0)
+            return r;
         if (d.flags & VRING_DESC_F_INDIRECT)
             return vhb_break(q, VHB_INDIRECT, i, d.len);
-        int r = walk_add(walk, &d);
+        r = walk_add(walk, &d);
         if (r < 0)
             return r;
         if (!(d.flags & VRING_DESC_F_NEXT))
@@ -218,6 +226,17 @@ static void give_back_array(struct vhb_queue *q, struct vhb_req *req)
     req->vec = req->own;
 }
 
+static int find_status(struct vhb_queue *q, struct vhb_req *req, uint64_t at)
+{
+    uint64_t run;
+    req->status = vhb_space_find(&q->space, at, 1, VHB_ACCESS_WRITE, &run);
+    if (req->status)
+        return 0;
+    if (vhb_space_missing(&q->space, at, 1, VHB_ACCESS_WRITE))
+        return -ENODATA;
+    return vhb_break(q, VHB_STATUS_ADDRESS, req->head, at);
+}
+
 int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
 {
     /* The entry was stored before the index that covers it.  pair: avail-idx (driver) */
@@ -237,18 +256,16 @@ int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
     req->status = NULL;
     struct walk walk = {.q = q, .req = req, .room = VHB_SLOT_IOV};
     int r = walk_chain(&walk, head);
-    if (r == 0 && walk.writable) {
-        uint64_t run;
-        req->status = vhb_space_find(&q->space, walk.status_at, 1, VHB_ACCESS_WRITE, &run);
-        if (!req->status)
-            r = vhb_break(q, VHB_STATUS_ADDRESS, head, walk.status_at);
-    }
+    if (r == 0 && walk.writable)
+        r = find_status(q, req, walk.status_at);
     if (r == 0 && lost_memory(q))
         r = vhb_break(q, VHB_MEMORY_GONE, head, 0);
     if (r < 0) {
         give_back_array(q, req);
+        q->space.miss.index = q->next_avail;
         return r;
     }
+    q->space.n_denied = 0;
     q->next_avail++;
     return 1;
 }

@@ -106,6 +106,10 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io)
         struct vhb_req *req = vhb_slot_peek(q);
         int r = vhb_split_pop(q, req);
         q->starved = r == -EAGAIN;
+        if (r == -ENODATA) {
+            q->missing = true;
+            vhb_queue_post(q, VHB_MISS);
+        }
         if (r <= 0)
             break;
         q->n_free--;
@@ -206,7 +210,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     check_mappings(q);
     if (ask == VHB_ASK_RUN && !q->broken)
         take_over(q);
-    if (ask == VHB_ASK_RUN && q->enabled)
+    if (ask == VHB_ASK_RUN && q->enabled && !q->missing)
         n += pop_some(q, io);
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
         cancel_all(q, io);
@@ -228,7 +232,7 @@ static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
 
 static bool may_pop(struct vhb_queue *q)
 {
-    if (!q->enabled || q->broken)
+    if (!q->enabled || q->broken || q->missing)
         return false;
     uint32_t lost = vhb_fault_seen();
     bool more = vhb_split_arm(q);

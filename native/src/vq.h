@@ -25,10 +25,19 @@ struct vhb_part {
     size_t len; /* bytes in all */
 };
 
+enum { VHB_DENIED_RANGES = 2 };
+
 struct vhb_space {
     struct vhb_segment *segments; /* sorted, disjoint */
     size_t n;
     size_t hint; /* index of the last hit */
+    bool asks;   /* what is in no segment is asked for */
+    struct vhb_miss miss;
+    /* What was asked for in vain, for the chain that waits; the newest first. */
+    struct {
+        uint64_t iova, len;
+    } denied[VHB_DENIED_RANGES];
+    uint32_t n_denied;
 };
 
 struct vhb_queue {
@@ -45,6 +54,7 @@ struct vhb_queue {
     bool loaded;             /* next_used was read from the ring */
     bool quiet;              /* the driver was told not to kick */
     bool broken;
+    bool missing; /* the next chain waits for an answer: space.miss */
     struct vhb_fault fault;
 
     /* settings */
@@ -99,7 +109,8 @@ static inline uint32_t slot_count(const struct vhb_queue *queue)
 /* ---- ring formats: split.c ---- */
 
 /* Take the next chain into *req* (head, vec, n_readable, n_writable, status, bad).
- * 1: taken; 0: none; -EAGAIN: it needs more pieces than are free now; -EPROTO: broken now. */
+ * 1: taken; 0: none; -EAGAIN: it needs more pieces than are free now; -ENODATA: it needs what
+ * space.miss says; -EPROTO: broken now. */
 int vhb_split_pop(struct vhb_queue *queue, struct vhb_req *req);
 /* Give back every request of the done list with one publication of the index; how many. */
 int vhb_split_push(struct vhb_queue *queue);
@@ -144,6 +155,9 @@ int vhb_space_set(struct vhb_space *space, const struct vhb_segment *segments, s
 /* Where [iova, …) lives, how much is contiguous there (at most len); NULL: denied. */
 void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access,
                      uint64_t *contiguous);
+/* It was not found: whether to ask for it, which space.miss then says, or to deny it. */
+bool vhb_space_missing(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access);
+void vhb_space_deny(struct vhb_space *space, uint64_t iova, uint64_t len);
 int vhb_part_set(struct vhb_part *part, int which, const struct vhb_piece *pieces, size_t n);
 void *vhb_part_slow(const struct vhb_part *part, size_t offset);
 

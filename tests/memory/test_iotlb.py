@@ -53,7 +53,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=40)
 @given(st.lists(STEP, max_size=30), st.integers(0, CELLS), st.integers(1, CELLS))
 def test_map_agrees_with_one_that_keeps_every_byte(
     steps: list[tuple[str, int, int, int, Access]], start: int, length: int
@@ -80,7 +80,7 @@ def test_map_agrees_with_one_that_keeps_every_byte(
     assert gaps == set(range(start, start + length)) - known
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(st.lists(STEP, max_size=30))
 def test_map_is_sorted_and_no_larger_than_its_rows_need(
     steps: list[tuple[str, int, int, int, Access]],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vhostblk.blk.device import BlkDevice
-from vhostblk.engine.api import Busy, Counters, Fault, Job, Piece
+from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, Piece
 from vhostblk.memory.space import Segment
 
 
@@ -65,6 +65,7 @@ class FakeQueue:
         self.may_drain = asyncio.Event()
         self.may_drain.set()
         self._on_broken = on_broken
+        self.on_miss: Callable[[Miss], None] | None = None
         self._mailbox = mailbox
         self._fds: dict[str, int | None] = {}
 
@@ -97,6 +98,14 @@ class FakeQueue:
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         self._note("space", [(one.iova, one.length) for one in segments])
+
+    def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
+        if on_miss is not self.on_miss:
+            self._note("ask", on_miss is not None)
+        self.on_miss = on_miss
+
+    def deny(self, iova: int, length: int) -> None:
+        self._note("deny", iova, length)
 
     def set_ring(
         self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]

@@ -17,7 +17,7 @@ from weakref import ref
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
 from vhostblk.errors import VhostBlkError
-from vhostblk.memory.space import Segment
+from vhostblk.memory.space import Access, Segment
 
 Piece = tuple[int, int]
 """(host address, length in bytes) of a part of a ring."""
@@ -124,6 +124,24 @@ class Fault:
     value: int
 
 
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """
+    What the next chain of a queue waits for.
+
+    Args:
+        iova: The first address that is in no segment, or in one without *access*.
+        length: Bytes that are needed from there on.
+        access: What the device is about to do there.
+        index: Avail index of the chain.
+    """
+
+    iova: int
+    length: int
+    access: Access
+    index: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
     """What a queue has done since it was made; names as in ``struct vhb_counters``."""
@@ -159,6 +177,28 @@ class Queue(Protocol):
         Point the queue at new segments, sorted and disjoint.
 
         Their mappings must outlive the next `drained` and every dead request.
+        """
+        ...
+
+    def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
+        """
+        Say what becomes of an address that is in no segment.
+
+        A chain that needs one waits, and with it all behind it; what is in flight completes.
+        `set_space` or `deny`, and `run`, go on; a miss may repeat.  One that was answered
+        before it was told is not told.
+
+        Args:
+            on_miss: Called on the control thread when a chain needs one.  None: it is denied, as
+                is in any case what is in a segment that allows nothing.
+        """
+        ...
+
+    def deny(self, iova: int, length: int) -> None:
+        """
+        Deny a range to the chain that waits for it, and to no other.
+
+        Its request fails; without its status byte or its indirect table the queue breaks.
         """
         ...
 

@@ -7,12 +7,12 @@ from dataclasses import fields
 from typing import Any, Protocol, cast
 
 from vhostblk.blk.device import MAX_RANGES, BlkDevice
-from vhostblk.engine.api import Counters, Fault, Piece
+from vhostblk.engine.api import Counters, Fault, Miss, Piece
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
-from vhostblk.memory.space import Segment
+from vhostblk.memory.space import Access, Segment
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
@@ -53,6 +53,7 @@ class NativeQueue:
         self._worker = worker
         self._device = device
         self._on_broken = on_broken
+        self._on_miss: Callable[[Miss], None] | None = None
         self._closed = False
         self._detached = False
         self._news = asyncio.Event()
@@ -74,6 +75,15 @@ class NativeQueue:
             row.host = ffi.cast("void *", segment.host)
             row.log_page, row.access = segment.log_page, int(segment.access)
         check(lib.vhb_queue_set_space(self.handle, table, len(segments)), "memory table")
+
+    def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
+        """Say whether what is in no segment is asked for."""
+        check(lib.vhb_queue_set_ask(self.handle, on_miss is not None), "misses")
+        self._on_miss = on_miss
+
+    def deny(self, iova: int, length: int) -> None:
+        """Deny a range to the chain that waits for it."""
+        check(lib.vhb_queue_deny(self.handle, iova, length), "denial")
 
     def set_ring(
         self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
@@ -188,6 +198,13 @@ class NativeQueue:
             self._news.set()
         if events & lib.VHB_BROKEN:
             self._on_broken()
+        if events & lib.VHB_MISS:
+            self._missed()
+
+    def _missed(self) -> None:
+        out = ffi.new("struct vhb_miss *")
+        if self._on_miss is not None and lib.vhb_queue_miss(self.handle, out):
+            self._on_miss(Miss(out.iova, out.len, Access(out.access), out.index))
 
     # ---- what can be asked ----------------------------------------------------------------
 

@@ -72,6 +72,7 @@ def open_request(chain: Chain, memory: GuestMemory, rules: Rules) -> Request:
         The request; it is over already if it has nothing to do.
 
     Raises:
+        Missing: A part of it must be asked for; nothing was changed.
         Broken: Its status byte may not be written.  Completing it would leave an old byte there,
             which may read as success.
 

@@ -14,7 +14,7 @@ from weakref import ref
 from vhostblk.blk.request import Buffer
 from vhostblk.engine.api import Piece
 from vhostblk.memory.regions import RegionTable
-from vhostblk.memory.space import Access, AddressSpace, Segment
+from vhostblk.memory.space import Access, AddressSpace, Denied, Missing, Segment
 
 _FOR_READING = 0x100  # PyBUF_READ
 _FOR_WRITING = 0x200  # PyBUF_WRITE
@@ -68,10 +68,23 @@ class GuestMemory:
 
     Args:
         segments: Sorted, disjoint.
+        asks: What is in none of them is asked for.
     """
 
-    def __init__(self, segments: Sequence[Segment] = ()) -> None:
-        self._space = AddressSpace(tuple(segments), RegionTable())
+    def __init__(self, segments: Sequence[Segment] = (), *, asks: bool = False) -> None:
+        self._space = AddressSpace(tuple(segments), RegionTable(), asks=asks)
+        self.denied: list[tuple[int, int]] = []
+        """(IOVA, bytes) that were asked for in vain, for the chain that waits."""
+
+    def with_segments(self, segments: Sequence[Segment]) -> "GuestMemory":
+        """Return the same with other segments."""
+        made = GuestMemory(segments, asks=self._space.asks)
+        made.denied = self.denied
+        return made
+
+    def asking(self, *, asks: bool) -> "GuestMemory":
+        """Return the same segments, with what is in none of them asked for or denied."""
+        return GuestMemory(self._space.segments, asks=asks)
 
     def locate(self, part: Buffer) -> list[Buffer]:
         """
@@ -81,12 +94,18 @@ class GuestMemory:
             Buffers at addresses of this process, in order; none for an empty one.
 
         Raises:
+            Missing: A byte of it must be asked for.
             Denied: A byte of it is not mapped, or not for this direction.
         """
         if part.length == 0:
             return []
         access = Access.WRITE if part.writable else Access.READ
-        found = self._space.translate(part.address, part.length, access)
+        try:
+            found = self._space.translate(part.address, part.length, access)
+        except Missing as missing:
+            if any(iova <= missing.iova < iova + length for iova, length in self.denied):
+                raise Denied(missing.iova, access) from None
+            raise
         return [Buffer(segment.host, segment.length, part.writable) for segment in found]
 
     def read(self, iova: int, length: int) -> bytes:
@@ -94,6 +113,7 @@ class GuestMemory:
         Return what the guest has at *iova*, copied once.
 
         Raises:
+            Missing: A byte of it must be asked for.
             Denied: A byte of it is not mapped, or not readable.
         """
         found = self.locate(Buffer(iova, length, writable=False))

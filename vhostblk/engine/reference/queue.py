@@ -13,15 +13,15 @@ from enum import Enum, auto
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
-from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Piece
+from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, Piece
 from vhostblk.engine.reference.chain import open_request
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
-from vhostblk.engine.reference.memory import GuestMemory, copy_out
+from vhostblk.engine.reference.memory import copy_out
 from vhostblk.engine.reference.ring import Broken, Position, SplitRing
 from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.work import Work
-from vhostblk.memory.space import Segment
+from vhostblk.memory.space import Missing, Segment
 
 BUDGET = 64
 """Requests taken in one visit: a driver that never stops must not keep us from anything else."""
@@ -80,6 +80,8 @@ class ReferenceQueue:
         self._position = Position(0, None)
         self._ring: SplitRing | None = None
         self._fault: Fault | None = None
+        self._on_miss: Callable[[Miss], None] | None = None
+        self._miss: Miss | None = None
         self._owed = False
         self._closed = False
 
@@ -103,7 +105,21 @@ class ReferenceQueue:
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         """Point the queue at new segments."""
-        self._ours().memory = GuestMemory(segments)
+        settings = self._ours()
+        settings.memory = settings.memory.with_segments(segments)
+        self._miss = None
+
+    def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
+        """Say whether what is in no segment is asked for."""
+        settings = self._ours()
+        settings.memory = settings.memory.asking(asks=on_miss is not None)
+        self._on_miss = on_miss
+        self._miss = None
+
+    def deny(self, iova: int, length: int) -> None:
+        """Deny a range to the chain that waits for it."""
+        self._ours().memory.denied.append((iova, length))
+        self._miss = None
 
     def set_ring(
         self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
@@ -119,10 +135,11 @@ class ReferenceQueue:
 
     def set_base(self, base: int) -> None:
         """Set the next avail entry to take; a broken queue is whole again."""
-        self._ours()
+        self._ours().memory.denied.clear()
         self._ring = None
         self._position = Position(base & 0xFFFF, None)
         self._fault = None
+        self._miss = None
 
     def base(self) -> int:
         """Return the next avail entry not yet taken."""
@@ -300,13 +317,13 @@ class ReferenceQueue:
         if self._settings.greet:
             self._settings.greet = False
             self._call()
-        if ring is None or self._fault or not self._settings.enabled:
+        if ring is None or self._fault or self._miss or not self._settings.enabled:
             return 0
         n = 0
         while n < BUDGET and self._has_room(ring) and self._pop_one(ring):
             ring.quiet()
             n += 1
-        slipped_in = not self._fault and ring.arm() and self._has_room(ring)
+        slipped_in = not self._fault and not self._miss and ring.arm() and self._has_room(ring)
         return n + slipped_in
 
     def _has_room(self, ring: SplitRing) -> bool:
@@ -323,12 +340,28 @@ class ReferenceQueue:
             chain = ring.pop(self._settings.memory)
             if chain is None:
                 return False
-            self._work.start(open_request(chain, self._settings.memory, rules))
+            request = open_request(chain, self._settings.memory, rules)
         except Broken as broken:
             ring.rewind(before)
             self.give_up(broken.fault)
             return False
+        except Missing as missing:
+            ring.rewind(before)
+            self._ask_for(Miss(missing.iova, missing.length, missing.access, before.avail))
+            return False
+        self._settings.memory.denied.clear()
+        self._work.start(request)
         return True
+
+    def _ask_for(self, miss: Miss) -> None:
+        """Worker: the next chain waits, until a setter forgets *miss*."""
+        self._miss = miss
+
+        def tell() -> None:
+            if self._miss is miss and self._on_miss is not None:
+                self._on_miss(miss)
+
+        self._post(tell)
 
     def _push(self) -> int:
         """Publish what is done; a broken ring gets nothing more."""

@@ -23,7 +23,7 @@ from vhostblk.engine.reference.memory import (
     load16,
     store16,
 )
-from vhostblk.memory.space import Denied
+from vhostblk.memory.space import Denied, Missing
 from vhostblk.spec.virtio_ring import (
     AVAIL_ELEM_SIZE,
     AVAIL_F_NO_INTERRUPT,
@@ -157,6 +157,7 @@ class SplitRing:
 
         Raises:
             Broken: There is one, and it is none; nothing was taken.
+            Missing: Its indirect table must be asked for; nothing was taken.
 
         Spec: virtio 1.3, 2.7.13, 2.7.14.
         """
@@ -250,8 +251,12 @@ def _next(descriptor: Descriptor, index: int, size: int) -> int:
 
 
 def _load_indirect(table: Descriptor, index: int, memory: GuestMemory) -> Descriptor:
+    skip = DESC_SIZE * index
     try:
-        raw = memory.read(table.address + DESC_SIZE * index, DESC_SIZE)
+        raw = memory.read(table.address + skip, DESC_SIZE)
+    except Missing as missing:
+        needed = table.address + table.length - missing.iova
+        raise Missing(missing.iova, needed, missing.access) from None
     except Denied:
         raise Broken(Reason.TABLE_ADDRESS, index, table.address) from None
     return Descriptor(*_DESC.unpack(raw))
