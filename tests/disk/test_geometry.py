@@ -122,6 +122,8 @@ def test_what_is_no_disk_says_why(tmp_path: Path, image: Path) -> None:
     assert "not a regular file or block device" in refusal(tmp_path / "pipe")
     os.truncate(image, 0)
     assert "is empty: give it a size, e.g. truncate -s 10G" in refusal(image)
+    image.write_bytes(b"QFI\xfb" + bytes(1000))
+    assert "a qcow2 image, and file: serves raw disks: qemu-img convert" in refusal(image)
     assert "cannot be a file's name" in refusal("a\0b")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "cannot be opened: Too many levels" in refusal(tmp_path / "loop")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostblk.disk.signature import LENGTH, warning
+from vhostblk.disk.signature import LENGTH, mistaken, warning
 
 VDI = b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(0x40, b"\0") + b"\x7f\x10\xda\xbe"
 
@@ -46,3 +46,12 @@ def test_what_qemu_img_makes_is_noticed(tmp_path: Path, kind: str, name: str) ->
     text = warning("x", path.read_bytes()[:LENGTH])
     assert text is not None
     assert f"like a {name} image" in text
+
+
+def test_a_file_that_cannot_be_raw_is_called_what_it_is() -> None:
+    """An image of another format is named; LUKS, which is served raw on purpose, is not."""
+    text = mistaken("x.img", b"QFI\xfb\0\0\0\3")
+    assert text is not None
+    assert text.startswith("x.img: a qcow2 image, and file: serves raw disks: qemu-img convert")
+    assert mistaken("x.img", b"LUKS\xba\xbe\0\2") is None
+    assert mistaken("x.img", b"") is None

@@ -11,7 +11,7 @@ import shlex
 import stat
 from dataclasses import dataclass
 
-from vhostblk.disk import holes, kernel
+from vhostblk.disk import holes, kernel, signature
 from vhostblk.disk.kernel import Alignment
 from vhostblk.errors import VhostBlkError
 
@@ -153,12 +153,20 @@ def _check_size(path: str, size: int, block: int, *, device: bool) -> None:
         )
     if not size % block:
         return
+    # Not probing: a raw disk is served as it is whatever it holds, but this will not be served.
+    if text := signature.mistaken(path, _start(path)):
+        raise VhostBlkError(text)
     other = "" if size % SECTOR else ", or use cache=writeback"
     whole = -(-size // block) * block
     remedy = "make it so" if device else f"truncate -s {whole} {shlex.quote(path)} makes it so"
     raise VhostBlkError(
         f"{path}: its {size} bytes are not a multiple of its {block}-byte blocks: {remedy}{other}"
     )
+
+
+def _start(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123 - what has a path here is a str
+        return file.read(signature.LENGTH)
 
 
 def _alignment(fd: int, path: str) -> Alignment:

@@ -18,12 +18,14 @@ class _Format:
         at: Where its mark is, in bytes.
         mark: The bytes.
         remedy: What its owner most likely wants instead.
+        raw: It may well be meant to be served as it is.
     """
 
     name: str
     at: int
     mark: bytes
     remedy: str
+    raw: bool = False
 
 
 def _convert(name: str) -> str:
@@ -41,6 +43,7 @@ _FORMATS = (
         0,
         b"LUKS\xba\xbe",
         "that is right if the guest unlocks it, else open it with cryptsetup and serve /dev/mapper",
+        raw=True,
     ),
 )
 
@@ -59,10 +62,33 @@ def warning(path: str, start: bytes) -> str | None:
     Returns:
         One line, or None where nothing is known to begin like that.
     """
+    known = _recognised(start)
+    if known is None:
+        return None
+    return (
+        f"{path} begins like a {known.name} image and is served raw, as file: does: {known.remedy}"
+    )
+
+
+def mistaken(path: str, start: bytes) -> str | None:
+    """
+    Say what a file is that cannot be a raw disk, where that is seen.
+
+    Args:
+        path: Its name.
+        start: Its first `LENGTH` bytes, or what there is of them.
+
+    Returns:
+        One line, or None where it may be a raw disk after all.
+    """
+    known = _recognised(start)
+    if known is None or known.raw:
+        return None
+    return f"{path}: a {known.name} image, and file: serves raw disks: {known.remedy}"
+
+
+def _recognised(start: bytes) -> _Format | None:
     for known in _FORMATS:
         if start[known.at :].startswith(known.mark):
-            return (
-                f"{path} begins like a {known.name} image and is served raw, as file: does: "
-                f"{known.remedy}"
-            )
+            return known
     return None
