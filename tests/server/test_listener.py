@@ -1,8 +1,9 @@
 import asyncio
+import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -10,6 +11,7 @@ import pytest
 import uvloop
 
 from vhostblk.errors import VhostBlkError
+from vhostblk.server import listener
 from vhostblk.server.listener import PATH_MAX, SocketOptions, adopt, listen
 
 
@@ -78,9 +80,29 @@ def test_a_long_path_says_what_to_do(path: Path) -> None:
 
 
 def test_a_missing_directory_is_one_line(path: Path) -> None:
-    """What the kernel says, with the path."""
-    with pytest.raises(VhostBlkError, match=r"cannot listen on .*/none/s: No such file"):
+    """The error names the path and the directory to make."""
+    with pytest.raises(VhostBlkError, match=r"cannot listen on .*/none/s: .* mkdir -p .*/none,"):
         listen(path.with_name("none") / "s", SocketOptions())
+
+
+def test_a_socket_nobody_may_make_or_give_away_says_why(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the right to the directory, or to change the owner, the error says what to do."""
+
+    def refusing(number: int) -> Callable[..., None]:
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return refuse
+
+    monkeypatch.setattr(os, "chown", refusing(errno.EPERM))
+    with pytest.raises(VhostBlkError, match="only root may give a socket to somebody else"):
+        listen(path, SocketOptions(uid=1))
+    assert not path.exists()
+    monkeypatch.setattr(listener, "_bind_private", refusing(errno.EACCES))
+    with pytest.raises(VhostBlkError, match="choose a directory in which you may make files"):
+        listen(path, SocketOptions())
 
 
 def test_somebody_elses_socket_is_not_removed(path: Path) -> None:

@@ -6,11 +6,12 @@ first messages succeed, and are answered once the one before it is gone and drai
 that reconnects at once is not turned away.
 """
 
+import errno
 import os
+import shlex
 import socket
 import stat
 from dataclasses import dataclass
-from errno import EADDRINUSE, EAGAIN, ECONNREFUSED, ENOENT
 from pathlib import Path
 
 from vhostblk.errors import VhostBlkError
@@ -107,7 +108,7 @@ def listen(path: Path, options: SocketOptions) -> Listener:
         return Listener(sock, path)
     except OSError as error:
         sock.close()
-        raise VhostBlkError(f"cannot listen on {path}: {error.strerror}") from error
+        raise VhostBlkError(f"cannot listen on {path}: {_why_not(path, error)}") from error
     except VhostBlkError:
         sock.close()
         raise
@@ -132,11 +133,25 @@ def adopt(fd: int) -> Listener:
     return Listener(sock)
 
 
+def _why_not(path: Path, error: OSError) -> str:
+    """Say what to do about a socket that cannot be had."""
+    match error.errno:
+        case errno.ENOENT:
+            directory = shlex.quote(str(path.parent))
+            return f"its directory is not there: mkdir -p {directory}, or choose another"
+        case errno.EACCES | errno.EROFS:
+            return f"{error.strerror}: choose a directory in which you may make files"
+        case errno.EPERM:
+            return f"{error.strerror}: only root may give a socket to somebody else"
+        case _:
+            return str(error.strerror)
+
+
 def _bind(sock: socket.socket, path: Path, options: SocketOptions) -> None:
     try:
         _bind_private(sock, path)
     except OSError as error:
-        if error.errno != EADDRINUSE:
+        if error.errno != errno.EADDRINUSE:
             raise
         _remove_dead(path)
         _bind_private(sock, path)
@@ -163,14 +178,17 @@ def _bind_private(sock: socket.socket, path: Path) -> None:
 
 
 def _remove_dead(path: Path) -> None:
-    if not stat.S_ISSOCK(path.lstat().st_mode):
+    mode = path.lstat().st_mode
+    if stat.S_ISDIR(mode):
+        raise VhostBlkError(f"{path} is a directory: give the socket a name in it")
+    if not stat.S_ISSOCK(mode):
         raise VhostBlkError(f"{path} exists and is not a socket: choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         error = probe.connect_ex(os.fspath(path))
-    if error in (0, EAGAIN):
+    if error in (0, errno.EAGAIN):
         raise VhostBlkError(f"{path} is in use by another process: end it, or choose another path")
-    if error not in (ECONNREFUSED, ENOENT):
+    if error not in (errno.ECONNREFUSED, errno.ENOENT):
         raise VhostBlkError(f"{path} is in the way ({os.strerror(error)}): choose another path")
     path.unlink(missing_ok=True)
 

@@ -89,9 +89,10 @@ class Server:
         service.task = asyncio.create_task(_serve(service), name=f"serve {options.name}")
         self._services.append(service)
         device.log.info(
-            "%d bytes on %d queues, %s engine%s",
+            "%d bytes on %d queue%s, %s engine%s",
             device.blk.capacity_sectors * 512,
             device.blk.num_queues,
+            "s" if device.blk.num_queues > 1 else "",
             self._engine.name,
             ", read-only" if device.blk.read_only else "",
         )
