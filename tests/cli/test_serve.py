@@ -35,7 +35,7 @@ def test_serve_ends_on_sigterm_with_everything_on_the_disk(image: Path, engine: 
             log = running.end(server)
             with pytest.raises(DisconnectedError):
                 guest.frontend.get_features()
-        assert f"s: {MIB} bytes on 1 queues, {engine} engine" in log
+        assert f"s: {MIB} bytes on 1 queue, {engine} engine" in log
         assert not path.exists()
     assert image.read_bytes()[1024:1536] == b"vhostblk" * 64
 
@@ -205,7 +205,7 @@ def use_and_leave(sock: socket.socket) -> None:
         (["memory:12"], "memory:12: a disk has 512 bytes or a multiple of that, not 12"),
         (
             ["--cache", "none", "memory:1M"],
-            "memory:1M,cache=none: no option 'cache' for memory: (there are none)",
+            "--cache is for files: a memory: disk has no host cache",
         ),
         (
             ["--serial", "123456789012345678901", "memory:1M"],
@@ -236,7 +236,14 @@ def test_serve_says_in_one_line_what_is_wrong(
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("nowhere/s", "cannot listen on nowhere/s: No such file or directory"),
+        (
+            "no where/s",
+            (
+                "cannot listen on no where/s: its directory is not there:"
+                " mkdir -p 'no where', or choose another"
+            ),
+        ),
+        (".", ". is a directory: give the socket a name in it"),
         ("file", "file exists and is not a socket: choose another path"),
         (
             "x" * 120,

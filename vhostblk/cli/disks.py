@@ -3,6 +3,7 @@
 from vhostblk.disk.api import Disk
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.disk.make import make
+from vhostblk.errors import VhostBlkError
 
 
 def make_disk(spec: DiskSpec, *, cache: str | None, read_only: bool) -> Disk:
@@ -19,6 +20,8 @@ def make_disk(spec: DiskSpec, *, cache: str | None, read_only: bool) -> Disk:
         VhostBlkError: No such disk, an option it does not have, or two answers to one question.
     """
     if cache is not None:
+        if spec.scheme != "file":
+            raise VhostBlkError(f"--cache is for files: a {spec.scheme}: disk has no host cache")
         spec = spec.with_option("cache", cache)
     if read_only and spec.scheme == "file":
         spec = spec.with_option("read-only", "on")
