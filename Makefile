@@ -10,7 +10,7 @@ with_tools := set -a && . "$(VHOSTBLK_CACHE)/tools.env" && set +a &&
 c_files = $(shell git ls-files 'native/*.c' 'native/*.h' 'bench/*.c' 'tests/*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-sanitize bench lint format setup venv clean
+.PHONY: help demo test test-slow test-sanitize test-wheel bench lint format setup venv clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ test-slow: setup ## Run the slow tests
 
 test-sanitize: setup ## Run the C tests under ASan+UBSan, then under TSan
 	@.ci/sanitize address,undefined thread
+
+test-wheel: setup ## Build the wheels, with the core and without, and test what they install
+	@$(with_tools) .ci/wheel
 
 bench: setup ## Measure against qemu-storage-daemon, in one run
 	@$(with_tools) $(bin)/python -m bench
