@@ -104,7 +104,7 @@ def socket(command: _F) -> _F:
     path = click.option(
         "--socket-path",
         metavar="PATH",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),  # a socket in the way has a better error
         help="Listen here; a socket that a dead process left behind is replaced.",
     )
     fd = click.option(

@@ -66,7 +66,7 @@ def _memory(attachment: Attachment) -> list[str]:
 @click.option(
     "--socket-path",
     required=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="The socket `vhostblk serve` listens on; it need not exist yet.",
 )
 @click.option(
