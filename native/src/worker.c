@@ -319,7 +319,8 @@ static int64_t sleep_limit(struct vhb_worker *w)
             return 0;
         if (q->held)
             limit = limit < 0 || limit > HELD_US ? HELD_US : limit;
-        if (load_acquire(&q->state) == VHB_ASK_RUN && !q->watching && q->enabled && !q->broken) {
+        bool takes = q->enabled && !q->broken && !q->missing;
+        if (load_acquire(&q->state) == VHB_ASK_RUN && !q->watching && takes) {
             limit = POLLED_US;
             q->deaf = false; /* tried again after this sleep */
         }

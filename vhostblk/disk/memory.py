@@ -20,6 +20,10 @@ _ZERO_CHUNK = 1 << 20
 _ZEROES = memoryview(bytes(_ZERO_CHUNK))
 
 
+MAX_ZEROES = 64 << 20
+"""Bytes of the longest WRITE_ZEROES: they are set at once, and others of the worker wait."""
+
+
 class Memory(Disk):
     """
     A sparse disk in private anonymous memory.
@@ -65,6 +69,7 @@ class Memory(Disk):
             physical_block_size=mmap.PAGESIZE,
             discard_alignment=mmap.PAGESIZE,
             volatile=False,
+            max_write_zeroes=MAX_ZEROES,
             may_unmap=True,
         )
 
