@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from guest_boot import scenarios, servers, tools
+from guest_boot.images import file_in
 from guest_boot.servers import Disk
 
 from vhostblk.cli import guest_demo, initramfs, qmp
@@ -212,13 +213,6 @@ def test_demo_tells_every_step(serve: Serve, image: Path, tmp_path: Path) -> Non
     assert [line.split()[1] for line in told] == [
         *("boots", "found", "drives", "formatted", "wrote", "dropped", "unmounted;", "powered")
     ]
-
-
-def file_in(image: Path, path: str) -> bytes:
-    """Return a file of an ext4 image, read by e2fsprogs."""
-    debugfs = initramfs.find_program("debugfs")
-    command = [str(debugfs), "-R", f"cat {path}", str(image)]
-    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def make_file_system(image: Path, content: Path) -> None:

@@ -109,6 +109,8 @@ class Machine:
         device_options: More of the device's properties: "serial=x" is the back-end's business,
             "packed=on" is QEMU's.
         arguments: More of QEMU's arguments.
+        platform: Arguments in front of the disk: what it stands behind, an IOMMU.
+        kernel_options: More of the kernel's command line.
         reboots: A reset boots again; otherwise it ends QEMU.
     """
 
@@ -117,6 +119,8 @@ class Machine:
     memory_mib: int = 256
     device_options: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    platform: tuple[str, ...] = ()
+    kernel_options: str = ""
     reboots: bool = False
 
 
@@ -144,9 +148,10 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
         *("-accel", "tcg,thread=single", "-cpu", "max", "-m", str(machine.memory_mib)),
         *("-smp", str(machine.queues), "-nographic", "-nodefaults", "-serial", "stdio"),
         *("-kernel", str(tools.kernel), "-initrd", str(initrd)),
-        *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
+        *("-append", f"console=ttyS0 quiet panic=-1 mitigations=off {machine.kernel_options}"),
         *("-qmp", f"unix:{_option(monitor)},server=on,wait=off"),
         *("-chardev", f"socket,id=disk,path={_option(machine.socket_path)}"),
+        *machine.platform,
         *("-device", ",".join((*device, *machine.device_options))),
         *([] if machine.reboots else ["-no-reboot"]),
         *machine.arguments,
