@@ -41,8 +41,7 @@ ACKNOWLEDGED = {21, 13, 14, 37, 12, 18}
 
 
 def guest(backend: Scripted, memory: GuestMemory | None = None, **wanted: int) -> Guest:
-    asked = Wanted(queues=2, **wanted)  # type: ignore[arg-type]  # the integer ones
-    return Guest(FrontEnd.over(backend.front), asked, None, memory)
+    return Guest(FrontEnd.over(backend.front), Wanted(queues=2, **wanted), None, memory)
 
 
 def test_connect_and_start_in_qemus_order() -> None:

@@ -1,8 +1,10 @@
+import struct
+
 import pytest
 from frontend_bytes import NEED_REPLY, REPLY, VERSION, message, some_fds, u64
 
 from vhostblk.errors import ProtocolError
-from vhostblk.protocol.channel import Ack, Channel, ConfigChange
+from vhostblk.protocol.channel import Ack, Channel, ConfigChange, IotlbMiss
 from vhostblk.spec.vhost_user import BackendRequest
 
 ACK = VERSION | REPLY
@@ -14,6 +16,21 @@ def test_config_change_has_no_payload() -> None:
     assert channel.encode(ConfigChange()) == message(2)
     asked = channel.encode(ConfigChange(need_reply=True))
     assert asked == message(2, flags=VERSION | NEED_REPLY)
+
+
+def test_miss_always_asks_for_an_ack() -> None:
+    """
+    Golden bytes of a MISS: a page, what for, type 1, 32 bytes as the C compiler pads it.
+
+    Source: traces/README.md, 8; CONFIDENTIAL.md, 3.4: QEMU says no only to who asked.
+    """
+    channel = Channel()
+    payload = struct.pack("=QQQBB6x", 0xFFFF_F000, 0x1000, 0, 2, 1)
+    asked = channel.encode(IotlbMiss(iova=0xFFFF_F000, perm=2))
+    assert asked == message(1, payload, VERSION | NEED_REPLY)
+    answer = message(1, u64(1), ACK)
+    assert channel.receive(answer[:12]) is None
+    assert channel.receive(answer[12:]) == Ack(BackendRequest.IOTLB_MSG, 1)
 
 
 def test_ack_answers_the_request_that_asked() -> None:

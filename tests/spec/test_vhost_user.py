@@ -11,6 +11,7 @@ def test_shared_numbers_are_the_kernels(tmp_path: Path) -> None:
     expected = {
         "1ull << VHOST_F_LOG_ALL": vhost_user.VHOST_F_LOG_ALL,
         "1ull << VHOST_VRING_F_LOG": int(vhost_user.VringAddrFlag.LOG),
+        **{f"VHOST_IOTLB_{kind.name}": int(kind) for kind in vhost_user.IotlbType},
     }
     assert values(tmp_path, ["linux/vhost_types.h"], list(expected)) == expected
 

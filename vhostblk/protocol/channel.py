@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from vhostblk.errors import ProtocolError
 from vhostblk.protocol import wire
 from vhostblk.protocol.frames import Framer, encode
-from vhostblk.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, BackendRequest
+from vhostblk.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, BackendRequest, IotlbType
+
+_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,22 @@ class ConfigChange:
     """
 
     need_reply: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IotlbMiss:
+    """
+    An address is needed that nothing translates.  The translation comes on the main socket.
+
+    Always with need_reply: QEMU says no on this channel, and is silent without.
+
+    Args:
+        iova: First byte of a page.
+        perm: 1 to be read, 2 to be written, 3 both.
+    """
+
+    iova: int
+    perm: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +75,12 @@ class Channel:
         """How many bytes the transport must read next, at most; never 0."""
         return self._framer.want
 
-    def encode(self, message: ConfigChange) -> bytes:
+    def encode(self, message: ConfigChange | IotlbMiss) -> bytes:
         """Return the bytes of *message*, and expect its ack if it asks for one."""
+        if isinstance(message, IotlbMiss):
+            self._waiting.append(BackendRequest.IOTLB_MSG)
+            payload = wire.IOTLB.pack(message.iova, _PAGE, 0, message.perm, IotlbType.MISS)
+            return encode(BackendRequest.IOTLB_MSG, FLAG_NEED_REPLY, payload)
         request = BackendRequest.CONFIG_CHANGE_MSG
         if message.need_reply:
             self._waiting.append(request)

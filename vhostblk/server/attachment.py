@@ -5,14 +5,22 @@ The handlers act on this; when the connection ends, `close` leaves nothing of it
 """
 
 import asyncio
-import os
 
-from vhostblk.engine.api import Queue
+from vhostblk.engine.api import Miss, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.regions import Change, RegionTable
 from vhostblk.memory.space import AddressSpace
 from vhostblk.server.device import Device
-from vhostblk.server.ring import Ring, Terms
+from vhostblk.server.iommu import Iommu
+from vhostblk.server.ring import Ring
+from vhostblk.server.terms import Terms
+from vhostblk.spec.vhost_user import ProtocolFeature
+from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
+
+GLOBAL_FLUSH = 1 << 30
+"""Bytes from which on an invalidation means everything: nothing in flight is waited for, as what
+the guest unmapped before it flushed was not in flight any more."""
+_CHANNEL = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 
 
 class Attachment:
@@ -26,10 +34,13 @@ class Attachment:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.features = 0
+        self.protocol_features = ProtocolFeature(0)
         self.status = 0
         self.space = AddressSpace.build(RegionTable())
+        self.iommu = Iommu(seconds=device.options.miss_seconds, log=device.log)
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
-        self._channel: int | None = None
+        self.lock = asyncio.Lock()
+        """Held by a message while it is handled, and by an answer of the IOMMU's."""
 
     def _ring(self, index: int) -> Ring:
         def broken() -> None:
@@ -38,8 +49,13 @@ class Attachment:
         def make() -> Queue:
             return self.device.make_queue(index, on_broken=broken)
 
+        def missed(miss: Miss | None) -> None:
+            self._missed(self.rings[index], miss)
+
         seconds = self.device.options.drain_seconds
-        return Ring(index, make_queue=make, drain_seconds=seconds, log=self.device.log)
+        return Ring(
+            index, make_queue=make, on_miss=missed, drain_seconds=seconds, log=self.device.log
+        )
 
     def _broken(self, index: int) -> None:
         fault = self.rings[index].fault()
@@ -68,6 +84,7 @@ class Attachment:
         return Terms(
             features=self.features,
             space=self.space,
+            translated=self.translated() if self._translates else None,
             blk=self.device.blk,
             writethrough=self.writethrough,
         )
@@ -87,7 +104,7 @@ class Attachment:
         space = AddressSpace.build(change.table)
         try:
             for ring in self.running:
-                ring.check(space)
+                ring.check(space)  # one behind an IOMMU can always wait
         except Refused:
             for region in change.added:
                 region.mapping.release()
@@ -95,8 +112,10 @@ class Attachment:
         for region in change.added:
             self.device.guard(region.mapping)
         drain = bool(change.removed)
-        await asyncio.gather(*(ring.move(space, drain=drain) for ring in self.running))
         self.space = space
+        self.iommu.iotlb.clear()
+        terms = self.terms
+        await asyncio.gather(*(ring.move(terms, drain=drain) for ring in self.running))
         self.device.bury([region.mapping for region in change.removed])
 
     async def change_cache(self) -> None:
@@ -121,18 +140,86 @@ class Attachment:
     async def reset(self) -> None:
         """Stop and disable every ring; memory, channel and protocol features stay."""
         await asyncio.gather(*(ring.reset() for ring in self.rings))
+        self.forget_translations()
         self.features = 0
         self.status = 0
 
-    def set_channel(self, fd: int) -> None:
-        """Take over the socket for our own requests; the one before it is closed."""
-        self._close_channel()
-        self._channel = fd
+    # ---- the IOMMU ------------------------------------------------------------------------
 
-    def _close_channel(self) -> None:
-        if self._channel is not None:
-            os.close(self._channel)
-            self._channel = None
+    @property
+    def _translates(self) -> bool:
+        """Whether the driver's addresses go through an IOMMU, if its rings' do."""
+        acked = self.features & F_ACCESS_PLATFORM and _CHANNEL in self.protocol_features
+        return bool(acked) and self.iommu.can_ask
+
+    def translated(self) -> AddressSpace:
+        """Return the address space behind the IOMMU, as far as it is known now."""
+        return AddressSpace.build(self.space.table, self.iommu.iotlb.translations)
+
+    def forget_translations(self) -> None:
+        """
+        Begin anew when nothing runs.
+
+        QEMU invalidates nothing of a device that is stopped, and the next driver uses the same
+        IOVAs for other pages.
+        """
+        for ring in self.rings:
+            if not ring.running:
+                self.iommu.forget(ring.index)
+        if not self.running:
+            self.iommu.iotlb.clear()
+
+    async def invalidate(self, iova: int, size: int) -> None:
+        """
+        Forget a range; afterwards nothing is accessed through it any more.
+
+        Args:
+            iova: Its first byte.
+            size: Bytes, at least 1; may wrap.
+        """
+        ranges = self.iommu.iotlb.invalidate(iova, size)
+        space = self.translated()
+        rings = [ring for ring in self.running if ring.translated]
+        wait = size < GLOBAL_FLUSH
+        in_time = await asyncio.gather(*(ring.lose(ranges, space, wait=wait) for ring in rings))
+        if not all(in_time):
+            self.iommu.counters.late += 1
+            self.device.log.warning(
+                "requests still use the memory at IOVA %#x that the guest has unmapped", iova
+            )
+
+    def _missed(self, ring: Ring, miss: Miss | None) -> None:
+        """Ask for what a chain needs; None: for what the ring itself does."""
+        if miss is None:
+            self.iommu.wait(ring.index, self._find_ring(ring))
+        elif not ring.held:
+            self.iommu.wait(ring.index, self._find(ring, miss))
+
+    async def _find(self, ring: Ring, miss: Miss) -> None:
+        needed = miss.iova, miss.length
+        self.iommu.need(ring.index, miss.index, needed)
+        denied = await self.iommu.ask([needed], miss.access)
+        if denied is not None:
+            self.device.log.warning(
+                "queue %d: a request fails, as IOVA %#x is not mapped", ring.index, miss.iova
+            )
+        async with self.lock:
+            if ring.running:
+                await ring.answer(self.translated(), denied)
+
+    async def _find_ring(self, ring: Ring) -> None:
+        while ring.held:
+            for iova, length, access in ring.parts():
+                if await self.iommu.ask([(iova, length)], access) is not None:
+                    self.device.log.warning(
+                        "queue %d waits: its ring at IOVA %#x is not mapped", ring.index, iova
+                    )
+                    await self.iommu.changed()
+                    break
+            else:
+                async with self.lock:
+                    if not ring.running or not ring.settle(self.translated(), ask=False):
+                        return
 
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
@@ -141,7 +228,7 @@ class Attachment:
             ends = (self._close_ring(ring) for ring in self.rings)
             results = await asyncio.gather(*ends, return_exceptions=True)
         finally:
-            self._close_channel()
+            self.iommu.close()
             self.device.bury([region.mapping for region in self.space.table.regions])
             self.space = AddressSpace.build(RegionTable())
         for result in results:

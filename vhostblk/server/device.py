@@ -19,6 +19,7 @@ from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
 from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
+from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
 
 STUCK_SECONDS = 1.0
 """How long a disk is waited for that has not answered a whole drain long."""
@@ -54,7 +55,8 @@ class Device:
         self.log = log
         self.config = ConfigSpace(blk)
         ring = engine.ring_features
-        self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
+        # Without bit 33 no confidential guest of QEMU's starts; without a vIOMMU it strips it.
+        self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES | F_ACCESS_PLATFORM
         self._engine = engine
         self._share = share
         self._pump = pump

@@ -45,6 +45,7 @@ async def set_features(attachment: Attachment, message: SetFeatures) -> None:
     if message.features != attachment.features and attachment.running:
         raise Refused(EBUSY, "features cannot change while rings run")
     attachment.features = message.features
+    attachment.forget_translations()
     # Never the other way round: rings that are enabled stay so.
     if not message.features & VHOST_USER_F_PROTOCOL_FEATURES:
         for ring in attachment.rings:
@@ -56,11 +57,12 @@ async def get_protocol_features(_: Attachment, _message: GetProtocolFeatures) ->
     return PROTOCOL_FEATURES
 
 
-async def set_protocol_features(_: Attachment, message: SetProtocolFeatures) -> None:
-    """Check what the front-end acked; the connection keeps it."""
+async def set_protocol_features(attachment: Attachment, message: SetProtocolFeatures) -> None:
+    """Note what the front-end acked; the connection keeps it, too."""
     unknown = message.features & ~PROTOCOL_FEATURES
     if unknown:
         raise Refused(EINVAL, f"protocol feature bits {int(unknown):#x} were not offered")
+    attachment.protocol_features = message.features
 
 
 async def get_queue_num(attachment: Attachment, _: GetQueueNum) -> int:
@@ -79,4 +81,4 @@ async def set_owner(_: Attachment, _message: SetOwner) -> None:
 
 async def set_backend_req_fd(attachment: Attachment, message: SetBackendReqFd) -> None:
     """Keep the socket for requests of our own; it is not sent again at a start."""
-    attachment.set_channel(message.fd.take())
+    attachment.iommu.set_channel(message.fd.take())

@@ -14,7 +14,7 @@ from vhostblk.protocol.messages import (
     SetVringNum,
 )
 from vhostblk.server.attachment import Attachment
-from vhostblk.server.ring import Addresses
+from vhostblk.server.terms import Addresses
 
 MAX_SPLIT_BASE = (1 << 16) - 1
 
@@ -36,7 +36,9 @@ async def set_vring_base(attachment: Attachment, message: SetVringBase) -> None:
 
 async def get_vring_base(attachment: Attachment, message: GetVringBase) -> int:
     """Stop a ring, with nothing in flight, and say where it stands."""
-    return await attachment.rings[message.index].stop()
+    base = await attachment.rings[message.index].stop()
+    attachment.forget_translations()
+    return base
 
 
 async def set_vring_addr(attachment: Attachment, message: SetVringAddr) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import DiskInfo
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.iommu import MISS_SECONDS
 from vhostblk.server.pump import Opened
 from vhostblk.spec.virtio_blk import SECTOR_SIZE, SERIAL_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
@@ -34,6 +35,7 @@ class DeviceOptions:
         read_only: Refuse writes, whatever the disk can.
         block_size: Bytes every request is a multiple of; 0: the disk's own.
         drain_seconds: Bound of every drain, more than 0.
+        miss_seconds: Bound of every wait for a translation, more than 0.
 
     Raises:
         VhostBlkError: One of them cannot be.
@@ -46,6 +48,7 @@ class DeviceOptions:
     read_only: bool = False
     block_size: int = 0
     drain_seconds: float = DRAIN_SECONDS
+    miss_seconds: float = MISS_SECONDS
 
     def __post_init__(self) -> None:
         if len(self.serial.encode()) > SERIAL_SIZE:
@@ -58,6 +61,8 @@ class DeviceOptions:
             )
         if not self.drain_seconds > 0:
             raise VhostBlkError(f"drain_seconds is more than 0, not {self.drain_seconds}")
+        if not self.miss_seconds > 0:
+            raise VhostBlkError(f"miss_seconds is more than 0, not {self.miss_seconds}")
 
 
 def promise(opened: Opened, options: DeviceOptions) -> BlkDevice:

@@ -6,63 +6,24 @@ what the table's actions say.  A ring's queue is made when the front-end first m
 with something to keep, and lives until the connection ends.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from errno import EINVAL
 
-from vhostblk.blk.device import BlkDevice
-from vhostblk.engine.api import Fault, Piece, Queue
+from vhostblk.engine.api import Fault, Miss, Queue
 from vhostblk.errors import Refused
-from vhostblk.memory.space import AVAIL, DESC, USED, AddressSpace
+from vhostblk.memory.iotlb import Range
+from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
 from vhostblk.server.log import Log
-from vhostblk.spec.virtio_ring import (
-    AVAIL_ELEM_SIZE,
-    AVAIL_HEADER_SIZE,
-    DESC_SIZE,
-    EVENT_SIZE,
-    USED_ELEM_SIZE,
-    USED_HEADER_SIZE,
-)
+from vhostblk.server.terms import Addresses, Part, Placed, Terms, layout
+
+INVALIDATE_SECONDS = 1.0
+"""How long what is in flight may use memory that the guest has unmapped; the guest waits."""
+_LOOK_SECONDS = 0.0005
 
 _RUNNING = frozenset({RingState.STARTED, RingState.PAUSED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addresses:
-    """Where the parts of a ring are, as front-end virtual addresses."""
-
-    desc: int
-    avail: int
-    used: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """
-    What a ring runs by; gathered anew at each start, as a driver may ack less than the last one.
-
-    Args:
-        features: Acked by the driver.
-        space: Guest memory.
-        blk: What the device promises.
-        writethrough: Every write is stable before its status.
-    """
-
-    features: int
-    space: AddressSpace
-    blk: BlkDevice
-    writethrough: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Placed:
-    """A ring in this process's memory."""
-
-    desc: Sequence[Piece]
-    avail: Sequence[Piece]
-    used: Sequence[Piece]
 
 
 class Ring:
@@ -72,19 +33,31 @@ class Ring:
     Args:
         index: Its number.
         make_queue: Makes the queue behind it, parked.
+        on_miss: Told what a chain needs of the IOMMU; None: the ring itself needs something.
         drain_seconds: Bound of every drain.
         log: For what an operator should know.
     """
 
     def __init__(
-        self, index: int, *, make_queue: Callable[[], Queue], drain_seconds: float, log: Log
+        self,
+        index: int,
+        *,
+        make_queue: Callable[[], Queue],
+        on_miss: Callable[[Miss | None], None],
+        drain_seconds: float,
+        log: Log,
     ) -> None:
         self.index = index
         self.state = RingState.STOPPED
         self.base = 0
+        self.translated = False
+        """Its addresses, and those in its descriptors, go through the IOMMU."""
+        self.held = False
+        """It runs as soon as the IOMMU has told where it is."""
         self._num = 0
         self._addresses: Addresses | None = None
         self._make_queue = make_queue
+        self._on_miss = on_miss
         self._made: Queue | None = None
         self._drain_seconds = drain_seconds
         self._log = log
@@ -125,7 +98,11 @@ class Ring:
     async def set_addresses(self, addresses: Addresses, terms: Terms) -> None:
         """Note where it is; while it runs, move it there."""
         step = step_ring(self.state, RingEvent.ADDR)
-        if step.action is RingAction.UPDATE:
+        if step.action is RingAction.UPDATE and self.translated:
+            await self.take_back(drain=False)
+            self._addresses = addresses
+            self._settle(terms)
+        elif step.action is RingAction.UPDATE:
             placed = self._placed(addresses, terms.space)
             await self.change(lambda queue: self._set_ring(queue, placed))
         self._addresses = addresses
@@ -135,7 +112,7 @@ class Ring:
         """Arm it, and start it if it is enabled; None: it is polled."""
         step = step_ring(self.state, RingEvent.KICK)
         if step.action is RingAction.START:
-            self._place(terms.space)  # refuse before anything is changed
+            self._check(terms)  # refuse before anything is changed
         await self.change(lambda queue: queue.set_kick(_take(fd)))
         if step.action is RingAction.START:
             self._start(terms)
@@ -159,17 +136,21 @@ class Ring:
                 await self.change(lambda queue: queue.set_enabled(enabled=on))
         self.state = step.state
 
-    async def move(self, space: AddressSpace, *, drain: bool) -> None:
+    async def move(self, terms: Terms, *, drain: bool) -> None:
         """
         Go on in a new address space.
 
         Args:
-            space: Where the ring still is: see `check`.
+            terms: With the space; the ring is still there: see `check`.
             drain: Something of the old one goes.
         """
-        placed = None if self.broken else self._place(space)
+        if self.translated:
+            await self.take_back(drain=drain)
+            self._settle(terms)
+            return
+        placed = None if self.broken else self._place(terms.space)
         await self.take_back(drain=drain)
-        self.queue.set_space(space.segments)
+        self.queue.set_space(terms.space.segments)
         if placed is not None:
             self._set_ring(self.queue, placed)
         self.hand_over()
@@ -181,8 +162,87 @@ class Ring:
         Raises:
             Refused: A part of it would be gone.
         """
-        if not self.broken:
+        if not self.broken and not self.translated:
             self._place(space)
+
+    # ---- behind an IOMMU ------------------------------------------------------------------
+
+    def parts(self) -> list[tuple[int, int, Access]]:
+        """Return address, bytes and use of each part, of a ring that was set up."""
+        return [(at, length, part.access) for at, length, part in self._layout()]
+
+    def settle(self, space: AddressSpace, *, ask: bool = True) -> bool:
+        """
+        Run it where it is in *space*, or hold it until that is known.
+
+        Args:
+            space: Behind the IOMMU.
+            ask: Have asked what is not known; else the caller does.
+
+        Returns:
+            Whether there is something to ask for.
+        """
+        self.queue.set_space(space.segments)
+        try:
+            desc, avail, used = (space.ring_pieces_by_iova(*one) for one in self._layout())
+        except Missing:
+            self.held = True
+            if ask:
+                self._on_miss(None)
+            return True
+        except (Denied, Refused) as error:
+            self.held = True
+            self._log.error("queue %d cannot run: %s", self.index, error)
+            return False
+        self.held = False
+        self._set_ring(self.queue, Placed(desc=desc, avail=avail, used=used))
+        self.hand_over()
+        return False
+
+    def _settle(self, terms: Terms) -> None:
+        if terms.translated is None:
+            raise Refused(EINVAL, f"ring {self.index} has lost its IOMMU")
+        self.settle(terms.translated)
+
+    async def answer(self, space: AddressSpace, denied: Range | None) -> None:
+        """Go on with the chain that waits; it may be denied something."""
+        await self.take_back(drain=False)
+        self.queue.set_space(space.segments)
+        if denied is not None:
+            self.queue.deny(*denied)
+        self.hand_over()
+
+    async def lose(self, ranges: Sequence[Range], space: AddressSpace, *, wait: bool) -> bool:
+        """
+        Begin nothing new in *ranges*, and have ended what was begun.
+
+        Args:
+            ranges: Of IOVAs.
+            space: Without them.
+            wait: For what is in flight, for a bounded time.
+
+        Returns:
+            False when something is still in flight.
+        """
+        await self.take_back(drain=False)
+        idle = not wait or await self._idle()
+        if not _meet(ranges, [(at, length) for at, length, _ in self._layout()]):
+            self.queue.set_space(space.segments)
+            self.hand_over()
+            return idle
+        if wait:  # what is done must be in the used ring before that goes
+            await self.queue.drained(seconds=INVALIDATE_SECONDS)
+        self.settle(space)
+        return idle
+
+    async def _idle(self) -> bool:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + INVALIDATE_SECONDS
+        while self.queue.counters().in_flight:
+            if loop.time() > deadline:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -209,6 +269,7 @@ class Ring:
                 await self.take_back(drain=True)
                 self.base = self.queue.base()
             self.queue.set_kick(None)
+        self.held = False
         self.state = step.state
 
     async def take_back(self, *, drain: bool) -> None:
@@ -227,7 +288,7 @@ class Ring:
 
     def hand_over(self) -> None:
         """Give the queue of a running ring to its worker again; a broken one waits."""
-        if not self.broken:
+        if not self.broken and not self.held:
             self.queue.run()
 
     async def change(self, apply: Callable[[Queue], None]) -> None:
@@ -254,36 +315,63 @@ class Ring:
         return queue
 
     def _start(self, terms: Terms) -> None:
-        placed = self._place(terms.space)
+        self._check(terms)
+        self.translated = self._is_translated(terms)
         queue = self.queue
-        queue.set_space(terms.space.segments)
-        self._set_ring(queue, placed)
+        if not self.translated:
+            placed = self._place(terms.space)
+            queue.set_ask(None)
+            queue.set_space(terms.space.segments)
+            self._set_ring(queue, placed)
         queue.set_base(self.base)
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
         queue.set_enabled(enabled=True)
-        queue.run()
+        if self.translated:
+            self._log.info("queue %d: addresses go through the guest's IOMMU", self.index)
+            queue.set_ask(self._on_miss)
+            self._settle(terms)
+        else:
+            queue.run()
 
-    def _set_ring(self, queue: Queue, placed: _Placed) -> None:
+    def _is_translated(self, terms: Terms) -> bool:
+        """
+        Decide by where the ring is.
+
+        crosvm acks ACCESS_PLATFORM for a protected guest, and goes on to send its own addresses.
+        """
+        table = terms.space.table
+        return terms.translated is not None and any(
+            table.at_uva(at) is None for at, _, _ in self._layout()
+        )
+
+    def _check(self, terms: Terms) -> None:
+        if self._is_translated(terms):
+            self._layout()
+        else:
+            self._place(terms.space)
+
+    def _set_ring(self, queue: Queue, placed: Placed) -> None:
         queue.set_ring(size=self._num, desc=placed.desc, avail=placed.avail, used=placed.used)
 
-    def _place(self, space: AddressSpace) -> _Placed:
-        if self._addresses is None:
-            raise Refused(EINVAL, f"ring {self.index} has no address: SET_VRING_ADDR is missing")
-        return self._placed(self._addresses, space)
+    def _place(self, space: AddressSpace) -> Placed:
+        return self._placed(None, space)
 
-    def _placed(self, addresses: Addresses, space: AddressSpace) -> _Placed:
-        num = self._num
-        if num == 0:
+    def _placed(self, addresses: Addresses | None, space: AddressSpace) -> Placed:
+        desc, avail, used = (space.ring_pieces(*one) for one in self._layout(addresses))
+        return Placed(desc=desc, avail=avail, used=used)
+
+    def _layout(self, addresses: Addresses | None = None) -> list[Part]:
+        where = addresses or self._addresses
+        if where is None:
+            raise Refused(EINVAL, f"ring {self.index} has no address: SET_VRING_ADDR is missing")
+        if self._num == 0:
             raise Refused(EINVAL, f"ring {self.index} has no size: SET_VRING_NUM is missing")
-        desc = num * DESC_SIZE
-        avail = AVAIL_HEADER_SIZE + num * AVAIL_ELEM_SIZE + EVENT_SIZE
-        used = USED_HEADER_SIZE + num * USED_ELEM_SIZE + EVENT_SIZE
-        return _Placed(
-            desc=space.ring_pieces(addresses.desc, desc, DESC),
-            avail=space.ring_pieces(addresses.avail, avail, AVAIL),
-            used=space.ring_pieces(addresses.used, used, USED),
-        )
+        return layout(self._num, where)
+
+
+def _meet(some: Sequence[Range], others: Sequence[Range]) -> bool:
+    return any(a < d + n and d < a + m for a, m in some for d, n in others)
 
 
 def _take(fd: Fd | None) -> int | None:

@@ -18,6 +18,7 @@ from vhostblk.protocol.messages import Received, close_fds
 from vhostblk.protocol.replies import Outcome
 from vhostblk.server import handlers_config as config
 from vhostblk.server import handlers_features as features
+from vhostblk.server import handlers_iotlb as iotlb
 from vhostblk.server import handlers_memory as memory
 from vhostblk.server import handlers_vrings as vrings
 from vhostblk.server.attachment import Attachment
@@ -62,6 +63,7 @@ HANDLERS: dict[type[object], Handler] = dict(
         _on(m.SetVringCall, vrings.set_vring_call),
         _on(m.SetVringErr, vrings.set_vring_err),
         _on(m.SetVringEnable, vrings.set_vring_enable),
+        _on(m.IotlbMsg, iotlb.iotlb_msg),
         _on(m.GetConfig, config.get_config),
         _on(m.SetConfig, config.set_config),
         _on(m.GetStatus, config.get_status),
@@ -146,7 +148,8 @@ class Session:
         handler = HANDLERS.get(type(message))
         if handler is None:
             raise Refused(EOPNOTSUPP, f"{message.request.name} is not supported")
-        return await handler(self._attachment, message)
+        async with self._attachment.lock:
+            return await handler(self._attachment, message)
 
     async def _close(self) -> None:
         # First of all: whoever is on the other end shall not wait for our drains.

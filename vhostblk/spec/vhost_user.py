@@ -82,6 +82,17 @@ class BackendRequest(IntEnum):
     VRING_ERR = 5
 
 
+class IotlbType(IntEnum):
+    """What an IOTLB message says; ``VHOST_IOTLB_*`` of <linux/vhost_types.h>."""
+
+    MISS = 1
+    UPDATE = 2
+    INVALIDATE = 3
+    ACCESS_FAIL = 4
+    BATCH_BEGIN = 5
+    BATCH_END = 6
+
+
 class ProtocolFeature(IntFlag):
     """Bits of SET_PROTOCOL_FEATURES."""
 

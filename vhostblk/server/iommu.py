@@ -1,0 +1,198 @@
+"""
+The front-end's IOMMU, as far as it has told us: what is known, what is asked for, who waits.
+
+A question never makes a message wait: the front-end answers none while it waits for us.  So every
+question is a task beside the session; what it changes in the end it changes under the session's
+lock.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from vhostblk.memory.iotlb import Iotlb, Range
+from vhostblk.memory.space import Access, Translation
+from vhostblk.protocol.channel import IotlbMiss
+from vhostblk.server.log import Log
+from vhostblk.server.requests import Requests
+
+MISS_SECONDS = 5.0
+"""How long an answer is waited for; QEMU gives one at once, others may give none."""
+PAGE = 4096
+PAGES_AT_ONCE = 64
+"""Pages of one buffer that are asked for back to back."""
+
+
+@dataclass(slots=True)
+class IommuCounters:
+    """
+    What happened so far.
+
+    Args:
+        misses: Questions asked, one a page.
+        denied: Of those, answered with no.
+        expired: Of those, not answered in time.
+        late: Invalidations that were answered while a request still used old memory.
+    """
+
+    misses: int = 0
+    denied: int = 0
+    expired: int = 0
+    late: int = 0
+
+
+class Iommu:
+    """
+    Translations and questions of one front-end.
+
+    Args:
+        seconds: How long an answer is waited for.
+        log: For what an operator should know.
+    """
+
+    def __init__(self, *, seconds: float, log: Log) -> None:
+        self.iotlb = Iotlb()
+        self.counters = IommuCounters()
+        self._log = log
+        self._requests: Requests | None = None
+        self._seconds = seconds
+        self._news: asyncio.Future[int] | None = None
+        self._waits: dict[int, asyncio.Task[None]] = {}
+        self._needed: dict[int, tuple[int, list[Range]]] = {}
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is a channel for questions."""
+        return self._requests is not None
+
+    def set_channel(self, fd: int) -> None:
+        """
+        Take over the socket for our questions; the one before it is closed.
+
+        Raises:
+            Refused: It is no socket.
+        """
+        requests = Requests(fd, self._log)
+        if self._requests is not None:
+            self._requests.close()
+        self._requests = requests
+
+    # ---- what is known --------------------------------------------------------------------
+
+    def update(self, new: Translation) -> None:
+        """
+        Take in what the front-end says, and wake who waits for it.
+
+        Raises:
+            Refused: More is needed at once than is kept.
+        """
+        keep = [one for _, ranges in self._needed.values() for one in ranges]
+        self.iotlb.update(new, keep=keep)
+        if self._news is not None:
+            self._news.set_result(0)
+        self._news = None
+
+    def need(self, ring: int, chain: int, one: Range) -> None:
+        """Keep *one* as long as this chain (its avail index) of this ring waits."""
+        before, ranges = self._needed.get(ring, (chain, []))
+        self._needed[ring] = (chain, [*ranges, one] if before == chain else [one])
+
+    # ---- who waits ------------------------------------------------------------------------
+
+    def wait(self, ring: int, answer: Coroutine[object, object, None]) -> None:
+        """Do *answer* beside the session, in place of what this ring waited for before."""
+        self._cancel(ring)
+        task = asyncio.ensure_future(answer)
+        self._waits[ring] = task
+        task.add_done_callback(lambda done: self._done(ring, done))
+
+    def _done(self, ring: int, task: asyncio.Task[None]) -> None:
+        if self._waits.get(ring) is task:
+            del self._waits[ring]
+        if not task.cancelled():
+            task.result()
+
+    def forget(self, ring: int) -> None:
+        """Let a ring that ends wait for nothing."""
+        self._needed.pop(ring, None)
+        self._cancel(ring)
+
+    def _cancel(self, ring: int) -> None:
+        task = self._waits.pop(ring, None)
+        if task is not None:
+            task.cancel()
+
+    def close(self) -> None:
+        """Let nobody wait any more, and hang up."""
+        for ring in tuple(self._waits):
+            self.forget(ring)
+        if self._requests is not None:
+            self._requests.close()
+        if self.counters != IommuCounters():
+            self._log.info("the guest's IOMMU: %s", self.counters)
+
+    # ---- questions ------------------------------------------------------------------------
+
+    async def ask(self, wanted: Sequence[Range], access: Access) -> Range | None:
+        """
+        Ask for what is not known of *wanted*, a bounded part of it.
+
+        Returns:
+            None when all of that is known; else a page that is denied.
+        """
+        gaps = (gap for one in wanted for gap in self.iotlb.gaps(*one, access))
+        pages = list(islice((page for gap in gaps for page in _pages(gap)), PAGES_AT_ONCE))
+        asked = {page: self._miss(page, access) for page in pages}
+        try:
+            async with asyncio.timeout(self._seconds):
+                denied = await self._known(asked, access)
+        except TimeoutError:
+            self.counters.expired += 1
+            denied = next(page for page in pages if self.iotlb.gaps(*page, access))
+        return None if denied is None else _whole(denied)
+
+    def _miss(self, page: Range, access: Access) -> asyncio.Future[int]:
+        if self._requests is None:
+            raise AssertionError("without a channel nothing is translated")
+        self.counters.misses += 1
+        return self._requests.ask(IotlbMiss(iova=_whole(page)[0], perm=int(access)))
+
+    async def _known(self, asked: dict[Range, asyncio.Future[int]], access: Access) -> Range | None:
+        while left := [page for page in asked if self.iotlb.gaps(*page, access)]:
+            for page in left:
+                if asked[page].done() and (asked[page].result() or self._too_little(page)):
+                    self.counters.denied += 1
+                    return page
+            pending = [ack for ack in asked.values() if not ack.done()]
+            await asyncio.wait([self._next(), *pending], return_when=asyncio.FIRST_COMPLETED)
+        return None
+
+    def _too_little(self, page: Range) -> bool:
+        """Whether *page* is mapped, without the right that was asked for."""
+        return not self.iotlb.gaps(*page, Access(0))
+
+    async def changed(self) -> None:
+        """Return when the front-end has told something new."""
+        await asyncio.wait([self._next()])
+
+    def _next(self) -> asyncio.Future[int]:
+        if self._news is None:
+            self._news = asyncio.get_running_loop().create_future()
+        return self._news
+
+
+def _pages(one: Range) -> list[Range]:
+    """Cut a range at page borders, as far as it is asked for at once."""
+    start, length = one
+    pages = []
+    end = min(start + length, (start // PAGE + PAGES_AT_ONCE) * PAGE)
+    while start < end:
+        here = min(end, (start // PAGE + 1) * PAGE) - start
+        pages.append((start, here))
+        start += here
+    return pages
+
+
+def _whole(page: Range) -> Range:
+    return page[0] // PAGE * PAGE, PAGE

@@ -1,0 +1,69 @@
+"""Where a ring is said to be, and what it runs by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vhostblk.blk.device import BlkDevice
+from vhostblk.engine.api import Piece
+from vhostblk.memory.space import AVAIL, DESC, USED, AddressSpace, RingPart
+from vhostblk.spec.virtio_ring import (
+    AVAIL_ELEM_SIZE,
+    AVAIL_HEADER_SIZE,
+    DESC_SIZE,
+    EVENT_SIZE,
+    USED_ELEM_SIZE,
+    USED_HEADER_SIZE,
+)
+
+Part: TypeAlias = tuple[int, int, RingPart]
+"""(address, length in bytes, kind) of a part of a ring."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the parts of a ring are: front-end virtual addresses, or IOVAs behind an IOMMU."""
+
+    desc: int
+    avail: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """
+    What a ring runs by; gathered anew at each start, as a driver may ack less than the last one.
+
+    Args:
+        features: Acked by the driver.
+        space: Guest memory.
+        translated: The same behind the driver's IOMMU; None where there is none.
+        blk: What the device promises.
+        writethrough: Every write is stable before its status.
+    """
+
+    features: int
+    space: AddressSpace
+    translated: AddressSpace | None = None
+    blk: BlkDevice
+    writethrough: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A ring in this process's memory."""
+
+    desc: Sequence[Piece]
+    avail: Sequence[Piece]
+    used: Sequence[Piece]
+
+
+def layout(num: int, where: Addresses) -> list[Part]:
+    """Return the descriptor table, the avail and the used ring of *num* descriptors."""
+    avail = AVAIL_HEADER_SIZE + num * AVAIL_ELEM_SIZE + EVENT_SIZE
+    used = USED_HEADER_SIZE + num * USED_ELEM_SIZE + EVENT_SIZE
+    return [
+        (where.desc, num * DESC_SIZE, DESC),
+        (where.avail, avail, AVAIL),
+        (where.used, used, USED),
+    ]
