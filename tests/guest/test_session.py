@@ -41,7 +41,8 @@ ACKNOWLEDGED = {21, 13, 14, 37, 12, 18}
 
 
 def guest(backend: Scripted, memory: GuestMemory | None = None, **wanted: int) -> Guest:
-    return Guest(FrontEnd.over(backend.front), Wanted(queues=2, **wanted), None, memory)
+    asked = Wanted(queues=2, **wanted)  # type: ignore[arg-type]  # the integer ones
+    return Guest(FrontEnd.over(backend.front), asked, None, memory)
 
 
 def test_connect_and_start_in_qemus_order() -> None:

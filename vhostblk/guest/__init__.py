@@ -5,8 +5,11 @@ It shares nothing with the back-end of this package but the numbers of the stand
 any vhost-user-blk back-end.  See docs/how-to/test-with-the-fake-guest.md.
 """
 
-from vhostblk.guest import hostile, wire
+from vhostblk.guest import hostile, personality, wire
 from vhostblk.guest.blk import Completion, Framing, Range, Request
+from vhostblk.guest.bounce import SwiotlbOptions
+from vhostblk.guest.confidential import Confidential
+from vhostblk.guest.dma import BounceError
 from vhostblk.guest.errors import (
     BrokenQueueError,
     DeadlineError,
@@ -18,18 +21,23 @@ from vhostblk.guest.errors import (
 )
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
+from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import Region, pc_layout, slots_layout
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import DEFAULT_FEATURES, DEFAULT_PROTOCOL_FEATURES
+from vhostblk.guest.pages import PageStateError, Protection
 from vhostblk.guest.queue import Queue, QueueOptions, Ticket
 from vhostblk.guest.ring import Buffer, Descriptor, RingAddresses
+from vhostblk.guest.swiotlb import PoolFullError
 
 __all__ = [
     "DEFAULT_FEATURES",
     "DEFAULT_PROTOCOL_FEATURES",
+    "BounceError",
     "BrokenQueueError",
     "Buffer",
     "Completion",
+    "Confidential",
     "DeadlineError",
     "Descriptor",
     "DisconnectedError",
@@ -39,6 +47,9 @@ __all__ = [
     "GuestError",
     "GuestMemory",
     "NackError",
+    "PageStateError",
+    "PoolFullError",
+    "Protection",
     "Queue",
     "QueueOptions",
     "Range",
@@ -47,9 +58,12 @@ __all__ = [
     "RingAddresses",
     "RingError",
     "StatusError",
+    "SwiotlbOptions",
     "Ticket",
     "hostile",
     "pc_layout",
+    "personality",
     "slots_layout",
+    "touched_pages",
     "wire",
 ]

@@ -147,6 +147,15 @@ class Framing:
             indirect=indirect,
         )
 
+    @classmethod
+    def pieces(cls, size: int, request: Request) -> "Framing":
+        """Cut as usual, and the data every *size* bytes."""
+        out, rest = len(request.out) // size, request.in_length % size
+        return cls(
+            readable=(vb.REQUEST_HEADER_SIZE, *(size,) * out),
+            writable=(size,) * (request.in_length // size) + ((rest,) if rest else ()),
+        )
+
     def cut(self, request: Request) -> tuple[list[int], list[int]]:
         """
         Work out the sizes of all descriptors.
@@ -175,6 +184,7 @@ class BlkTicket:
         request: What was asked.
         buffers: Its pieces in order.
         owned: GPAs to free once the result is collected.
+        shown: The pieces where the device sees them.
         completion: The result, once collected.
     """
 
@@ -182,6 +192,7 @@ class BlkTicket:
     request: Request
     buffers: tuple[Buffer, ...]
     owned: list[int]
+    shown: tuple[Buffer, ...] = ()
     completion: "Completion | None" = None
 
     @property

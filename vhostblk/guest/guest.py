@@ -6,15 +6,19 @@ The fake guest: a front-end, RAM and a virtio-blk driver behind one object.
 parts, which are public: ``frontend`` for messages, ``memory`` for RAM, ``queues`` for rings.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from vhostblk.guest import blk
 from vhostblk.guest.blk import BlkTicket, Completion, Framing, Range, Request
 from vhostblk.guest.channel import BackendChannel
+from vhostblk.guest.confidential import Confidential, Kind
 from vhostblk.guest.config import LAYOUT, BlkConfig
-from vhostblk.guest.errors import GuestError, RingError, StatusError
+from vhostblk.guest.dma import Direct, Dma
+from vhostblk.guest.driver import Driver
+from vhostblk.guest.errors import GuestError, StatusError
+from vhostblk.guest.firmware import FIRMWARE_FEATURES, Islands
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
@@ -40,6 +44,7 @@ class Guest:
         wanted: Features to agree on, and how many queues.
         queue_options: Of every queue.
         memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
+        confidential: What makes it a confidential guest.
     """
 
     def __init__(
@@ -48,17 +53,29 @@ class Guest:
         wanted: Wanted | None = None,
         queue_options: QueueOptions | None = None,
         memory: GuestMemory | None = None,
+        confidential: Kind | Confidential | None = None,
     ) -> None:
-        self.memory = GuestMemory() if memory is None else memory
+        machine = None if confidential is None else Confidential.of(confidential)
+        if memory is None:
+            memory, self._own_memory = machine.make_memory() if machine else GuestMemory(), True
+        else:
+            self._own_memory = False
+        self.memory = memory
         self.timeout = frontend.connection.timeout
         """Seconds a request may take."""
-        self._own_memory = memory is None
-        self._pending: set[BlkTicket] = set()
+        self.driver = Driver(self.memory, lambda: self.session.queues)
+        """Requests in flight."""
+        wanted = wanted or Wanted()
         try:
-            self.session = Session(
-                frontend, self.memory, wanted or Wanted(), queue_options or QueueOptions()
-            )
+            self.dma: Dma = Direct(self.memory)
+            """How the device is shown memory."""
+            if machine is not None:
+                self.dma = machine.make_dma(self.memory)
+                wanted = machine.wants(wanted)
+            options = queue_options or QueueOptions()
+            self.session = Session(frontend, self.memory, wanted, options, self.dma)
         except BaseException:
+            frontend.close()
             if self._own_memory:
                 self.memory.close()
             raise
@@ -74,6 +91,7 @@ class Guest:
         features: int = DEFAULT_FEATURES,
         protocol_features: int = DEFAULT_PROTOCOL_FEATURES,
         memory: GuestMemory | None = None,
+        confidential: Kind | Confidential | None = None,
         timeout: float = 10.0,
         start: bool = True,
     ) -> Self:
@@ -88,6 +106,7 @@ class Guest:
             features: Virtio features to acknowledge of those offered.
             protocol_features: Features to agree on of those offered.
             memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
+            confidential: ``sev``, ``snp``, ``tdx``, ``bounced``, or one made by hand.
             timeout: Seconds a message or a request may take.
             start: Start the queues; else call ``start`` later.
 
@@ -102,6 +121,7 @@ class Guest:
             Wanted(queues=queues, features=features, protocol_features=protocol_features),
             QueueOptions(size=queue_size, base=base),
             memory,
+            confidential,
         )
         if start:
             try:
@@ -120,7 +140,8 @@ class Guest:
     def close(self) -> None:
         """Hang up and give everything back, as a killed QEMU would; again is harmless."""
         self.session.close()
-        self._abandon()
+        self.driver.abandon()
+        self.dma.close()
         if self._own_memory:
             self.memory.close()
 
@@ -173,8 +194,22 @@ class Guest:
         self, *, features: int | None = None, queue_options: QueueOptions | None = None
     ) -> None:
         """Start anew on empty rings, forgetting requests in flight; see ``Session.reboot``."""
-        self._abandon()
+        self.driver.abandon()
         self.session.reboot(features, queue_options)
+
+    @contextlib.contextmanager
+    def firmware_phase(self) -> Iterator[None]:
+        """
+        Run the ``with`` block as the firmware: one queue, plain rings, islands of shared pages.
+
+        The machine is reset before, and the operating system starts anew after it.
+        """
+        before = self.features, self.dma
+        self._hand_over(FIRMWARE_FEATURES, Islands(self.memory), [0])
+        try:
+            yield
+        finally:
+            self._hand_over(*before, None)
 
     def add_region(self, region: Region) -> None:
         """Plug RAM in while the device runs."""
@@ -214,20 +249,9 @@ class Guest:
             RingError: The queue has no room for it until something else is done.
         """
         on = self.queues[queue]
-        how = self._framing(on) if framing is None else framing
+        how = self._framing(on, request) if framing is None else framing
         indirect = self.session.indirect if how.indirect is None else how.indirect
-        buffers, owned = blk.place(self.memory, request, how)
-        try:
-            if (how.direct + 1 if indirect else len(buffers)) > on.ring.free_descriptors:
-                on.reap()
-            ticket = on.submit(buffers, indirect=indirect, direct=how.direct)
-        except RingError:
-            for gpa in owned:
-                self.memory.free(gpa)
-            raise
-        pending = BlkTicket(ticket, request, buffers, owned)
-        self._pending.add(pending)
-        return pending
+        return self.driver.submit(request, on, how, indirect=indirect, timeout=self.timeout)
 
     def wait(self, ticket: BlkTicket, *, timeout: float | None = None) -> Completion:
         """
@@ -248,8 +272,7 @@ class Guest:
         """
         seconds = self.timeout if timeout is None else timeout
         self.queues[ticket.ticket.queue].wait([ticket.ticket], seconds)
-        self._pending.discard(ticket)
-        return blk.collect(self.memory, ticket)
+        return self.driver.finish(ticket)
 
     def run(
         self,
@@ -304,19 +327,20 @@ class Guest:
         """Return the serial up to the first NUL (see ``read``)."""
         return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
 
-    def _framing(self, queue: Queue) -> Framing:
+    def _hand_over(self, features: int, dma: Dma, queues: Sequence[int] | None) -> None:
+        self.driver.abandon()
+        self.dma = self.session.dma = dma
+        self.session.reboot(features, None, queues)
+
+    def _framing(self, queue: Queue, request: Request) -> Framing:
         tiny = queue.ring.size < 3 and not self.session.indirect  # noqa: PLR2004 - header, data, status
-        return Framing.compact() if tiny else Framing()
+        longest = queue.dma.max_mapping
+        if tiny or longest is None:
+            return Framing.compact() if tiny else Framing()
+        return Framing.pieces(longest, request)
 
     def _ok(self, request: Request, queue: int, framing: Framing | None) -> Completion:
         completion = self.run(request, queue=queue, framing=framing)
         if completion.status != Status.OK:
             raise StatusError(str(request), completion.status)
         return completion
-
-    def _abandon(self) -> None:
-        for pending in self._pending:
-            for gpa in pending.owned:
-                self.memory.free(gpa)
-            pending.owned.clear()
-        self._pending.clear()

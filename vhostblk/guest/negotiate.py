@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.personality import PLAIN, Personality
 from vhostblk.spec import vhost_user as vu
 from vhostblk.spec import virtio_blk as vb
 from vhostblk.spec import virtio_ring as vr
@@ -57,11 +58,13 @@ class Wanted:
         queues: How many queues.
         features: Virtio features the driver would acknowledge.
         protocol_features: Features the front-end would agree on.
+        personality: Which front-end it is.
     """
 
     queues: int = 1
     features: int = DEFAULT_FEATURES
     protocol_features: int = DEFAULT_PROTOCOL_FEATURES
+    personality: Personality = PLAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,8 @@ def negotiate(frontend: FrontEnd, wanted: Wanted, channel: BackendChannel) -> Ag
     agreed = ProtocolFeature(0)
     max_queues, slots = 1, vu.MEM_TABLE_REGIONS
     if frontend.get_features() & wanted.features & vu.VHOST_USER_F_PROTOCOL_FEATURES:
-        agreed = frontend.get_protocol_features() & wanted.protocol_features
+        known = wanted.protocol_features & ~int(wanted.personality.lacks)
+        agreed = frontend.get_protocol_features() & known
         frontend.set_protocol_features(agreed)
     if ProtocolFeature.MQ in agreed:
         max_queues = frontend.get_queue_num()
@@ -115,6 +119,7 @@ def negotiate(frontend: FrontEnd, wanted: Wanted, channel: BackendChannel) -> Ag
     channel.handed_over()
     frontend.set_owner()
     offered = frontend.get_features()
+    wanted.personality.check(offered, agreed)
     return Agreement(
         offered=offered,
         features=offered & wanted.features,

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vhostblk.guest.deadline import Deadline
+from vhostblk.guest.dma import Direct, Dma
 from vhostblk.guest.errors import BrokenQueueError, DisconnectedError
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.ring import (
     Buffer,
     RingAddresses,
     SplitRing,
-    allocate_ring,
     indirect_table,
 )
 from vhostblk.spec import virtio_ring as vr
@@ -59,12 +59,14 @@ class Ticket:
         queue: Index of the queue.
         head: Its head descriptor.
         table: GPA of its indirect table, if it has one.
+        shown: Where the device sees the table.
         used_length: Bytes the device says it wrote; ``None`` until it is done.
     """
 
     queue: int
     head: int
     table: int | None = None
+    shown: int = 0
     used_length: int | None = None
 
     @property
@@ -97,6 +99,7 @@ class Queue:
     Args:
         index: Its number.
         memory: The guest's.
+        dma: The driver's way to show the device memory.
         ring: Its ring.
         options: How it was set up.
         kick: Eventfd, driver to device.
@@ -108,6 +111,7 @@ class Queue:
 
     index: int
     memory: GuestMemory
+    dma: Dma
     ring: SplitRing
     options: QueueOptions
     kick: int
@@ -119,7 +123,13 @@ class Queue:
 
     @classmethod
     def create(
-        cls, index: int, memory: GuestMemory, options: QueueOptions, *, event_idx: bool = False
+        cls,
+        index: int,
+        memory: GuestMemory,
+        options: QueueOptions,
+        *,
+        event_idx: bool = False,
+        dma: Dma | None = None,
     ) -> "Queue":
         """
         Make a queue with an empty ring in guest memory.
@@ -129,16 +139,18 @@ class Queue:
             memory: Where the ring goes.
             options: Size, base and place.
             event_idx: EVENT_IDX was negotiated.
+            dma: How the device is shown memory; ``None``: as it is.
 
         Returns:
             The queue; the back-end has not heard of it.
         """
-        addresses = options.addresses or allocate_ring(memory, options.size)
+        dma = dma or Direct(memory)
+        addresses = options.addresses or dma.allocate_ring(options.size)
         ring = SplitRing(memory, addresses, options.size, base=options.base, event_idx=event_idx)
         kick = os.eventfd(0, os.EFD_CLOEXEC | (os.EFD_NONBLOCK if options.nonblocking_kick else 0))
         call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         err = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        return cls(index, memory, ring, options, kick, call, err)
+        return cls(index, memory, dma, ring, options, kick, call, err)
 
     def close(self) -> None:
         """Close the eventfds; free what was allocated for the ring and for chains in flight."""
@@ -172,18 +184,10 @@ class Queue:
     ) -> Ticket:
         """Write a chain as ``submit`` does, but do not show it to the device yet."""
         if not indirect:
-            head, table = self.ring.add(buffers), None
+            ticket = Ticket(self.index, self.ring.add(buffers))
         else:
-            packed = indirect_table(buffers[direct:])
-            table = self.memory.allocate(len(packed))
-            self.memory.write(table, packed)
-            try:
-                head = self.ring.add_indirect(buffers[:direct], table, len(packed) // vr.DESC_SIZE)
-            except BaseException:
-                self.memory.free(table)
-                raise
-        ticket = Ticket(self.index, head, table)
-        self._tickets[head] = ticket
+            ticket = self._prepare_indirect(buffers[:direct], buffers[direct:])
+        self._tickets[ticket.head] = ticket
         return ticket
 
     def adopt(self, head: int) -> Ticket:
@@ -216,9 +220,11 @@ class Queue:
             ticket = self.adopt(used.head)
             del self._tickets[used.head]
             ticket.used_length = used.length
+            done.append(ticket)
+        for ticket in done:
             if ticket.table is not None:
                 self.memory.free(ticket.table)
-            done.append(ticket)
+                self.dma.unmap(ticket.shown, 0)
         return done
 
     def wait(self, tickets: Iterable[Ticket], timeout: float) -> None:
@@ -266,17 +272,21 @@ class Queue:
             self._wait_call(deadline)
         return done
 
-    def replace_ring(self, options: QueueOptions, *, event_idx: bool = False) -> None:
+    def replace_ring(
+        self, options: QueueOptions, *, event_idx: bool = False, dma: Dma | None = None
+    ) -> None:
         """
         Begin anew on an empty ring, as a driver does after a reset; the eventfds stay.
 
         Args:
             options: Of the new ring.
             event_idx: EVENT_IDX was negotiated.
+            dma: How the device is shown memory from now on; ``None``: as before.
         """
         self._free_ring()
         self._forget_signals()
-        addresses = options.addresses or allocate_ring(self.memory, options.size)
+        self.dma = dma or self.dma
+        addresses = options.addresses or self.dma.allocate_ring(options.size)
         self.ring = SplitRing(
             self.memory, addresses, options.size, base=options.base, event_idx=event_idx
         )
@@ -311,6 +321,21 @@ class Queue:
         self.counters.calls += calls
         return calls
 
+    def _prepare_indirect(self, direct: Sequence[Buffer], buffers: Sequence[Buffer]) -> Ticket:
+        packed = indirect_table(buffers)
+        table = self.memory.allocate(len(packed))
+        shown = None
+        try:
+            self.memory.write(table, packed)
+            shown = self.dma.map(table, len(packed), writable=False, cpu=self.index)
+            head = self.ring.add_indirect(direct, shown, len(packed) // vr.DESC_SIZE)
+        except BaseException:
+            self.memory.free(table)
+            if shown is not None:
+                self.dma.drop(shown)
+            raise
+        return Ticket(self.index, head, table, shown)
+
     def _forget_signals(self) -> None:
         self.take_calls()
         with contextlib.suppress(BlockingIOError):
@@ -320,11 +345,10 @@ class Queue:
         for ticket in self._tickets.values():
             if ticket.table is not None:
                 self.memory.free(ticket.table)
+                self.dma.drop(ticket.shown)
         self._tickets.clear()
         if self.options.addresses is None:
-            addresses = self.ring.addresses
-            for gpa in (addresses.desc, addresses.avail, addresses.used):
-                self.memory.free(gpa)
+            self.dma.free_ring(self.ring.addresses)
 
     def _wait_call(self, deadline: Deadline) -> None:
         left = deadline.left()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
+from vhostblk.guest.dma import Dma
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
@@ -42,6 +43,7 @@ class Session:
         memory: The RAM; stays the caller's.
         wanted: Features to agree on, and how many queues.
         queue_options: Of every queue.
+        dma: How the device is shown memory; ``None``: as it is.
 
     Raises:
         GuestError: The back-end does not agree; nothing is left open.
@@ -53,8 +55,12 @@ class Session:
         memory: GuestMemory,
         wanted: Wanted,
         queue_options: QueueOptions,
+        dma: Dma | None = None,
     ) -> None:
         self.frontend = frontend
+        self.dma = dma
+        """What rings are made with, from the next ``reboot`` on."""
+        self._hidden = wanted.personality.hides
         self.memory = memory
         self.channel = BackendChannel(frontend.connection.timeout)
         self.queues: list[Queue] = []
@@ -101,11 +107,12 @@ class Session:
         Raises:
             GuestError: The back-end refused or did not answer.
         """
-        self.frontend.set_features(self.features)
+        acknowledged = self.features & ~self._hidden
+        self.frontend.set_features(acknowledged)
         self._set_status(DeviceStatus.FEATURES_OK)
         for queue in self.queues:
             self.frontend.set_vring_call(queue.index, queue.call)
-        self.frontend.set_features(self.features)  # QEMU sends it twice
+        self.frontend.set_features(acknowledged)  # QEMU sends it twice
         self._set_status(DeviceStatus.FEATURES_OK)
         self.send_memory()
         for index in range(len(self.queues)) if queues is None else queues:
@@ -155,13 +162,19 @@ class Session:
             self.frontend.set_status(0)
         return stopped
 
-    def reboot(self, features: int | None, queue_options: QueueOptions | None) -> None:
+    def reboot(
+        self,
+        features: int | None,
+        queue_options: QueueOptions | None,
+        queues: Sequence[int] | None = None,
+    ) -> None:
         """
         Stop, reset and start on new rings; the back-end keeps its memory table.
 
         Args:
             features: What the next driver acknowledges of what is offered; ``None``: the same.
             queue_options: Of the new rings; ``None``: as before.
+            queues: Which queues the next driver uses; ``None``: all.
 
         Raises:
             GuestError: The back-end refused or did not answer.
@@ -176,8 +189,10 @@ class Session:
             kept = self.features & VHOST_USER_F_PROTOCOL_FEATURES
             self.features = self.agreement.offered & features | kept
         for queue in self.queues:
-            queue.replace_ring(queue_options or queue.options, event_idx=self.event_idx)
-        self.start()
+            queue.replace_ring(
+                queue_options or queue.options, event_idx=self.event_idx, dma=self.dma
+            )
+        self.start(queues)
 
     def send_memory(self) -> None:
         """Tell the back-end of regions it does not know, by slots or by a whole table."""
@@ -219,7 +234,7 @@ class Session:
         self.memory.remove_region(gpa)
 
     def _make_queue(self, index: int, options: QueueOptions) -> None:
-        queue = Queue.create(index, self.memory, options, event_idx=self.event_idx)
+        queue = Queue.create(index, self.memory, options, event_idx=self.event_idx, dma=self.dma)
         queue.hangup_fd = self.frontend.connection.fileno()
         self.queues.append(queue)
         # Long before SET_FEATURES: QEMU does so as soon as it is connected.

@@ -1,0 +1,138 @@
+import pytest
+from guest_peers.rogue import CONTENT, HostView, Piece, rogue
+from guest_peers.scripted import offers, scripted
+
+from vhostblk.guest import DEFAULT_FEATURES, FrontEnd, Guest, GuestError, GuestMemory, Region
+from vhostblk.guest.bounce import Bounced, SwiotlbOptions
+from vhostblk.guest.confidential import Confidential, Kind
+from vhostblk.guest.dma import BounceError, Direct, Marked
+from vhostblk.guest.holes import touched_pages
+from vhostblk.guest.layout import MIB, PAGE
+
+KINDS: list[Kind] = ["bounced", "sev", "snp", "tdx"]
+
+
+def good(view: HostView, chain: list[Piece]) -> None:
+    """Do nothing wrong."""
+
+
+def next_page(view: HostView, chain: list[Piece]) -> None:
+    """Read a byte of the page behind the last buffer's."""
+    view.read(chain[-1].gpa - chain[-1].gpa % PAGE + PAGE, 1)
+
+
+def far_page(view: HostView, _chain: list[Piece]) -> None:
+    """Write a byte of private memory."""
+    view.write(32 * MIB, b"x")
+
+
+def connect(front: object, confidential: Kind | Confidential) -> Guest:
+    guest = Guest(FrontEnd.over(front), confidential=confidential)  # type: ignore[arg-type]
+    guest.start()
+    return guest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_work_by_hand(kind: Kind) -> None:
+    """The scripted back-end, which is nobody's, reads descriptors and writes data in any kind."""
+    with rogue(good) as backend, connect(backend.front, kind) as guest:
+        assert guest.read(0, 4096) == bytes([CONTENT]) * 4096
+        assert isinstance(guest.dma, Bounced)
+        assert guest.dma.used == 0
+
+
+@pytest.mark.parametrize("kind", ["snp", "tdx"])
+def test_hole_map_of_a_good_back_end(kind: Kind) -> None:
+    """What a good back-end touches are pages of rings and descriptors, and all of those exist."""
+    with rogue(good) as backend, connect(backend.front, kind) as guest:
+        for sector in range(20):
+            guest.read(sector, 512 << sector % 8)
+        assert isinstance(guest.dma, Bounced)
+        assert touched_pages(guest.memory) == guest.dma.exposed
+
+
+@pytest.mark.parametrize("kind", ["snp", "tdx"])
+@pytest.mark.parametrize("misdeed", [next_page, far_page])
+def test_hole_map_catches_a_bad_back_end(kind: Kind, misdeed: object) -> None:
+    """One byte read on the next page of the pool, or written far away, is one page too many."""
+    with rogue(misdeed) as backend, connect(backend.front, kind) as guest:  # type: ignore[arg-type]
+        guest.read(0, 4096)
+        assert isinstance(guest.dma, Bounced)
+        assert len(touched_pages(guest.memory) - guest.dma.exposed) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_write_beside_the_buffer_is_caught(kind: Kind) -> None:
+    """A status of two bytes instead of one hits the canary."""
+
+    def long_status(view: HostView, chain: list[Piece]) -> None:
+        view.write(chain[-1].gpa, b"\0\0")
+
+    with (
+        rogue(long_status) as backend,
+        connect(backend.front, kind) as guest,
+        pytest.raises(BounceError, match="wrote outside the writable buffer of 1 bytes"),
+    ):
+        guest.read(0, 512)
+
+
+@pytest.mark.parametrize("which", ["header", "indirect table"])
+def test_a_write_into_what_is_read_only_is_caught(which: str) -> None:
+    """The device changes neither a header nor an indirect table."""
+
+    def scribble(view: HostView, chain: list[Piece]) -> None:
+        at = chain[0].gpa if which == "header" else table
+        view.write(at + 8, b"\xff")
+
+    with rogue(scribble) as backend, connect(backend.front, "snp") as guest:
+        # The rotor: three mappings of a first request, and its table behind them.
+        table = guest.dma.pools[0].start + 3 * 2048 if isinstance(guest.dma, Bounced) else 0
+        with pytest.raises(BounceError, match="wrote into the read-only buffer"):
+            guest.read(0, 512)
+
+
+def test_a_used_length_that_is_too_short_is_caught() -> None:
+    """
+    A device that writes more than it says is found out.
+
+    Spec: virtio 1.3, 2.7.8.2.
+    """
+    with (
+        rogue(good, claim=100) as backend,
+        connect(backend.front, "bounced") as guest,
+        pytest.raises(BounceError, match="wrote more than the 100 bytes"),
+    ):
+        guest.read(0, 512)
+
+
+def test_kinds_and_memory_must_agree() -> None:
+    """A guest's own memory has to be of the kind's mode, and a kind has to exist."""
+    for memory, kind in ((GuestMemory([Region(0, MIB)]), "snp"), (None, "s390")):
+        with (
+            scripted(offers(DEFAULT_FEATURES, 0)) as backend,
+            pytest.raises(GuestError, match=r"plain memory for a guest|no confidential guest"),
+        ):
+            Guest(FrontEnd.over(backend.front), None, None, memory, kind)  # type: ignore[arg-type]
+        if memory is not None:
+            memory.close()
+
+
+def test_own_memory_is_given_back() -> None:
+    """When the guest is closed its memory is all free and private again."""
+    with GuestMemory([Region(0, 16 * MIB)], mode="snp") as memory, rogue(good) as backend:
+        with Guest(FrontEnd.over(backend.front), memory=memory, confidential="snp") as guest:
+            guest.start()
+            guest.read(0, 512)
+        assert memory.shared_pages == frozenset()
+        assert memory.reserve(0, 16 * MIB) == 0
+
+
+def test_options_choose_the_driver() -> None:
+    """Without a pool the driver maps nothing; with an address bit it forgets to mask that."""
+    with GuestMemory([Region(0, 16 * MIB)], mode="sev") as memory:
+        assert isinstance(Confidential(kind="sev", swiotlb=None).make_dma(memory), Direct)
+        assert isinstance(Confidential(kind="sev", address_bit=51).make_dma(memory), Marked)
+        options = SwiotlbOptions(nslabs=256, areas=2)
+        dma = Confidential(kind="sev", swiotlb=options).make_dma(memory)
+        assert isinstance(dma, Bounced)
+        assert len(dma.pools[0]) == 256 * 2048

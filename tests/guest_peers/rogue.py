@@ -1,0 +1,189 @@
+"""
+A back-end that works, and on top of that does what a test tells it to: the negative control.
+
+One split ring without EVENT_IDX, direct chains or one indirect table, a disk of one byte repeated.
+It runs on a thread at the other end of a socket pair.
+"""
+
+import contextlib
+import mmap
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from vhostblk.guest import wire
+from vhostblk.guest.connection import Connection
+from vhostblk.guest.errors import GuestError
+from vhostblk.spec import vhost_user as vu
+from vhostblk.spec import virtio_ring as vr
+from vhostblk.spec.vhost_user import ProtocolFeature, Request
+
+CONTENT = 0x42
+"""Every byte of the disk."""
+FEATURES = vr.F_VERSION_1 | vr.F_INDIRECT_DESC | vu.VHOST_USER_F_PROTOCOL_FEATURES
+PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIGURE_MEM_SLOTS
+DESC = struct.Struct("<QIHH")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A descriptor."""
+
+    gpa: int
+    length: int
+    writable: bool
+
+
+class HostView:
+    """Guest memory as the back-end has it mapped."""
+
+    def __init__(self) -> None:
+        self._regions: list[tuple[int, int, int, mmap.mmap]] = []
+
+    def add(self, gpa: int, size: int, uva: int, view: mmap.mmap) -> None:
+        self._regions.append((gpa, size, uva, view))
+
+    def gpa(self, uva: int) -> int:
+        return next(uva - r[2] + r[0] for r in self._regions if r[2] <= uva < r[2] + r[1])
+
+    def read(self, gpa: int, length: int) -> bytes:
+        start, view = self._find(gpa)
+        return view[start : start + length]
+
+    def write(self, gpa: int, data: bytes) -> None:
+        start, view = self._find(gpa)
+        view[start : start + len(data)] = data
+
+    def close(self) -> None:
+        for region in self._regions:
+            region[3].close()
+
+    def _find(self, gpa: int) -> tuple[int, mmap.mmap]:
+        return next((gpa - r[0], r[3]) for r in self._regions if r[0] <= gpa < r[0] + r[1])
+
+
+Misdeed = Callable[[HostView, list[Piece]], None]
+"""Done before each request is served, with its chain."""
+
+
+@dataclass(slots=True)
+class Rogue:
+    """
+    The back-end.
+
+    Args:
+        front: The front-end's end of the pair.
+        misdeed: What it does besides.
+        claim: Bytes it says it wrote; ``None``: the truth.
+        view: Guest memory.
+    """
+
+    front: socket.socket
+    misdeed: Misdeed
+    claim: int | None = None
+    view: HostView = field(default_factory=HostView)
+    _fds: dict[int, int] = field(default_factory=dict)
+    _ring: tuple[int, int, int] = (0, 0, 0)
+    _size: int = 0
+    _next: int = 0
+    _status: bytes = bytes(8)
+
+    def run(self, connection: Connection) -> None:
+        with contextlib.closing(connection), contextlib.suppress(GuestError):
+            while True:
+                kick = self._fds.get(Request.SET_VRING_KICK)
+                waits = [connection.fileno()] + ([] if kick is None else [kick])
+                ready = select.select(waits, [], [], 10)[0]
+                if kick in ready:
+                    os.eventfd_read(kick)
+                    self._serve()
+                if connection.fileno() in ready:
+                    self._message(connection)
+        for fd in self._fds.values():
+            os.close(fd)
+        self.view.close()
+
+    def _message(self, connection: Connection) -> None:
+        message = connection.receive("a message")
+        payload = self._answer(message)
+        if payload is None and message.flags & vu.FLAG_NEED_REPLY:
+            payload = bytes(8)
+        if payload is not None:
+            connection.send(wire.message(message.request, payload, reply=True))
+
+    def _answer(self, message: wire.Message) -> bytes | None:
+        payload = message.payload
+        match message.request:
+            case Request.GET_FEATURES:
+                return wire.U64.pack(FEATURES)
+            case Request.GET_PROTOCOL_FEATURES:
+                return wire.U64.pack(int(PROTOCOL))
+            case Request.GET_MAX_MEM_SLOTS:
+                return wire.U64.pack(8)
+            case Request.ADD_MEM_REG:
+                gpa, size, uva, offset = struct.unpack("<8x4Q", payload)
+                self.view.add(gpa, size, uva, mmap.mmap(message.fds[0], size, offset=offset))
+                os.close(message.fds[0])
+            case Request.SET_VRING_NUM:
+                self._size = wire.VRING_STATE.unpack(payload)[1]
+            case Request.SET_VRING_ADDR:
+                _, _, desc, used, avail, _ = wire.VRING_ADDR.unpack(payload)
+                gpas = [self.view.gpa(uva) for uva in (desc, avail, used)]
+                self._ring = (gpas[0], gpas[1], gpas[2])
+            case Request.SET_VRING_KICK | Request.SET_VRING_CALL | Request.SET_VRING_ERR:
+                if message.request in self._fds:
+                    os.close(self._fds[message.request])
+                self._fds[message.request] = message.fds[0]
+        return None
+
+    def _serve(self) -> None:
+        _, avail, used = self._ring
+        (idx,) = struct.unpack("<H", self.view.read(avail + 2, 2))
+        while self._next != idx:
+            slot = self._next % self._size
+            (head,) = struct.unpack("<H", self.view.read(avail + 4 + 2 * slot, 2))
+            written = self._request(self._chain(self._ring[0], head))
+            self.view.write(used + 4 + 8 * slot, struct.pack("<II", head, written))
+            self._next = self._next + 1 & 0xFFFF
+            self.view.write(used + 2, struct.pack("<H", self._next))
+        os.eventfd_write(self._fds[Request.SET_VRING_CALL], 1)
+
+    def _chain(self, table: int, index: int) -> list[Piece]:
+        pieces: list[Piece] = []
+        while True:
+            gpa, length, flags, after = DESC.unpack(self.view.read(table + 16 * index, 16))
+            if flags & vr.DESC_F_INDIRECT:
+                return pieces + self._chain(gpa, 0)
+            pieces.append(Piece(gpa, length, bool(flags & vr.DESC_F_WRITE)))
+            if not flags & vr.DESC_F_NEXT:
+                return pieces
+            index = after
+
+    def _request(self, chain: list[Piece]) -> int:
+        for piece in chain:
+            if not piece.writable:
+                self.view.read(piece.gpa, piece.length)
+        self.misdeed(self.view, chain)
+        writable = [piece for piece in chain if piece.writable]
+        for piece in writable[:-1]:
+            self.view.write(piece.gpa, bytes([CONTENT]) * piece.length)
+        self.view.write(writable[-1].gpa, b"\0")
+        return sum(p.length for p in writable) if self.claim is None else self.claim
+
+
+@contextlib.contextmanager
+def rogue(misdeed: Misdeed, claim: int | None = None) -> Iterator[Rogue]:
+    """Run the back-end until the ``with`` block ends."""
+    front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    backend = Rogue(front, misdeed, claim)
+    thread = threading.Thread(target=backend.run, args=(Connection(back, 10),))
+    thread.start()
+    try:
+        yield backend
+    finally:
+        front.close()
+        thread.join()
