@@ -305,6 +305,14 @@ static void quiet_kicks(struct vhb_worker *w)
     }
 }
 
+/* The ring takes requests and nothing tells of its kicks.  The state comes first: all else may
+ * be read by the owner only, and until it says RUN that is the control plane. */
+static bool is_polled(const struct vhb_queue *q)
+{
+    return load_acquire(&q->state) == VHB_ASK_RUN && /* pair: state */
+           !q->watching && q->enabled && !q->broken && !q->missing;
+}
+
 /* How long the sleep may last in microseconds; 0: there is work; -1: for ever. */
 static int64_t sleep_limit(struct vhb_worker *w)
 {
@@ -319,8 +327,7 @@ static int64_t sleep_limit(struct vhb_worker *w)
             return 0;
         if (q->held)
             limit = limit < 0 || limit > HELD_US ? HELD_US : limit;
-        bool takes = q->enabled && !q->broken && !q->missing;
-        if (load_acquire(&q->state) == VHB_ASK_RUN && !q->watching && takes) {
+        if (is_polled(q)) {
             limit = POLLED_US;
             q->deaf = false; /* tried again after this sleep */
         }
