@@ -71,7 +71,7 @@ static double cpu_seconds(const struct runner *r)
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-/* Getting there takes a while where other processes have the CPUs; a worker that polls never does. */
+/* Getting there takes a while where others have the CPUs; a worker that polls never does. */
 static void check_asleep(const struct runner *r)
 {
     long before, after = -1;
