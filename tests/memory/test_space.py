@@ -203,3 +203,9 @@ def test_ring_outside_memory_is_refused(wanted: MakeWanted, uva: int) -> None:
             space.ring_pieces(uva, 64, DESC)
         with pytest.raises(Refused, match="no memory region holds"):
             space.ring_pieces(UVA + PAGE - 32, 48, DESC)
+
+
+def test_ring_without_any_memory_says_what_qemu_needs() -> None:
+    """A front-end that has shared nothing is told how, not where."""
+    with pytest.raises(Refused, match=r"no guest memory: give QEMU .* share=on"):
+        AddressSpace.build(RegionTable()).ring_pieces(UVA, 64, DESC)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, Piece
@@ -61,6 +61,7 @@ class FakeQueue:
         self.closed = False
         self.next = 0
         self.dead = 0
+        self.done = Counters()
         self.broken: Fault | None = None
         self.may_drain = asyncio.Event()
         self.may_drain.set()
@@ -163,7 +164,7 @@ class FakeQueue:
         return self.broken
 
     def counters(self) -> Counters:
-        return Counters(dead=self.dead)
+        return replace(self.done, dead=self.dead)
 
     async def close(self) -> None:
         assert not self.running

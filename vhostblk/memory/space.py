@@ -280,6 +280,12 @@ class AddressSpace:
 
     def _at_uva(self, uva: int) -> Piece:
         region = self.table.at_uva(uva)
+        if region is None and not self.table.regions:
+            raise Refused(
+                EINVAL,
+                f"ring address {uva:#x} and no guest memory: give QEMU a memory-backend-memfd with "
+                "share=on and -machine memory-backend=, as `vhostblk qemu-args` does",
+            )
         if region is None:
             raise Refused(EINVAL, f"no memory region holds ring address {uva:#x}")
         skip = uva - region.place.uva

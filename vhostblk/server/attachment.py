@@ -6,13 +6,14 @@ The handlers act on this; when the connection ends, `close` leaves nothing of it
 
 import asyncio
 
-from vhostblk.engine.api import Miss, Queue
+from vhostblk.engine.api import Counters, Miss, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.regions import Change, RegionTable
 from vhostblk.memory.space import AddressSpace
 from vhostblk.server.device import Device
 from vhostblk.server.iommu import Iommu
 from vhostblk.server.ring import Ring
+from vhostblk.server.silence import Silence
 from vhostblk.server.terms import Terms
 from vhostblk.spec.vhost_user import ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
@@ -41,6 +42,7 @@ class Attachment:
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
+        self._silence = Silence(self._serving, device.log)
 
     def _ring(self, index: int) -> Ring:
         def broken() -> None:
@@ -72,6 +74,15 @@ class Attachment:
     def running(self) -> list[Ring]:
         """Return the rings that run."""
         return [ring for ring in self.rings if ring.running]
+
+    def started(self) -> None:
+        """Heed that a ring may have started."""
+        if self.running:
+            self._silence.listen()
+
+    def _serving(self) -> list[Counters]:
+        """Return what the rings have done that could do something now."""
+        return [ring.queue.counters() for ring in self.running if not ring.broken]
 
     @property
     def writethrough(self) -> bool:
@@ -223,6 +234,7 @@ class Attachment:
 
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
+        self._silence.stop()
         try:
             # Each to its end, whatever becomes of another.
             ends = (self._close_ring(ring) for ring in self.rings)

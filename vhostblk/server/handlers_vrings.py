@@ -50,6 +50,7 @@ async def set_vring_addr(attachment: Attachment, message: SetVringAddr) -> None:
 async def set_vring_kick(attachment: Attachment, message: SetVringKick) -> None:
     """Take the kick descriptor; an enabled ring starts."""
     await attachment.rings[message.index].set_kick(message.fd, attachment.terms)
+    attachment.started()
 
 
 async def set_vring_call(attachment: Attachment, message: SetVringCall) -> None:
@@ -65,3 +66,4 @@ async def set_vring_err(attachment: Attachment, message: SetVringErr) -> None:
 async def set_vring_enable(attachment: Attachment, message: SetVringEnable) -> None:
     """Enable or disable a ring, set up or not."""
     await attachment.rings[message.index].enable(attachment.terms, on=message.enable)
+    attachment.started()
