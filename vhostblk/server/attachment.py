@@ -76,8 +76,8 @@ class Attachment:
         return [ring for ring in self.rings if ring.running]
 
     def started(self) -> None:
-        """Heed that a ring may have started."""
-        if self.running:
+        """Heed that a ring may have started; one behind an IOMMU may wait for a translation."""
+        if self.running and not self.features & F_ACCESS_PLATFORM:
             self._silence.listen()
 
     def _serving(self) -> list[Counters]:
