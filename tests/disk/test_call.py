@@ -226,10 +226,11 @@ def test_info_narrows_what_is_offered() -> None:
     ("info", "text"),
     [
         (DiskInfo(size=1000), "Odd: size 1000 is not a multiple of its 512-byte blocks"),
-        (DiskInfo(size=-512), "Odd: size -512 is not"),
+        (DiskInfo(size=-512), "Odd: size -512 is not a disk's"),
+        (DiskInfo(size=0), "Odd: size 0 is not a disk's"),
         (DiskInfo(size=0, block_size=256), "block size 256 is not a power of two"),
         (DiskInfo(size=0, block_size=1536), "block size 1536 is not a power of two"),
-        (DiskInfo(size=0, physical_block_size=100), "physical_block_size 100 is not a multiple"),
+        (DiskInfo(size=512, physical_block_size=100), "physical_block_size 100 is not a multiple"),
     ],
 )
 def test_info_that_cannot_be_is_refused(info: DiskInfo, text: str) -> None:

@@ -307,7 +307,9 @@ def _check(kind: str, info: DiskInfo) -> None:
     block = info.block_size
     if block < 512 or block & (block - 1):  # noqa: PLR2004 - a sector
         raise VhostBlkError(f"{kind}: block size {block} is not a power of two from 512 on")
-    if info.size < 0 or info.size % block:
+    if info.size <= 0:
+        raise VhostBlkError(f"{kind}: size {info.size} is not a disk's, which has a block or more")
+    if info.size % block:
         raise VhostBlkError(
             f"{kind}: size {info.size} is not a multiple of its {block}-byte blocks"
         )
