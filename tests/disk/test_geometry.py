@@ -73,7 +73,7 @@ def test_tmpfs_is_direct_or_says_what_to_use(tiny_tmpfs: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
     except OSError:
-        assert "has no O_DIRECT: use cache=writeback" in refusal(path, direct=True)
+        assert "has no O_DIRECT: use --cache writeback" in refusal(path, direct=True)
     else:
         assert measured(path, direct=True).alignment == Alignment(memory=512, offset=512)
 
@@ -86,7 +86,7 @@ def test_no_direct_io_says_what_to_use(image: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.EINVAL, "no")
 
     monkeypatch.setattr(kernel, "direct_alignment", none)
-    assert "has no O_DIRECT: use cache=writeback" in refusal(image, direct=True)
+    assert "has no O_DIRECT: use --cache writeback" in refusal(image, direct=True)
 
 
 @pytest.mark.parametrize("size", [1, 511, 513, 1000])
@@ -108,7 +108,7 @@ def test_a_size_that_only_direct_io_dislikes_has_two_ways_out(
     monkeypatch.setattr(kernel, "direct_alignment", lambda _fd: Alignment(memory=4, offset=4096))
     text = refusal(image, direct=True)
     assert "not a multiple of its 4096-byte blocks: truncate -s 8192" in text
-    assert text.endswith("or use cache=writeback")
+    assert text.endswith("or use --cache writeback (file:…,cache=writeback)")
 
 
 def test_what_is_no_disk_says_why(tmp_path: Path, image: Path) -> None:
@@ -132,7 +132,7 @@ def test_what_is_no_disk_says_why(tmp_path: Path, image: Path) -> None:
 def test_what_cannot_be_written_can_be_served_read_only(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may only read is told of read-only=on."""
+    """Whoever may only read is told how to serve read-only."""
 
     def denied(path: str, flags: int) -> int:
         del path, flags
@@ -140,7 +140,7 @@ def test_what_cannot_be_written_can_be_served_read_only(
 
     monkeypatch.setattr(os, "open", denied)
     text = refusal(image)
-    assert "cannot be written (Permission denied): add read-only=on" in text
+    assert "cannot be written (Permission denied): add --read-only (file:…,read-only=on)" in text
     assert "read-only=on" not in refusal(image, write=False)
 
 
@@ -157,7 +157,7 @@ def test_a_read_only_device_says_so(loop_device: Path) -> None:
     """A device that is set read-only opens for writing all the same, and then is asked."""
     subprocess.run(["blockdev", "--setro", str(loop_device)], check=True)
     try:
-        assert "the device is read-only: add read-only=on" in refusal(loop_device)
+        assert "the device is read-only: add --read-only" in refusal(loop_device)
         assert measured(loop_device, write=False).size == 4 << 20
     finally:  # the flag would outlive the loop device
         subprocess.run(["blockdev", "--setrw", str(loop_device)], check=True)

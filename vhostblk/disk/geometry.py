@@ -18,6 +18,9 @@ from vhostblk.errors import VhostBlkError
 SECTOR = 512
 _LARGEST_BLOCK = 1 << 16
 _TRIED = (512, 1024, 2048, 4096)
+# As an option of the command and as one of the disk: which was meant is not known here.
+_READ_ONLY = "--read-only (file:…,read-only=on)"
+_PAGE_CACHE = "--cache writeback (file:…,cache=writeback)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ def open_image(path: str, *, write: bool, direct: bool) -> int:
         raise VhostBlkError(_why_not(path, error, write=write, direct=direct)) from error
     if write and stat.S_ISBLK(mode) and kernel.get_u32(fd, kernel.BLKROGET):
         os.close(fd)
-        raise VhostBlkError(f"{path}: the device is read-only: add read-only=on")
+        raise VhostBlkError(f"{path}: the device is read-only: add {_READ_ONLY}")
     return fd
 
 
@@ -126,7 +129,7 @@ def _why_not(path: str, error: OSError | ValueError, *, write: bool, direct: boo
         case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS) if write:
             return (
                 f"{path}: cannot be written ({error.strerror}): "
-                "add read-only=on, or change who may write it"
+                f"add {_READ_ONLY}, or change who may write it"
             )
         case OSError(errno=errno.EINVAL) if direct:
             return _no_direct(path)
@@ -139,7 +142,7 @@ def _why_not(path: str, error: OSError | ValueError, *, write: bool, direct: boo
 def _no_direct(path: str) -> str:
     return (
         f"{path}: its file system has no O_DIRECT: "
-        "use cache=writeback (or writethrough for directsync)"
+        f"use {_PAGE_CACHE} (or writethrough for directsync)"
     )
 
 
@@ -156,7 +159,7 @@ def _check_size(path: str, size: int, block: int, *, device: bool) -> None:
     # Not probing: a raw disk is served as it is whatever it holds, but this will not be served.
     if text := signature.mistaken(path, _start(path)):
         raise VhostBlkError(text)
-    other = "" if size % SECTOR else ", or use cache=writeback"
+    other = "" if size % SECTOR else f", or use {_PAGE_CACHE}"
     whole = -(-size // block) * block
     remedy = "make it so" if device else f"truncate -s {whole} {shlex.quote(path)} makes it so"
     raise VhostBlkError(
