@@ -10,7 +10,7 @@ from server_kit.engine import FakeEngine
 from server_kit.left import mappings, open_fds
 from server_kit.wire import REGION_SIZE, Wire, memfd, region, wired
 
-from vhostblk.engine.api import Fault
+from vhostblk.engine.api import Counters, Fault
 from vhostblk.server.session import HANDLERS
 from vhostblk.spec.vhost_user import Request
 
@@ -226,3 +226,15 @@ def test_every_request_has_a_decision() -> None:
     foreign = {19, 20, 23, 26, 27, 28, 29, 30, 33, 35, 41, 42, 43}
     assert handled | later | {Request(number) for number in foreign} == set(Request)
     assert not handled & later
+
+
+def test_requests_that_failed_are_told_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """What a data plane failed without a word is in the log when the front-end is gone."""
+
+    async def fail() -> None:
+        async with wired() as wire:
+            await wire.start()
+            wire.queue.done = Counters(writes=5, errors=3)
+
+    uvloop.run(fail())
+    assert "queue 0: 3 requests ended with an I/O error" in caplog.text

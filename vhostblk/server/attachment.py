@@ -249,5 +249,11 @@ class Attachment:
 
     async def _close_ring(self, ring: Ring) -> None:
         queue = await ring.give_up()
-        if queue is not None:
-            await self.device.drop_queue(queue)
+        if queue is None:
+            return
+        # The C core fails a file's requests without a word: here an operator learns of a full disk.
+        if failed := queue.counters().errors:
+            self.device.log.warning(
+                "queue %d: %d requests ended with an I/O error", ring.index, failed
+            )
+        await self.device.drop_queue(queue)
