@@ -56,10 +56,10 @@ class Guest:
         confidential: Kind | Confidential | None = None,
     ) -> None:
         machine = None if confidential is None else Confidential.of(confidential)
+        self._machine = machine
+        self._own_memory = memory is None
         if memory is None:
-            memory, self._own_memory = machine.make_memory() if machine else GuestMemory(), True
-        else:
-            self._own_memory = False
+            memory = GuestMemory() if machine is None else machine.make_memory()
         self.memory = memory
         self.timeout = frontend.connection.timeout
         """Seconds a request may take."""
@@ -67,10 +67,9 @@ class Guest:
         """Requests in flight."""
         wanted = wanted or Wanted()
         try:
-            self.dma: Dma = Direct(self.memory)
+            self.dma = self._make_dma()
             """How the device is shown memory."""
             if machine is not None:
-                self.dma = machine.make_dma(self.memory)
                 wanted = machine.wants(wanted)
             options = queue_options or QueueOptions()
             self.session = Session(frontend, self.memory, wanted, options, self.dma)
@@ -193,9 +192,17 @@ class Guest:
     def reboot(
         self, *, features: int | None = None, queue_options: QueueOptions | None = None
     ) -> None:
-        """Start anew on empty rings, forgetting requests in flight; see ``Session.reboot``."""
-        self.driver.abandon()
-        self.session.reboot(features, queue_options)
+        """
+        Start anew on empty rings, forgetting requests in flight.
+
+        Args:
+            features: What the next driver acknowledges of what is offered; ``None``: the same.
+            queue_options: Of the new rings; ``None``: as before.
+
+        Raises:
+            GuestError: The back-end refused or did not answer.
+        """
+        self._hand_over(features, queue_options, self._make_dma())
 
     @contextlib.contextmanager
     def firmware_phase(self) -> Iterator[None]:
@@ -204,12 +211,12 @@ class Guest:
 
         The machine is reset before, and the operating system starts anew after it.
         """
-        before = self.features, self.dma
-        self._hand_over(FIRMWARE_FEATURES, Islands(self.memory), [0])
+        features = self.features
+        self._hand_over(FIRMWARE_FEATURES, None, Islands(self.memory), [0])
         try:
             yield
         finally:
-            self._hand_over(*before, None)
+            self._hand_over(features, None, self._make_dma())
 
     def add_region(self, region: Region) -> None:
         """Plug RAM in while the device runs."""
@@ -327,10 +334,22 @@ class Guest:
         """Return the serial up to the first NUL (see ``read``)."""
         return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
 
-    def _hand_over(self, features: int, dma: Dma, queues: Sequence[int] | None) -> None:
+    def _make_dma(self) -> Dma:
+        return Direct(self.memory) if self._machine is None else self._machine.make_dma(self.memory)
+
+    def _hand_over(
+        self,
+        features: int | None,
+        queue_options: QueueOptions | None,
+        dma: Dma,
+        queues: Sequence[int] | None = None,
+    ) -> None:
+        # The new bounce pool is made while the old one is there, so it lies elsewhere.
+        old, self.dma, self.session.dma = self.dma, dma, dma
+        self.session.shut_down()
         self.driver.abandon()
-        self.dma = self.session.dma = dma
-        self.session.reboot(features, None, queues)
+        self.session.boot(features, queue_options, queues)
+        old.close()
 
     def _framing(self, queue: Queue, request: Request) -> Framing:
         tiny = queue.ring.size < 3 and not self.session.indirect  # noqa: PLR2004 - header, data, status

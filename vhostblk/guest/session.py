@@ -59,7 +59,7 @@ class Session:
     ) -> None:
         self.frontend = frontend
         self.dma = dma
-        """What rings are made with, from the next ``reboot`` on."""
+        """What rings are made with, from the next ``boot`` on."""
         self._hidden = wanted.personality.hides
         self.memory = memory
         self.channel = BackendChannel(frontend.connection.timeout)
@@ -162,19 +162,9 @@ class Session:
             self.frontend.set_status(0)
         return stopped
 
-    def reboot(
-        self,
-        features: int | None,
-        queue_options: QueueOptions | None,
-        queues: Sequence[int] | None = None,
-    ) -> None:
+    def shut_down(self) -> None:
         """
-        Stop, reset and start on new rings; the back-end keeps its memory table.
-
-        Args:
-            features: What the next driver acknowledges of what is offered; ``None``: the same.
-            queue_options: Of the new rings; ``None``: as before.
-            queues: Which queues the next driver uses; ``None``: all.
+        Stop and reset; the back-end keeps its memory table.
 
         Raises:
             GuestError: The back-end refused or did not answer.
@@ -184,6 +174,24 @@ class Session:
             for _ in range(RESETS):
                 self.frontend.reset_device()
         self._bases.clear()
+
+    def boot(
+        self,
+        features: int | None,
+        queue_options: QueueOptions | None,
+        queues: Sequence[int] | None = None,
+    ) -> None:
+        """
+        Start on new rings, after ``shut_down``.
+
+        Args:
+            features: What the next driver acknowledges of what is offered; ``None``: the same.
+            queue_options: Of the new rings; ``None``: as before.
+            queues: Which queues the next driver uses; ``None``: all.
+
+        Raises:
+            GuestError: The back-end refused or did not answer.
+        """
         if features is not None:
             # Bit 30 is the front-end's, the driver never sees it.
             kept = self.features & VHOST_USER_F_PROTOCOL_FEATURES
