@@ -61,6 +61,14 @@ def test_hole_map_catches_a_bad_back_end(kind: Kind, misdeed: object) -> None:
         assert len(touched_pages(guest.memory) - guest.dma.exposed) == 1
 
 
+@pytest.mark.parametrize(("misdeed", "damaged"), [(good, set()), (far_page, {32 * MIB})])
+def test_ciphertext_shows_who_wrote(misdeed: object, damaged: set[int]) -> None:
+    """On SEV, where there are no holes, a private page that changed was written by the device."""
+    with rogue(misdeed) as backend, connect(backend.front, "sev") as guest:  # type: ignore[arg-type]
+        guest.read(0, 4096)
+        assert guest.memory.damaged_pages() == damaged
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_write_beside_the_buffer_is_caught(kind: Kind) -> None:
     """A status of two bytes instead of one hits the canary."""

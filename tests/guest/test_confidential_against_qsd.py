@@ -22,7 +22,9 @@ KINDS: list[Kind] = ["bounced", "sev", "snp", "tdx"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_exchange(connect: Connect, daemon: Daemon, kind: Kind) -> None:
     """What is written is in the file and is read back, through two queues."""
-    exchange(connect(queues=2, confidential=kind), daemon, rounds=3)
+    guest = connect(queues=2, confidential=kind)
+    exchange(guest, daemon, rounds=3)
+    assert guest.memory.damaged_pages() == frozenset()
 
 
 SIZES = [512, 4096, 65536, 262144, MIB]

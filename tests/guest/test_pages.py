@@ -66,7 +66,7 @@ def test_apart_keeps_private_bytes_out_of_the_memfd() -> None:
     pages.write(1, raw, 5, memoryview(b"mine"), private=True)
     assert bytes(raw) == bytes(PAGE)
     assert pages.read(1, raw, slice(4, 10), private=True) == b"\0mine\0"
-    pages.converted(1, private=False)
+    pages.converted(1, raw, private=False)
     assert pages.read(1, raw, slice(5, 9), private=True) == bytes(4)
 
 

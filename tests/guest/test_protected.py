@@ -139,6 +139,28 @@ def test_a_region_in_the_place_of_another_is_private(mode: Mode) -> None:
         assert memory.read(3 * PAGE, 7) != b"private"
 
 
+def test_damage_by_the_host_is_found() -> None:
+    """A private page the host wrote into is named, until the guest writes all of it anew."""
+    with GuestMemory([Region(0, 8 * PAGE)], mode="sev") as memory:
+        memory.write(0, TEXT[: 3 * PAGE])
+        memory.set_shared(5 * PAGE, PAGE)
+        memory.write(5 * PAGE, b"anybody's")
+        memory.move_page(PAGE)
+        assert memory.damaged_pages() == frozenset()
+        for gpa in (PAGE + 9, 5 * PAGE + 9, 7 * PAGE + 9):  # its own, shared, never written
+            os.pwrite(memory.mappings[0].fd, b"host", gpa)
+        assert memory.damaged_pages() == {PAGE, 7 * PAGE}
+        memory.write(PAGE + 512, b"beside it")
+        assert memory.damaged_pages() == {PAGE, 7 * PAGE}
+        memory.write(PAGE, bytes(PAGE))
+        assert memory.damaged_pages() == {7 * PAGE}
+        memory.set_private(5 * PAGE, PAGE)
+        assert memory.damaged_pages() == {7 * PAGE}
+    with GuestMemory([Region(0, PAGE)], mode="snp") as memory:
+        os.pwrite(memory.mappings[0].fd, b"host", 0)
+        assert memory.damaged_pages() == frozenset(), "the guest does not see it"
+
+
 def test_share_off_shows_the_host_zeros() -> None:
     """Without share=on the guest reads what it wrote and the host never does."""
     with GuestMemory([Region(0, PAGE)], share=False) as memory:

@@ -48,6 +48,7 @@ def test_what_is_written_is_read(kind: Kind, server: Serving, vhost_user_guest: 
     assert guest.read(128, 20480) == bytes(4096) + noise(20480, 2)[4096:]
     assert guest.get_id() == b"bounced"
     assert guest.run(Request.read(1 << 40, 512)).status == Status.IOERR
+    assert guest.memory.damaged_pages() == frozenset()
 
 
 @pytest.mark.parametrize("size", [65536, 262144, 1 << 20])

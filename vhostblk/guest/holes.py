@@ -11,12 +11,6 @@ to put huge pages behind memfds by itself (``/sys/kernel/mm/transparent_hugepage
 ``never`` or ``advise``), or one touch would fill up to 2 MiB.
 """
 
-import errno
-import os
-from collections.abc import Iterator
-
-from vhostblk.guest.layout import PAGE
-from vhostblk.guest.mapping import Mapping
 from vhostblk.guest.memory import GuestMemory
 
 
@@ -30,24 +24,4 @@ def touched_pages(memory: GuestMemory) -> frozenset[int]:
     Returns:
         GPA of every page for which there is memory in its memfd.
     """
-    return frozenset(page for mapping in memory.mappings for page in _pages(mapping))
-
-
-def _pages(mapping: Mapping) -> Iterator[int]:
-    at, end = mapping.offset, mapping.offset + mapping.region.size
-    while at < end:
-        start = _seek(mapping.fd, at, os.SEEK_DATA, end)
-        at = _seek(mapping.fd, start, os.SEEK_HOLE, end)
-        base = mapping.region.gpa - mapping.offset
-        yield from range(base + start, base + at, PAGE)
-
-
-def _seek(fd: int, at: int, whence: int, end: int) -> int:
-    if at >= end:
-        return end
-    try:
-        return min(os.lseek(fd, at, whence), end)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # no data, or no file, from here on
-            return end
-        raise
+    return frozenset(page for mapping in memory.mappings for page in mapping.touched())

@@ -5,12 +5,14 @@ Nothing here touches a byte of that memory: a page that was never touched is a h
 and ``holes`` counts on it.
 """
 
+import errno
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vhostblk.guest.errors import GuestError
-from vhostblk.guest.layout import Region
+from vhostblk.guest.layout import PAGE, Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,15 @@ class Mapping:
         owner = self.data.obj
         if isinstance(owner, mmap.mmap):
             owner.madvise(mmap.MADV_REMOVE, start, length)
+
+    def touched(self) -> Iterator[int]:
+        """Yield the GPAs of pages that are no holes in the memfd (see ``holes``)."""
+        at, end = self.offset, self.offset + self.region.size
+        while at < end:
+            start = _seek(self.fd, at, os.SEEK_DATA, end)
+            at = _seek(self.fd, start, os.SEEK_HOLE, end)
+            base = self.region.gpa - self.offset
+            yield from range(base + start, base + at, PAGE)
 
     def unmap(self) -> None:
         """Give the view back; the memfd stays open."""
@@ -102,3 +113,14 @@ def map_memory(fd: int, size: int, offset: int, *, share: bool = True) -> memory
         return memoryview(mmap.mmap(fd, size, flags, offset=offset))
     except (OSError, ValueError) as error:
         raise GuestError(f"cannot map {size} bytes of guest memory: {error}") from error
+
+
+def _seek(fd: int, at: int, whence: int, end: int) -> int:
+    if at >= end:
+        return end
+    try:
+        return min(os.lseek(fd, at, whence), end)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data, or no file, from here on
+            return end
+        raise

@@ -299,6 +299,10 @@ class GuestMemory:
         """Return the GPAs of all pages that were shared; in a plain machine none was."""
         return frozenset() if self._protected is None else self._protected.shared
 
+    def damaged_pages(self) -> frozenset[int]:
+        """Return the GPAs of private pages whose ciphertext is not the guest's (``sev`` only)."""
+        return frozenset() if self._protected is None else self._protected.damaged(self._mappings)
+
     def move_page(self, gpa: int) -> None:
         """Let the host put the page at *gpa* elsewhere in the machine: its ciphertext changes."""
         if self._protected is not None:

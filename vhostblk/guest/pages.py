@@ -14,6 +14,7 @@ tables).  What the host finds on a private page depends on the technology:
 Only the guest's own accesses come here.  The host's go straight to the memfd, which is the point.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -66,11 +67,14 @@ class Pages(Protocol):
     ) -> None:
         """Write *data* at byte *start* of page number *page*."""
 
-    def converted(self, page: int, *, private: bool) -> None:
+    def converted(self, page: int, raw: memoryview, *, private: bool) -> None:
         """Hear that the page has become private or shared."""
 
     def move(self, page: int, raw: memoryview, *, private: bool) -> None:
         """Put the page into another frame of the machine."""
+
+    def damaged(self, page: int, raw: memoryview) -> bool:
+        """Tell whether the host wrote into the page, which is private."""
 
 
 class Encrypted:
@@ -84,6 +88,7 @@ class Encrypted:
     def __init__(self, protection: Protection) -> None:
         self._cipher = PageCipher(protection.seed)
         self._frames = Frames(protection.spa_seed)
+        self._sums: dict[int, bytes] = {}
 
     def read(self, page: int, raw: memoryview, span: slice, *, private: bool) -> bytes:
         """Read; private: decrypt whatever lies there."""
@@ -106,16 +111,28 @@ class Encrypted:
         if (first, last) != (start, end):
             around = self.read(page, raw, slice(first, last), private=True)
             plain = around[: start - first] + plain + around[end - first :]
+        # What the host wrote elsewhere on the page is not the guest's own by this write.
+        intact = not self.damaged(page, raw)
         raw[first:last] = self._cipher.encrypt(self._frames.address(page) + first, plain)
+        if intact or last - first == PAGE:
+            self._sums[page] = _sum(raw)
 
-    def converted(self, page: int, *, private: bool) -> None:
+    def converted(self, page: int, raw: memoryview, *, private: bool) -> None:
         """Change nothing: the bytes are what they were, and read as something else."""
+        if private:
+            self._sums[page] = _sum(raw)
+        else:
+            self._sums.pop(page, None)
 
     def move(self, page: int, raw: memoryview, *, private: bool) -> None:
         """Encrypt a private page for its new frame."""
         plain = self.read(page, raw, slice(0, PAGE), private=private)
         self._frames.move(page)
         self.write(page, raw, 0, memoryview(plain), private=private)
+
+    def damaged(self, page: int, raw: memoryview) -> bool:
+        """Compare with what the guest left there; a page it never wrote is zeros."""
+        return _sum(raw) != self._sums.get(page, _ZEROS)
 
 
 class Apart:
@@ -139,12 +156,16 @@ class Apart:
         to = self._store.setdefault(page, bytearray(PAGE)) if private else raw
         to[start : start + len(data)] = data
 
-    def converted(self, page: int, *, private: bool) -> None:  # noqa: ARG002 - it is a Pages
+    def converted(self, page: int, raw: memoryview, *, private: bool) -> None:  # noqa: ARG002 - it is a Pages
         """Lose the private contents."""
         self._store.pop(page, None)
 
     def move(self, page: int, raw: memoryview, *, private: bool) -> None:
         """Change nothing anybody sees."""
+
+    def damaged(self, page: int, raw: memoryview) -> bool:  # noqa: ARG002 - it is a Pages
+        """Return False: what the host writes there the guest never sees."""
+        return False
 
 
 def protect(protection: Protection) -> Pages | None:
@@ -221,6 +242,13 @@ class PageStates:
         if (page not in self.shared) == private:
             raise PageStateError(f"the page at GPA {page * PAGE:#x} is {_word(private=private)}")
         (self.shared.discard if private else self.shared.add)(page)
+
+
+def _sum(raw: memoryview) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+_ZEROS = _sum(memoryview(bytes(PAGE)))
 
 
 def _word(*, private: bool) -> str:

@@ -5,13 +5,15 @@ The guest CPU's accesses to the memory of a confidential machine, cut into pages
 and where in which memfd.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.layout import PAGE, Region
 from vhostblk.guest.mapping import Mapping
 from vhostblk.guest.pages import Pages, PageStates, Protection
+
+_ZEROS = memoryview(bytes(PAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +100,33 @@ class Protected:
             raise GuestError(f"{length} bytes at GPA {gpa:#x} are not whole pages")
         for at in range(gpa, gpa + length, PAGE):
             mapping = self._find(at)
+            start = at - mapping.region.gpa
             self._states.convert(at // PAGE, private=private)
-            self._pages.converted(at // PAGE, private=private)
+            self._pages.converted(at // PAGE, mapping.data[start : start + PAGE], private=private)
             if private and self._punch:
-                mapping.punch(at - mapping.region.gpa, PAGE)
+                mapping.punch(start, PAGE)
 
     def move(self, gpa: int) -> None:
         """Put the page at *gpa* into another frame of the machine."""
         piece = next(self._pieces(gpa - gpa % PAGE, PAGE, None))
         self._pages.move(piece.page, piece.raw, private=piece.private)
 
+    def damaged(self, mappings: Iterable[Mapping]) -> frozenset[int]:
+        """Return the private pages the host wrote into; see ``GuestMemory.damaged_pages``."""
+        found = set()
+        for mapping in mappings:
+            for gpa in mapping.touched():
+                start = gpa - mapping.region.gpa
+                raw = mapping.data[start : start + PAGE]
+                if not self.is_shared(gpa) and self._pages.damaged(gpa // PAGE, raw):
+                    found.add(gpa)
+        return frozenset(found)
+
     def forget(self, region: Region) -> None:
         """Forget a region that is taken away: what comes in its place is private."""
         for page in range(region.gpa // PAGE, region.end // PAGE):
             self._states.shared.discard(page)
-            self._pages.converted(page, private=True)
+            self._pages.converted(page, _ZEROS, private=True)
 
     def _pieces(self, gpa: int, length: int, private: bool | None) -> Iterator[_Piece]:  # noqa: FBT001 - see form
         end = gpa + length
