@@ -9,6 +9,7 @@ Spec: vhost-user, "Front-end message types", "REPLY_ACK".
 """
 
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -35,6 +36,8 @@ class FrontEnd:
         self.connection = connection
         self.protocol_features = ProtocolFeature(0)
         """Agreed on; decides which messages ask for an acknowledgement."""
+        self.lock = threading.RLock()
+        """Held from a message to its reply: QEMU does nothing else meanwhile."""
 
     @classmethod
     def connect(cls, path: str | Path, *, timeout: float = 10.0) -> "FrontEnd":
@@ -110,12 +113,14 @@ class FrontEnd:
 
     def tell(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send a message that has no reply, without asking for an acknowledgement."""
-        self.connection.send(wire.message(request, payload), fds)
+        with self.lock:
+            self.connection.send(wire.message(request, payload), fds)
 
     def ask(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> wire.Message:
         """Send a message that has a reply of its own, and return that."""
-        self.connection.send(wire.message(request, payload), fds)
-        return self.receive_reply(request)
+        with self.lock:
+            self.connection.send(wire.message(request, payload), fds)
+            return self.receive_reply(request)
 
     def acknowledged(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """
@@ -131,11 +136,13 @@ class FrontEnd:
             GuestError: It answered something else.
         """
         need_reply = ProtocolFeature.REPLY_ACK in self.protocol_features
-        self.connection.send(wire.message(request, payload, need_reply=need_reply), fds)
-        if need_reply:
+        with self.lock:
+            self.connection.send(wire.message(request, payload, need_reply=need_reply), fds)
+            if not need_reply:
+                return
             code = wire.parse_u64(self.receive_reply(request).payload)
-            if code:
-                raise NackError(wire.request_name(request), code)
+        if code:
+            raise NackError(wire.request_name(request), code)
 
     def get_u64(self, request: int) -> int:
         """Send a message whose reply is a u64, and return that."""
@@ -246,6 +253,10 @@ class FrontEnd:
         self.acknowledged(Request.SET_VRING_ENABLE, wire.VRING_STATE.pack(index, int(enable)))
         if ProtocolFeature.REPLY_ACK not in self.protocol_features:
             self.get_features()  # QEMU's way to wait for it
+
+    def iotlb(self, message: wire.Iotlb) -> None:
+        """Tell a translation or have one forgotten."""
+        self.acknowledged(Request.IOTLB_MSG, message.pack())
 
     def get_config(self, offset: int, length: int) -> bytes:
         """

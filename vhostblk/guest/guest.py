@@ -8,6 +8,7 @@ parts, which are public: ``frontend`` for messages, ``memory`` for RAM, ``queues
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +21,7 @@ from vhostblk.guest.driver import Driver
 from vhostblk.guest.errors import GuestError, StatusError
 from vhostblk.guest.firmware import FIRMWARE_FEATURES, Islands
 from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.iommu import Flush, Iommu, Remapped
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import (
@@ -28,8 +30,10 @@ from vhostblk.guest.negotiate import (
     Agreement,
     Wanted,
 )
+from vhostblk.guest.personality import QEMU_VIOMMU
 from vhostblk.guest.queue import Queue, QueueOptions
 from vhostblk.guest.session import Session
+from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.virtio_blk import Status
 
 
@@ -45,15 +49,18 @@ class Guest:
         queue_options: Of every queue.
         memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
         confidential: What makes it a confidential guest.
+        iommu: How an IOMMU in front of the device flushes; ``None``: there is no IOMMU.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a knob that tests turn
         self,
         frontend: FrontEnd,
         wanted: Wanted | None = None,
         queue_options: QueueOptions | None = None,
         memory: GuestMemory | None = None,
         confidential: Kind | Confidential | None = None,
+        *,
+        iommu: Flush | None = None,
     ) -> None:
         machine = None if confidential is None else Confidential.of(confidential)
         self._machine = machine
@@ -66,13 +73,20 @@ class Guest:
         self.driver = Driver(self.memory, lambda: self.session.queues)
         """Requests in flight."""
         wanted = wanted or Wanted()
+        self.iommu = None if iommu is None else Iommu(self.memory, flush=iommu)
+        """The IOMMU in front of the device, if there is one."""
         try:
             self.dma = self._make_dma()
             """How the device is shown memory."""
             if machine is not None:
                 wanted = machine.wants(wanted)
+            if self.iommu is not None:
+                features = wanted.features | vr.F_ACCESS_PLATFORM
+                wanted = replace(wanted, features=features, personality=QEMU_VIOMMU)
             options = queue_options or QueueOptions()
-            self.session = Session(frontend, self.memory, wanted, options, self.dma)
+            self.session = Session(
+                frontend, self.memory, wanted, options, self.dma, iommu=self.iommu
+            )
         except BaseException:
             frontend.close()
             if self._own_memory:
@@ -91,6 +105,7 @@ class Guest:
         protocol_features: int = DEFAULT_PROTOCOL_FEATURES,
         memory: GuestMemory | None = None,
         confidential: Kind | Confidential | None = None,
+        iommu: Flush | None = None,
         timeout: float = 10.0,
         start: bool = True,
     ) -> Self:
@@ -106,6 +121,7 @@ class Guest:
             protocol_features: Features to agree on of those offered.
             memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
             confidential: ``sev``, ``snp``, ``tdx``, ``bounced``, or one made by hand.
+            iommu: ``page`` or ``global``: the device is behind an IOMMU that flushes so.
             timeout: Seconds a message or a request may take.
             start: Start the queues; else call ``start`` later.
 
@@ -121,6 +137,7 @@ class Guest:
             QueueOptions(size=queue_size, base=base),
             memory,
             confidential,
+            iommu=iommu,
         )
         if start:
             try:
@@ -212,7 +229,8 @@ class Guest:
         The machine is reset before, and the operating system starts anew after it.
         """
         features = self.features
-        self._hand_over(FIRMWARE_FEATURES, None, Islands(self.memory), [0])
+        firmware = self._behind_iommu(Islands(self.memory))
+        self._hand_over(FIRMWARE_FEATURES, None, firmware, [0])
         try:
             yield
         finally:
@@ -335,7 +353,13 @@ class Guest:
         return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
 
     def _make_dma(self) -> Dma:
-        return Direct(self.memory) if self._machine is None else self._machine.make_dma(self.memory)
+        machine = self._machine
+        return self._behind_iommu(
+            Direct(self.memory) if machine is None else machine.make_dma(self.memory)
+        )
+
+    def _behind_iommu(self, dma: Dma) -> Dma:
+        return dma if self.iommu is None else Remapped(dma, self.iommu)
 
     def _hand_over(
         self,

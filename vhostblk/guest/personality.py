@@ -1,8 +1,8 @@
 """
 What front-ends make of a confidential guest's features; they do not agree on it.
 
-Each forces ACCESS_PLATFORM on the driver, and then tells the back-end something else.  In all of
-them, without a vIOMMU, ring addresses are the front-end's and descriptors hold guest addresses.
+Each forces ACCESS_PLATFORM on the driver, and then tells the back-end something else.  Without a
+vIOMMU, ring addresses are the front-end's and descriptors hold guest addresses.
 """
 
 from dataclasses import dataclass
@@ -57,6 +57,8 @@ QEMU_COCO = Personality(name="qemu-coco", hides=vr.F_ACCESS_PLATFORM)
 """QEMU with a confidential guest and no vIOMMU, but for its refusals."""
 QEMU_COCO_STRICT = Personality(name="qemu-coco", hides=vr.F_ACCESS_PLATFORM, refuses=True)
 """The same with them: the back-end has to offer bit 33, REPLY_ACK and BACKEND_REQ."""
+QEMU_VIOMMU = Personality(name="qemu-viommu", refuses=True)
+"""QEMU with a vIOMMU: bit 33 comes through, and there is an IOTLB (see ``iommu``)."""
 CROSVM = Personality(name="crosvm")
 """crosvm with a protected guest: bit 33 is set, and there is no IOTLB all the same."""
 CLOUD_HYPERVISOR = Personality(

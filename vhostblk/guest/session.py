@@ -11,10 +11,12 @@ from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.dma import Dma
 from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.iommu import Iommu, RingMap
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import Wanted, negotiate
 from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.guest.ring import RingAddresses
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.vhost_user import (
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -44,22 +46,27 @@ class Session:
         wanted: Features to agree on, and how many queues.
         queue_options: Of every queue.
         dma: How the device is shown memory; ``None``: as it is.
+        iommu: What is in front of the device, and of its rings.
 
     Raises:
         GuestError: The back-end does not agree; nothing is left open.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a machine; one caller
         self,
         frontend: FrontEnd,
         memory: GuestMemory,
         wanted: Wanted,
         queue_options: QueueOptions,
         dma: Dma | None = None,
+        *,
+        iommu: Iommu | None = None,
     ) -> None:
         self.frontend = frontend
         self.dma = dma
         """What rings are made with, from the next ``boot`` on."""
+        self.rings: RingMap | None = None if iommu is None else RingMap(iommu)
+        """Where an IOMMU shows the rings, if there is one."""
         self._hidden = wanted.personality.hides
         self.memory = memory
         self.channel = BackendChannel(frontend.connection.timeout)
@@ -81,6 +88,8 @@ class Session:
 
     def close(self) -> None:
         """Hang up and give everything back but the memory; again is harmless."""
+        if self.rings is not None:
+            self.rings.iommu.unplug()
         self.frontend.close()
         self.channel.close()
         while self.queues:
@@ -117,26 +126,39 @@ class Session:
         self.send_memory()
         for index in range(len(self.queues)) if queues is None else queues:
             self.set_up_queue(index)
+        if self.rings is not None:
+            self.rings.iommu.plug(self.frontend, self.channel)
         self.enable(enable=True)
+        if self.rings is not None:
+            for index in self._started:
+                self.rings.tell(index)
         self._set_status(DRIVER_READY)
 
     def set_up_queue(self, index: int) -> None:
         """Send NUM, BASE, ADDR and KICK of one queue."""
         queue = self.queues[index]
-        addresses = queue.ring.addresses
+        addresses = self._shown(queue)
         self.frontend.set_vring_num(index, queue.ring.size)
         self.frontend.set_vring_base(index, self._bases.get(index, queue.options.base))
         self.frontend.set_vring_addr(
             wire.VringAddr(
                 index=index,
-                desc=self.memory.uva(addresses.desc),
-                used=self.memory.uva(addresses.used),
-                avail=self.memory.uva(addresses.avail),
-                log=addresses.used,
+                desc=addresses.desc,
+                used=addresses.used,
+                avail=addresses.avail,
+                log=queue.ring.addresses.used,
             )
         )
         self.frontend.set_vring_kick(index, queue.kick)
         self._started.append(index)
+
+    def _shown(self, queue: Queue) -> RingAddresses:
+        """Return where the device finds a ring: UVAs, or IOVAs behind an IOMMU."""
+        at = queue.ring.addresses
+        if self.rings is not None:
+            return self.rings.show(queue.index, at, queue.ring.size)
+        uva = self.memory.uva
+        return RingAddresses(desc=uva(at.desc), avail=uva(at.avail), used=uva(at.used))
 
     def enable(self, *, enable: bool) -> None:
         """Send SET_VRING_ENABLE for all queues, if there is such a message in this session."""
@@ -156,6 +178,8 @@ class Session:
         """
         self.enable(enable=False)
         stopped = {index: self.frontend.get_vring_base(index) for index in self._started}
+        if self.rings is not None:
+            self.rings.iommu.unplug()
         self._bases.update(stopped)
         self._started.clear()
         if self._agreed(ProtocolFeature.STATUS):

@@ -24,6 +24,7 @@ MEM_TABLE_HEAD = struct.Struct("=I4x")
 MEM_REGION = struct.Struct("=QQQQ")
 SINGLE_REGION_PAD = struct.Struct("=8x")
 CONFIG_HEAD = struct.Struct("=III")
+IOTLB = struct.Struct("=QQQBB6x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,42 @@ class VringAddr:
     avail: int
     log: int
     flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Iotlb:
+    """
+    What an IOTLB message carries, in either direction.
+
+    Args:
+        iova: First byte.
+        size: Bytes.
+        uaddr: The same byte, a UVA.
+        perm: 1: read, 2: write, 3: both.
+        kind: Of ``IotlbType``.
+    """
+
+    iova: int
+    size: int
+    uaddr: int
+    perm: int
+    kind: int
+
+    def pack(self) -> bytes:
+        """Return its 32 bytes."""
+        return IOTLB.pack(self.iova, self.size, self.uaddr, self.perm, self.kind)
+
+    @classmethod
+    def parse(cls, payload: bytes) -> "Iotlb":
+        """
+        Unpack.
+
+        Raises:
+            GuestError: It has another size.
+        """
+        if len(payload) != IOTLB.size:
+            raise GuestError(f"an IOTLB message has {len(payload)} bytes, not {IOTLB.size}")
+        return cls(*IOTLB.unpack(payload))
 
 
 def message(
