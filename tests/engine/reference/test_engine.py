@@ -45,7 +45,8 @@ def test_kicks_wake_the_worker(threaded: Rig) -> None:
         asked = lane.read()
         until(threaded, lambda asked=asked: asked.used == 513)  # type: ignore[misc]
     assert lane.queue.counters().kicks >= 1
-    assert lane.rings(lane.call) == 20
+    # One more where the ring of a new call fd came only after the rig had looked for it.
+    assert lane.rings(lane.call) in {20, 21}
 
 
 def test_polled_rings_need_no_kick(threaded: Rig) -> None:
