@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ def open_fds() -> int:
 
 def guest_maps() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:guest")
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _nothing_of_others() -> None:
+    """What other rooms left to the garbage collector does not go in the middle of a test here."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

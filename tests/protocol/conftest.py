@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from vhostblk.protocol.connection import Connection
 
 def open_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _nothing_of_others() -> None:
+    """What other rooms left to the garbage collector does not go in the middle of a test here."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
