@@ -339,3 +339,24 @@ def test_bad_ack_ends_the_channel_only() -> None:
             await front.until(lambda: queue.calls.count(("deny", BUFFER, PAGE)) == 2)
 
     uvloop.run(bad())
+
+
+def test_front_end_leaves_while_a_chain_waits() -> None:
+    """Nobody waits for the answer, and a miss that comes while the queue ends is not asked for."""
+
+    async def leave() -> None:
+        async with iommu() as front:
+            queue = await front.up()
+            on_miss = queue.on_miss
+            assert on_miss is not None
+            on_miss(Miss(BUFFER, 16, Access.READ, 5))
+            await front.missed()
+            front.sock.close()
+            await front.closed()
+            assert queue.closed
+            assert len(front.engine.queues) == 1
+            on_miss(Miss(BUFFER, 16, Access.READ, 5))
+            await asyncio.sleep(0)
+            assert len(front.engine.queues) == 1
+
+    uvloop.run(leave())

@@ -136,3 +136,14 @@ def test_firmware_then_system_behind_an_iommu(server: Serving) -> None:
         with guest.firmware_phase():
             assert guest.read(0, 4096) == b"x" * 4096
         assert guest.read(0, 4096) == b"x" * 4096
+
+
+def test_guest_is_killed_while_a_chain_waits(server: Serving) -> None:
+    """The next one is served."""
+    path = server.add(Memory(4 * MIB))
+    with Guest.connect(path, iommu="page") as guest:
+        assert guest.iommu is not None
+        guest.iommu.answers = lambda one: "silent" if is_data(one) else "prompt"
+        guest.submit(Request.read(0, 4 * PAGE))
+    with Guest.connect(path, iommu="page") as guest:
+        assert guest.read(0, 4 * PAGE) == bytes(4 * PAGE)

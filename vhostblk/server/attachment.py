@@ -235,12 +235,12 @@ class Attachment:
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
         self._silence.stop()
+        self.iommu.close()  # first: an answer must not go to a queue that is being dropped
         try:
             # Each to its end, whatever becomes of another.
             ends = (self._close_ring(ring) for ring in self.rings)
             results = await asyncio.gather(*ends, return_exceptions=True)
         finally:
-            self.iommu.close()
             self.device.bury([region.mapping for region in self.space.table.regions])
             self.space = AddressSpace.build(RegionTable())
         for result in results:

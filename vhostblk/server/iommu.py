@@ -56,6 +56,7 @@ class Iommu:
         self.counters = IommuCounters()
         self._log = log
         self._requests: Requests | None = None
+        self._closed = False
         self._seconds = seconds
         self._news: asyncio.Future[int] | None = None
         self._waits: dict[int, asyncio.Task[None]] = {}
@@ -103,6 +104,9 @@ class Iommu:
     def wait(self, ring: int, answer: Coroutine[object, object, None]) -> None:
         """Do *answer* beside the session, in place of what this ring waited for before."""
         self._cancel(ring)
+        if self._closed:
+            answer.close()
+            return
         task = asyncio.ensure_future(answer)
         self._waits[ring] = task
         task.add_done_callback(lambda done: self._done(ring, done))
@@ -124,7 +128,8 @@ class Iommu:
             task.cancel()
 
     def close(self) -> None:
-        """Let nobody wait any more, and hang up."""
+        """Let nobody wait any more, now or later, and hang up."""
+        self._closed = True
         for ring in tuple(self._waits):
             self.forget(ring)
         if self._requests is not None:
