@@ -13,8 +13,9 @@ from frontend_bytes import message, u64, vring
 from server_kit.engine import FakeQueue
 from server_kit.wire import ALL_PROTOCOL_FEATURES, LINUX, PATIENCE, UVA, Wire, addresses, wired
 
-from vhostblk.engine.api import Miss
+from vhostblk.engine.api import Counters, Miss
 from vhostblk.memory.space import Access
+from vhostblk.server import ring
 
 PAGE = 4096
 RING = 0xFFFF_D000
@@ -360,3 +361,45 @@ def test_front_end_leaves_while_a_chain_waits() -> None:
             assert len(front.engine.queues) == 1
 
     uvloop.run(leave())
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "stays"])
+def test_invalidation_waits_for_what_is_in_flight(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ends: bool,  # noqa: FBT001 - named by its ids
+) -> None:
+    """The reply promises that the page is not used any more; it comes late rather than never."""
+    monkeypatch.setattr(ring, "INVALIDATE_SECONDS", 5.0 if ends else 0.02)
+
+    async def wait() -> None:
+        async with iommu() as front:
+            queue = await front.up()
+            await front.update(BUFFER, UVA + 0x10000)
+            queue.done = Counters(in_flight=1)
+            front.tell(22, IOTLB.pack(BUFFER, PAGE, 0, 0, INVALIDATE), ack=True)
+            if ends:
+                await front.nothing_comes()
+                assert not queue.running
+                queue.done = Counters()
+            assert await front.reply() == (22, u64(0))
+            assert queue.running
+            assert ("drained",) not in queue.calls
+            queue.done = Counters()
+
+    uvloop.run(wait())
+    assert ("has unmapped" in caplog.text) is not ends
+
+
+def test_global_flush_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the guest unmapped before a flush of everything was not in flight any more."""
+    monkeypatch.setattr(ring, "INVALIDATE_SECONDS", 60.0)
+
+    async def flush() -> None:
+        async with iommu() as front:
+            queue = await front.up()
+            queue.done = Counters(in_flight=1)
+            assert await front.invalidate(0, 0xFEE00000) == 0
+            queue.done = Counters()
+
+    uvloop.run(flush())
