@@ -216,8 +216,9 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io)
     struct vhb_queue *q = req->queue;
     req->held = vhb_grave_blocks(q->graveyard, req);
     if (req->held) {
-        req->next = q->held;
-        q->held = req;
+        req->next = NULL;
+        *q->held_tail = req;
+        q->held_tail = &req->next;
         return;
     }
     uint32_t lost = vhb_fault_seen();

@@ -57,6 +57,7 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
                             .served = VHB_OWNED_BY_CONTROL,
                             .borrow_free = (1u << VHB_BORROW_COUNT) - 1};
     q->done_tail = &q->done;
+    q->held_tail = &q->held;
     q->slots = reserve(slots_size(q));
     q->borrow = reserve(borrow_size);
     q->free_slots = calloc(slot_count(q), sizeof(*q->free_slots));

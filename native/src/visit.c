@@ -94,8 +94,9 @@ struct vhb_req *vhb_slot_peek(struct vhb_queue *q)
 
 static bool has_slot(const struct vhb_queue *q)
 {
-    /* One for the request, and one for each that may have to be cancelled. */
-    return q->n_free >= q->in_flight + 2 && !q->starved;
+    /* One for the request, and one for each that may have to be cancelled.  More than the ring is
+     * long are under way only where a head is made available again before it is given back. */
+    return q->n_free >= q->in_flight + 2 && q->in_flight < q->size && !q->starved;
 }
 
 static int pop_some(struct vhb_queue *q, struct vhb_io *io)
@@ -124,6 +125,7 @@ static void retry_held(struct vhb_queue *q, struct vhb_io *io)
 {
     struct vhb_req *req = q->held, *next;
     q->held = NULL;
+    q->held_tail = &q->held;
     for (; req; req = next) {
         next = req->next;
         vhb_blk_submit(req, io);
@@ -134,6 +136,7 @@ static void retry_held(struct vhb_queue *q, struct vhb_io *io)
 static void cancel_all(struct vhb_queue *q, struct vhb_io *io)
 {
     q->held = NULL;
+    q->held_tail = &q->held;
     for (uint32_t i = 0; i < slot_count(q) && q->in_flight; i++) {
         struct vhb_req *req = &q->slots[i];
         if (req->state != VHB_REQ_LIVE)

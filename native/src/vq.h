@@ -74,7 +74,7 @@ struct vhb_queue {
     uint16_t *free_slots; /* a stack: the slot used last is the warmest */
     uint32_t n_free;
     struct vhb_req *done, **done_tail;
-    struct vhb_req *held;
+    struct vhb_req *held, **held_tail; /* in the order they came */
     struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
     uint32_t borrow_free; /* one bit each */
     uint32_t in_flight, dead;

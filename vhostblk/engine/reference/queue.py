@@ -17,12 +17,14 @@ from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, Piece
 from vhostblk.engine.reference.chain import open_request
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
-from vhostblk.engine.reference.memory import copy_out
 from vhostblk.engine.reference.ring import Broken, Position, SplitRing
 from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.work import Work
 from vhostblk.memory.space import Missing, Segment
+from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
+MOST = 2 * MAX_QUEUE_SIZE
+"""Requests of a queue, dead ones among them; each one under way may have to be cancelled."""
 BUDGET = 64
 """Requests taken in one visit: a driver that never stops must not keep us from anything else."""
 
@@ -281,9 +283,6 @@ class ReferenceQueue:
     def visit(self) -> int:
         """Worker: look at everything once; return how much was done."""
         n = self._work.reap()
-        if self._work.fault is not None:
-            self.give_up(self._work.fault)
-            self._work.fault = None
         if self._owner is Owner.CONTROL:
             return n
         ask = self._ask
@@ -292,6 +291,9 @@ class ReferenceQueue:
         elif ask is Ask.CANCEL:
             self._work.cancel()
         n += self._push()
+        if self._work.fault is not None:
+            self.give_up(self._work.fault)
+            self._work.fault = None
         self._answer(ask)
         return n
 
@@ -328,8 +330,10 @@ class ReferenceQueue:
 
     def _has_room(self, ring: SplitRing) -> bool:
         """Say whether an honest driver could have one more request under way."""
-        # A head may be made available again and again before it is given back.
-        return 2 * self._work.in_flight + self._work.dead < 2 * ring.size
+        # A head may be made available again and again before it is given back; and what is
+        # cancelled again and again stays with the disk.
+        in_flight = self._work.in_flight
+        return in_flight < ring.size and 2 * in_flight + self._work.dead < MOST
 
     def _pop_one(self, ring: SplitRing) -> bool:
         before = ring.position()
@@ -374,9 +378,6 @@ class ReferenceQueue:
         if not done or self._fault:
             return 0
         ring = self._ring = self._ring or self._settings.open_ring(self._position)
-        for request in done:
-            if request.status_at is not None:
-                copy_out(request.status_at, bytes([request.status]))
         ring.push((request.head, request.used_length()) for request in done)
         if ring.should_call():
             self._call()

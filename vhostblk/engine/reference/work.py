@@ -9,7 +9,7 @@ from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.chain import Request
 from vhostblk.engine.reference.graveyard import Grave, Graveyard
 from vhostblk.engine.reference.mailbox import JobBox, Result
-from vhostblk.engine.reference.memory import view
+from vhostblk.engine.reference.memory import copy_out, view
 from vhostblk.spec.virtio_blk import RequestType, Status
 
 _OPS = {
@@ -80,6 +80,9 @@ class Work:
         self._box.post(_job(tag, operation, request))
 
     def _finish(self, request: Request) -> None:
+        # Before its element is published, and even if a broken ring never gets that.
+        if request.status_at is not None:
+            copy_out(request.status_at, bytes([request.status]))
         if request.get_id:
             self.tally["get_ids"] += 1
         elif request.status_at is None:
@@ -111,13 +114,15 @@ class Work:
         return len(results)
 
     def _note_kept(self, result: Result, operation: Operation, head: int) -> None:
-        if result.kept:
+        if result.kept and self.fault is None:
             self.fault = Fault(Reason.DISK_KEPT_VIEW.text, head, operation.offset)
 
     def _advance(self, request: Request, result: Result) -> None:
         """Go on with a request of which one operation ended."""
         operation = request.todo[0]
         self._note_kept(result, operation, request.head)
+        if result.kept:
+            return  # given back, its memory would be used again
         if result.errno:
             request.fail()
         else:
