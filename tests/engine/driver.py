@@ -139,6 +139,9 @@ class Lane:
     def no_interrupt(self, *, quiet: bool) -> None:
         self.memory.write(self.avail, struct.pack("<H", quiet))
 
+    def is_quiet(self) -> bool:
+        return self.memory.read(self.avail, 1)[0] & 1 == 1
+
     def used_flags(self) -> int:
         return int.from_bytes(self.memory.read(self.used_ring, 2), "little")
 
@@ -147,11 +150,13 @@ class Lane:
 
     def used(self, since: int = 0) -> list[tuple[int, int]]:
         """Return (head, length) of every element the device published after *since*."""
-        found = []
-        for i in range(since, self.used_idx()):
-            raw = self.memory.read(self.used_ring + 4 + 8 * (i % self.size), 8)
-            found.append(struct.unpack("<II", raw))
-        return found
+        return [self.element(i) for i in range(since, self.used_idx())]
+
+    def element(self, index: int) -> tuple[int, int]:
+        """Return the used element (head, length) the device wrote at a used *index*."""
+        raw = self.memory.read(self.used_ring + 4 + 8 * (index % self.size), 8)
+        head, length = struct.unpack("<II", raw)
+        return head, length
 
     def rings(self, fd: int) -> int:
         """Return how often an eventfd of ours was written since the last look."""

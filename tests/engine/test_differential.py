@@ -1,0 +1,243 @@
+"""
+The engine in C against the one in Python, whatever a driver and a front-end do.
+
+What this does not prove: anything about threads (both engines are stepped by hand), EVENT_IDX,
+which the reference engine does not have, and vanishing memory, which ends a Python process.
+"""
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from engine.chains import Plan, hostile_plans, lay, long_plans, plans
+from engine.conftest import ENGINES
+from engine.driver import GPA, HEAP, MEMORY, Lane
+from engine.harness import BLK, FEATURES
+from engine.twins import KEEP, Side, Twins
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from vhostblk.blk.device import BlkDevice
+from vhostblk.memory.space import Segment
+from vhostblk.spec.virtio_ring import F_VERSION_1
+
+QUEUES = 2
+KIB = 1 << 10
+
+
+def _front(lane: Lane) -> list[Segment]:
+    """Return the rings' memory; a device must not be made to write into its own used ring."""
+    segment, used, data = lane.memory.segment, lane.used_ring, GPA + HEAP
+    return [segment(GPA, used - GPA), segment(used, data - used, 1)]
+
+
+def _whole(lane: Lane) -> list[Segment]:
+    return [*_front(lane), lane.memory.segment(GPA + HEAP, MEMORY - HEAP)]
+
+
+def _holes(lane: Lane) -> list[Segment]:
+    """Return neighbours that share a border within a sector, rights of every kind, a hole."""
+    data, segment = GPA + HEAP, lane.memory.segment
+    return [
+        *_front(lane),
+        segment(data, 300),
+        segment(data + 300, 512 * KIB - 300),
+        segment(data + 512 * KIB, 128 * KIB, 1),
+        segment(data + 640 * KIB, 64 * KIB, 2),
+        segment(data + 704 * KIB, 64 * KIB, 0),
+        segment(data + 832 * KIB, 192 * KIB),
+    ]
+
+
+def _shards(lane: Lane) -> list[Segment]:
+    """Return memory in pieces of 1,000 bytes."""
+    data, segment = GPA + HEAP, lane.memory.segment
+    return [
+        *_front(lane),
+        *(segment(data + at, 1000) for at in range(0, MEMORY - HEAP - 999, 1000)),
+    ]
+
+
+LAYOUTS = (_whole, _whole, _holes, _shards)
+DEVICES = (
+    BLK,
+    BLK,
+    replace(BLK, block_size=4096),
+    replace(BLK, read_only=True),
+    replace(BLK, discard=False, max_discard=0, may_unmap=False, serial=b"x" * 20),
+)
+Change = Callable[[Side], object]
+
+
+def _enable(*, enabled: bool) -> Change:
+    return lambda side: side.lane.queue.set_enabled(enabled=enabled)
+
+
+def _features(features: int) -> Change:
+    return lambda side: side.lane.queue.set_features(features)
+
+
+def _space(layout: Callable[[Lane], list[Segment]]) -> Change:
+    return lambda side: side.set_space(layout(side.lane))
+
+
+def _device(device: BlkDevice, writethrough: bool) -> Change:  # noqa: FBT001 - hypothesis calls it
+    return lambda side: side.lane.queue.set_blk(device, writethrough=writethrough)
+
+
+def _ask(*, asks: bool) -> Change:
+    return lambda side: side.set_ask(asks=asks)
+
+
+changes = st.one_of(
+    st.builds(_enable, enabled=st.booleans()),
+    st.builds(_features, st.sampled_from((FEATURES, FEATURES, F_VERSION_1))),
+    st.builds(_space, st.sampled_from(LAYOUTS)),
+    st.builds(_device, st.sampled_from(DEVICES), st.booleans()),
+    st.builds(_ask, asks=st.booleans()),
+    st.just(Side.deny),
+    st.just(Side.set_call),
+)
+RESULTS = (*(0,) * 12, errno.EIO, errno.ENOSPC, 9999, KEEP)
+Ends = list[tuple[int, int]]
+ends = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(RESULTS)), max_size=9)
+jumps = st.sampled_from((0, 0, -1, 1, 2, 65, 0x8000))
+queues = st.integers(0, QUEUES - 1)
+sizes = st.sampled_from((16, 64, 8, 2, 1))
+indexes = st.sampled_from((0, 1, 7, 0x7FFF, 0xFFF8, 0xFFFF))
+
+
+def _offer(lane: Lane, plan: Plan) -> None:
+    lane.offer(lay(lane, plan))
+
+
+class Both(RuleBasedStateMachine):
+    """One life of two engines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twins: Twins
+        self.largest: list[int] = []
+
+    @initialize(
+        largest=st.lists(sizes, min_size=QUEUES, max_size=QUEUES), layout=st.sampled_from(LAYOUTS)
+    )
+    def begin(self, largest: list[int], layout: Callable[[Lane], list[Segment]]) -> None:
+        self.largest = largest
+        self.twins = Twins([ENGINES["native"], ENGINES["reference"]], largest)
+        for n in range(QUEUES):
+            self.change(n, _space(layout), then_run=True)
+
+    def teardown(self) -> None:
+        if self.largest:
+            self.twins.close()
+
+    # ---- the driver --------------------------------------------------------------------
+
+    @rule(n=queues, requests=st.lists(plans(), min_size=1, max_size=5), ends=ends)
+    def ask(self, n: int, requests: list[Plan], ends: Ends) -> None:
+        """Make requests available, on a ring that is whole and served."""
+        if self.twins.broken(n):
+            self.restart(n, self.largest[n], 0, 0)
+        if self.twins.ours[n]:
+            self.change(n, _enable(enabled=True), then_run=True)
+        if self.twins.waits(n):
+            self.change(n, _space(_whole), then_run=True)
+        self.offer(n, requests)
+        self.end_jobs(n, ends)
+
+    def offer(self, n: int, requests: list[Plan]) -> None:
+        for plan in requests:
+            self.twins.driver(n, partial(_offer, plan=plan))
+        self.twins.compare()
+
+    @rule(n=queues, requests=st.lists(plans() | hostile_plans(), min_size=1, max_size=3))
+    def ask_badly(self, n: int, requests: list[Plan]) -> None:
+        self.offer(n, requests)
+
+    @rule(n=queues, plan=long_plans())
+    def ask_at_length(self, n: int, plan: Plan) -> None:
+        """Ask for more than fits; the C core lends room for four, the others wait."""
+        if not any(self.twins.open(i) for i in range(QUEUES)):
+            self.ask(n, [plan], [])
+
+    @rule(n=queues, heads=st.lists(st.integers(0, 20), max_size=20), by=jumps)
+    def break_rules(self, n: int, heads: list[int], by: int) -> None:
+        """Make heads available that may be under way, and entries that were never written."""
+        for head in heads:
+            self.twins.driver(n, partial(Lane.offer, head=head))
+        self.twins.driver(n, lambda lane: lane.set_avail_idx(lane.avail_idx + by))
+        self.twins.compare()
+
+    @rule(n=queues, quiet=st.booleans())
+    def want_calls(self, n: int, quiet: bool) -> None:  # noqa: FBT001 - hypothesis names it
+        self.twins.driver(n, lambda lane: lane.no_interrupt(quiet=quiet))
+        self.twins.compare()
+
+    # ---- the disk ------------------------------------------------------------------------
+
+    @rule(n=queues, ends=ends)
+    def end_jobs(self, n: int, ends: Ends) -> None:
+        """Let the disk return, in any order, with any result."""
+        for pick, error in ends:
+            if self.twins.open(n):
+                self.twins.end(n, pick % self.twins.open(n), error)
+        self.twins.compare()
+
+    # ---- the control plane -----------------------------------------------------------------
+
+    @rule(n=queues, change=changes, then_run=st.booleans())
+    def change(self, n: int, change: Change, then_run: bool) -> None:  # noqa: FBT001 - as above
+        self.twins.ask(n, lambda queue: queue.parked())
+        self.twins.compare()
+        self.twins.control(n, change)
+        if then_run:
+            self.twins.run(n)
+        self.twins.compare()
+
+    @rule(n=queues, wait=st.booleans())
+    def drain(self, n: int, wait: bool) -> None:  # noqa: FBT001 - as above
+        """Drain; *wait*: if nothing is under way, for nobody would end it."""
+        if not wait or self.twins.in_flight(n) == 0:
+            self.twins.ask(n, lambda queue: queue.drained(seconds=60 * wait))
+        self.twins.compare(sort=True)
+
+    @rule(n=queues, size=sizes, base=indexes, used=indexes)
+    def restart(self, n: int, size: int, base: int, used: int) -> None:
+        self.drain(n, wait=False)
+        self.twins.restart(n, min(size, self.largest[n]), base, used)
+        self.twins.run(n)
+        self.twins.compare()
+
+
+def live(lives: int, steps: int, *phases: Phase) -> None:
+    """Live many lives; the same at every run."""
+    run_state_machine_as_test(
+        Both,
+        settings=settings(
+            max_examples=lives,
+            stateful_step_count=steps,
+            phases=(Phase.generate, *phases),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_both_engines_do_the_same() -> None:
+    """A few short lives; to shrink one that fails takes longer than a test may."""
+    live(5, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_both_engines_do_the_same_for_long() -> None:
+    """Many long lives."""
+    live(400, 50, Phase.shrink)
