@@ -46,3 +46,9 @@ def test_auto_prefers_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, NATIVE, core)
     assert load("auto") is made
     assert load("native") is made
+
+
+def test_an_engine_that_is_none_is_refused() -> None:
+    """A name that was mistyped is not taken for ``auto``."""
+    with pytest.raises(VhostBlkError, match="no engine 'c': there are auto, native, reference"):
+        load("c")  # type: ignore[arg-type]

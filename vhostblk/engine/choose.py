@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from typing import Literal
+from typing import Literal, get_args
 
 from vhostblk.engine.api import Engine
 from vhostblk.engine.reference.engine import ReferenceEngine
@@ -21,8 +21,10 @@ def load(name: EngineName) -> Engine:
         name: ``auto``: the C core, or with one warning the reference engine where it is missing.
 
     Raises:
-        VhostBlkError: ``native`` was asked for and is missing.
+        VhostBlkError: ``native`` was asked for and is missing, or there is no such engine.
     """
+    if name not in get_args(EngineName):
+        raise VhostBlkError(f"no engine {name!r}: there are {', '.join(get_args(EngineName))}")
     if name == "reference":
         return ReferenceEngine()
     try:
