@@ -244,7 +244,13 @@ def test_info_that_cannot_be_is_refused(info: DiskInfo, text: str) -> None:
         Calls(Odd()).info()
 
 
-@pytest.mark.parametrize("thing", [object(), 7, Disk])
+def test_a_class_is_no_disk() -> None:
+    """Somebody who forgot to make one is told."""
+    with pytest.raises(VhostBlkError, match=r"Least is a class, not a disk: make one, Least\("):
+        Calls(Least)
+
+
+@pytest.mark.parametrize("thing", [object(), 7])
 def test_an_object_without_the_duties_is_no_disk(thing: object) -> None:
     """What lacks info or read is refused by name."""
     with pytest.raises(VhostBlkError, match="is not a disk: it defines no method 'info'"):

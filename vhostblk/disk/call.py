@@ -147,6 +147,10 @@ class Calls:
     """
 
     def __init__(self, disk: object) -> None:
+        if isinstance(disk, type):
+            raise VhostBlkError(
+                f"{disk.__name__} is a class, not a disk: make one, {disk.__name__}(…)"
+            )
         for name in ("info", "read"):
             if not defines(disk, name):
                 kind = type(disk).__name__
