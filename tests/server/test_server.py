@@ -317,9 +317,9 @@ def _rounds(engine: EngineName, rounds: int) -> None:
         kept.close()
 
 
-def test_fifty_connections_leave_nothing(engine: EngineName) -> None:
-    """No descriptor, thread or mapping is left of 50 rounds with I/O."""
-    _rounds(engine, 50)
+def test_a_dozen_connections_leave_nothing(engine: EngineName) -> None:
+    """No descriptor, thread or mapping is left of 12 rounds with I/O."""
+    _rounds(engine, 12)
 
 
 @pytest.mark.slow
