@@ -1,6 +1,8 @@
+import signal
 from pathlib import Path
 
 import pytest
+import running
 
 from vhostblk.cli import demo, fake_demo, main
 from vhostblk.cli.guest_vm import Tools
@@ -108,3 +110,23 @@ def test_show_notices_an_image_that_does_not_hold_what_was_written(
     monkeypatch.setattr(fake_demo, "run", lambda *_args, **_kwargs: b"never written")
     with pytest.raises(VhostBlkError, match="does not hold what the guest wrote at byte 0"):
         demo.show(plan(), tmp_path, lambda _line: None)
+
+
+def test_a_demo_that_is_ended_leaves_no_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM in the middle ends the server, too, and is told in one line."""
+    sockets: list[Path] = []
+
+    def drive(socket_path: Path, **_options: object) -> bytes:
+        sockets.append(socket_path)
+        assert running.is_listening(socket_path)
+        signal.raise_signal(signal.SIGTERM)
+        return b""
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(fake_demo, "run", drive)
+    assert main.main(["demo", "--guest", "fake"]) == 130
+    assert capsys.readouterr().err.strip() == "vhostblk: interrupted"
+    assert [running.is_listening(path) for path in sockets] == [False]
+    assert signal.getsignal(signal.SIGTERM) == before

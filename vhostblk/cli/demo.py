@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import IO
 
 import click
@@ -29,6 +30,7 @@ IMAGE_SIZE = 256 << 20
 SERIAL = "vhostblk-demo"
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 20.0
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 _EXT4_MAGIC_OFFSET = 1024 + 56
 _EXT4_MAGIC = b"\x53\xef"
 
@@ -141,6 +143,21 @@ def _wait_until_ready(process: subprocess.Popen[str], ready: "SimpleQueue[bool]"
         raise VhostBlkError(f"the server ended with status {status}; its own words are above")
 
 
+@contextmanager
+def interrupted_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Make signals that end a process at once like Ctrl-C: no server, no guest stays behind."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
 def choose_guest(choice: str, tell: Tell) -> Tools | None:
     """
     Decide who is the guest, and say it.
@@ -217,6 +234,6 @@ def demo(*, guest: str, num_queues: int, engine: str, timeout: float) -> None:
     begun = time.monotonic()
     tools = choose_guest(guest, click.echo)
     plan = Demo(tools=tools, num_queues=num_queues, engine=engine, timeout_s=timeout)
-    with tempfile.TemporaryDirectory(prefix="vhostblk-") as directory:
+    with interrupted_by(*_ENDS), tempfile.TemporaryDirectory(prefix="vhostblk-") as directory:
         show(plan, Path(directory), click.echo)
     click.echo(f"done     in {time.monotonic() - begun:.1f} s: all of it worked")
