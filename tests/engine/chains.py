@@ -35,6 +35,10 @@ class Link:
     content: bytes = b""
     next: int | None = None
 
+    def __repr__(self) -> str:
+        where = f"{self.at:#x}+{self.length} flags {self.flags} next {self.next}"
+        return f"<{where}: {self.content[:32].hex()}>"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -176,14 +180,15 @@ def hostile_plans(draw: st.DrawFn) -> Plan:
     return replace(plan, links=tuple(links), spoil=spoil, head=head)
 
 
-@st.composite
-def long_plans(draw: st.DrawFn) -> Plan:
-    """Return requests of so many descriptors that they need more than a slot's own room."""
-    n = draw(st.sampled_from((131, 512, 1536, 2045, 2046, 2047, 3000)))
-    kind = draw(st.sampled_from((RequestType.IN, RequestType.OUT)))
+PIECES = (131, 512, 1536, 2045, 2046, 2047, 3000)
+"""Of a transfer that needs more room than a request has of its own, or more than there is."""
+
+
+def long_plan(kind: int, pieces: int) -> Plan:
+    """Return a request with so many bytes of data, each in a descriptor of its own."""
     at, table_at = GPA + HEAP + (128 << 10), GPA + HEAP
     header = struct.pack("<IIQ", kind, 0, 0)
     flags = WRITE if kind == RequestType.IN else 0
-    data = [Link(at + 64 + i, 1, flags, b"d") for i in range(n)]
+    data = [Link(at + 64 + i, 1, flags, b"d") for i in range(pieces)]
     links = (Link(at, 16, 0, header), *data, Link(at + 32, 1, WRITE, b"\xee"))
     return Plan(links, 0, table_at)

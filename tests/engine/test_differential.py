@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from engine.chains import Plan, hostile_plans, lay, long_plans, plans
+from engine.chains import PIECES, Plan, hostile_plans, lay, long_plan, plans
 from engine.conftest import ENGINES
 from engine.driver import GPA, HEAP, MEMORY, Lane
 from engine.harness import BLK, FEATURES
@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.memory.space import Segment
+from vhostblk.spec.virtio_blk import RequestType
 from vhostblk.spec.virtio_ring import F_VERSION_1
 
 QUEUES = 2
@@ -75,6 +76,7 @@ DEVICES = (
     replace(BLK, discard=False, max_discard=0, may_unmap=False, serial=b"x" * 20),
 )
 Change = Callable[[Side], object]
+Layout = Callable[[Lane], list[Segment]]
 
 
 def _enable(*, enabled: bool) -> Change:
@@ -85,7 +87,7 @@ def _features(features: int) -> Change:
     return lambda side: side.lane.queue.set_features(features)
 
 
-def _space(layout: Callable[[Lane], list[Segment]]) -> Change:
+def _space(layout: Layout) -> Change:
     return lambda side: side.set_space(layout(side.lane))
 
 
@@ -108,6 +110,7 @@ changes = st.one_of(
 )
 RESULTS = (*(0,) * 12, errno.EIO, errno.ENOSPC, 9999, KEEP)
 Ends = list[tuple[int, int]]
+transfers = st.sampled_from((RequestType.IN, RequestType.OUT))
 ends = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(RESULTS)), max_size=9)
 jumps = st.sampled_from((0, 0, -1, 1, 2, 65, 0x8000))
 queues = st.integers(0, QUEUES - 1)
@@ -128,12 +131,15 @@ class Both(RuleBasedStateMachine):
         self.largest: list[int] = []
 
     @initialize(
-        largest=st.lists(sizes, min_size=QUEUES, max_size=QUEUES), layout=st.sampled_from(LAYOUTS)
+        largest=st.lists(sizes, min_size=QUEUES, max_size=QUEUES),
+        layout=st.sampled_from(LAYOUTS),
+        asks=st.booleans(),
     )
-    def begin(self, largest: list[int], layout: Callable[[Lane], list[Segment]]) -> None:
+    def begin(self, *, largest: list[int], layout: Layout, asks: bool) -> None:
         self.largest = largest
         self.twins = Twins([ENGINES["native"], ENGINES["reference"]], largest)
         for n in range(QUEUES):
+            self.change(n, _ask(asks=asks), then_run=False)
             self.change(n, _space(layout), then_run=True)
 
     def teardown(self) -> None:
@@ -163,11 +169,11 @@ class Both(RuleBasedStateMachine):
     def ask_badly(self, n: int, requests: list[Plan]) -> None:
         self.offer(n, requests)
 
-    @rule(n=queues, plan=long_plans())
-    def ask_at_length(self, n: int, plan: Plan) -> None:
+    @rule(n=queues, kind=transfers, pieces=st.sampled_from(PIECES))
+    def ask_at_length(self, n: int, kind: int, pieces: int) -> None:
         """Ask for more than fits; the C core lends room for four, the others wait."""
         if not any(self.twins.open(i) for i in range(QUEUES)):
-            self.ask(n, [plan], [])
+            self.ask(n, [long_plan(kind, pieces)], [])
 
     @rule(n=queues, heads=st.lists(st.integers(0, 20), max_size=20), by=jumps)
     def break_rules(self, n: int, heads: list[int], by: int) -> None:

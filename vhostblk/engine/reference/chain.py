@@ -17,12 +17,10 @@ from vhostblk.blk.request import (
 )
 from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.memory import GuestMemory, copy_in, copy_out
+from vhostblk.engine.reference.needs import MAX_PIECES
 from vhostblk.engine.reference.ring import Broken, Chain
 from vhostblk.memory.space import Denied
 from vhostblk.spec.virtio_blk import RequestType, Status
-
-MAX_PIECES = 2048
-"""Runs of memory of one request; more are nobody's request, and more than readv takes twice."""
 
 
 @dataclass(slots=True)

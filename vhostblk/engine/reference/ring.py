@@ -23,6 +23,7 @@ from vhostblk.engine.reference.memory import (
     load16,
     store16,
 )
+from vhostblk.engine.reference.needs import Needs
 from vhostblk.memory.space import Denied, Missing
 from vhostblk.spec.virtio_ring import (
     AVAIL_ELEM_SIZE,
@@ -150,14 +151,14 @@ class SplitRing:
         Take the next chain.
 
         Args:
-            memory: Where indirect tables are.
+            memory: Where indirect tables and buffers are.
 
         Returns:
             The chain; None where there is none.
 
         Raises:
             Broken: There is one, and it is none; nothing was taken.
-            Missing: Its indirect table must be asked for; nothing was taken.
+            Missing: A part of it must be asked for; nothing was taken.
 
         Spec: virtio 1.3, 2.7.13, 2.7.14.
         """
@@ -177,20 +178,24 @@ class SplitRing:
 
     def _walk(self, head: int, memory: GuestMemory) -> list[Buffer]:
         """Follow a chain through the descriptor table.  Spec: virtio 1.3, 2.7.5."""
+        needs = Needs(memory)
         buffers: list[Buffer] = []
         index = head
         for _ in range(self.size):
             raw = copy_in(self._desc.at(DESC_SIZE * index), DESC_SIZE)
             descriptor = Descriptor(*_DESC.unpack(raw))
             if descriptor.flags & DESC_F_INDIRECT:
-                return buffers + self._walk_table(descriptor, index, memory)
+                return buffers + self._walk_table(descriptor, index, memory, needs)
             buffers.append(descriptor.buffer)
+            needs.see(descriptor.buffer)
             if not descriptor.flags & DESC_F_NEXT:
                 return buffers
             index = _next(descriptor, index, self.size)
         raise Broken(Reason.LOOP, head, self.size)
 
-    def _walk_table(self, table: Descriptor, at: int, memory: GuestMemory) -> list[Buffer]:
+    def _walk_table(
+        self, table: Descriptor, at: int, memory: GuestMemory, needs: Needs
+    ) -> list[Buffer]:
         """Follow a chain through an indirect table.  Spec: virtio 1.3, 2.7.5.3."""
         size, rest = divmod(table.length, DESC_SIZE)
         usable = self._indirect and not table.flags & DESC_F_NEXT
@@ -205,6 +210,7 @@ class SplitRing:
             if descriptor.flags & DESC_F_INDIRECT:
                 raise Broken(Reason.INDIRECT, index, descriptor.length)
             buffers.append(descriptor.buffer)
+            needs.see(descriptor.buffer)
             if not descriptor.flags & DESC_F_NEXT:
                 return buffers
             index = _next(descriptor, index, size)
