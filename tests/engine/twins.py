@@ -58,6 +58,7 @@ class Side:
     lane: Lane
     open: list[Job] = field(default_factory=list)
     missed: list[Miss] = field(default_factory=list)
+    asks: bool = False  # so that whether kicks are wanted meanwhile is the engine's affair
     told: int = 0  # used index of the last look
     pushed: int = 0  # elements published at the last look
     quiet: bool = False  # the driver did not want to be called at the last look
@@ -76,7 +77,7 @@ class Side:
             broken=list(lane.broken),
             fault=fault,
             errs=lane.rings(lane.err),
-            flags=None if fault else lane.used_flags(),
+            flags=None if fault or self.asks else lane.used_flags(),
             counters=_comparable(lane.queue.counters()),
             jobs=sorted(jobs, key=repr) if sort else jobs,
         )
@@ -118,6 +119,7 @@ class Side:
     def set_ask(self, *, asks: bool) -> None:
         """Let the queue ask for what no segment gives, or not."""
         self.lane.queue.set_ask(self.missed.append if asks else None)
+        self.asks |= asks
         self.missed.clear()
 
     def deny(self) -> None:
