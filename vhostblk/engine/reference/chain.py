@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vhostblk.blk.request import (
+    ADDRESS_MASK,
     Answer,
     Buffer,
     Frame,
@@ -101,6 +102,8 @@ def _locate(buffers: Sequence[Buffer], memory: GuestMemory) -> list[Buffer] | No
     """Return a chain's buffers in this process; None where one is out of reach or too many are."""
     located: list[Buffer] = []
     for part in buffers:
+        if part.address + part.length > ADDRESS_MASK:
+            return None  # wraps: nothing there is worth asking for
         try:
             located += memory.locate(part)
         except Denied:
