@@ -137,6 +137,7 @@ static void call_later(const struct file *f, struct vhb_req *req, const struct c
                        struct vhb_io *io)
 {
     struct io_uring_sqe *sqe = vhb_io_sqe(io);
+    io->pending++;
     unsigned niov = (unsigned)c->niov;
     if (c->kind == CALL_FSYNC)
         io_uring_prep_fsync(sqe, f->fd, IORING_FSYNC_DATASYNC);

@@ -140,6 +140,7 @@ static int take_completion(struct vhb_io *io, const struct io_uring_cqe *cqe, vh
         return 0;
     default: {
         struct vhb_req *req = (struct vhb_req *)(uintptr_t)cqe->user_data;
+        io->pending--;
         req->resume(req, cqe->res, io);
         return 1;
     }

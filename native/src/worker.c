@@ -354,7 +354,9 @@ int vhb_worker_run(struct vhb_worker *w)
     uint64_t last = now_us();
     while (!load_acquire(&w->stop)) { /* pair: stop */
         int n = pass(w, 0);
-        if (n == 0 && now_us() - last < w->spin_us) {
+        /* Not while the kernel works on requests: its threads may want this very CPU, and a
+         * completion ends the sleep as soon as a kick does. */
+        if (n == 0 && w->io.pending == 0 && now_us() - last < w->spin_us) {
             cpu_relax();
             continue;
         }
