@@ -55,6 +55,14 @@ def filled(path: Path) -> Path:
     return path
 
 
+def warm(work: Work) -> None:
+    """Read a file into the page cache, so that who comes first does not fetch it for the rest."""
+    if work.path is not None:
+        with work.path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+
+
 def make_works(names: list[str], directory: Path, shm: Path) -> Iterator[Work]:
     """Yield the disks asked for, their files filled."""
     for name in names:
@@ -137,6 +145,7 @@ def main() -> None:
                         wait=args.wait,
                         order=args.order,
                     )
+                    warm(work)
                     with ExitStack() as stack:
                         running = {
                             peer.name: stack.enter_context(
