@@ -10,7 +10,7 @@
 
 /* What is taken in one visit, so that queues share a worker fairly and none waits for long for what
  * a disk does inside submit. */
-enum { BUDGET = 64, BUDGET_BYTES = 4 << 20 };
+enum { BUDGET = 4, BUDGET_BYTES = 4 << 20 };
 
 void vhb_queue_post(struct vhb_queue *q, uint32_t event)
 {
