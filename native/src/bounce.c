@@ -1,7 +1,8 @@
 /* bounce.c - aligned memory for requests of misaligned guest memory under O_DIRECT.
  *
  * A request takes one buffer for as long as it lasts, and goes through it in as many rounds as it
- * needs; who finds none free waits in line. */
+ * needs; who finds none free waits in line.  A worker serves several devices, so a buffer is wiped
+ * whenever it is given back: between requests, and once a device has stopped, none holds data. */
 #include "atomics.h"
 #include "io.h"
 
@@ -20,8 +21,11 @@ void *vhb_bounce_get(struct vhb_io *io, struct vhb_req *req)
     return NULL;
 }
 
-void vhb_bounce_put(struct vhb_io *io, void *buffer)
+void vhb_bounce_put(struct vhb_io *io, struct vhb_req *req)
 {
+    void *buffer = req->bounce;
+    req->bounce = NULL;
+    explicit_bzero(buffer, req->len < VHB_BOUNCE_SIZE ? (size_t)req->len : VHB_BOUNCE_SIZE);
     struct vhb_req *next = io->bounce_wait;
     if (!next) {
         io->bounce_free |= 1u << ((size_t)((uint8_t *)buffer - io->bounce) / VHB_BOUNCE_SIZE);

@@ -7,8 +7,8 @@
  *
  * The only global state of the core, because a signal handler has no argument.
  *
- * Everything the handler calls is async-signal-safe: mmap, sigaction and raise are plain system
- * calls here, and its counters are lock-free.
+ * Everything the handler calls is async-signal-safe: mmap, madvise, sigaction and raise are plain
+ * system calls here, and its counters are lock-free.
  *
  * Watching and unwatching take a slot by compare-and-swap and never wait.  The handler reads a
  * slot between two looks at its sequence number and ignores one that changed meanwhile.  What that
@@ -103,6 +103,9 @@ static bool replace_page(uintptr_t addr)
         int flags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         if (mmap((void *)at, len, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
             return false; /* no memory even for this: as fatal as it was before us */
+        /* It may yet get the guest's data: what holds for the mapping holds for its stand-in. */
+        (void)madvise((void *)at, len, MADV_DONTDUMP);
+        (void)madvise((void *)at, len, MADV_DONTFORK);
         __atomic_fetch_add(&slots[i].lost, 1, __ATOMIC_RELAXED);
         __atomic_fetch_add(&total, 1, __ATOMIC_RELEASE); /* pair: fault-total */
         store_relaxed(&seen, load_relaxed(&seen) + 1);

@@ -209,8 +209,7 @@ static struct file *file_of(struct vhb_disk *disk)
 static void bounce_end(struct vhb_req *req, struct vhb_io *io)
 {
     if (req->bounce)
-        vhb_bounce_put(io, req->bounce);
-    req->bounce = NULL;
+        vhb_bounce_put(io, req);
 }
 
 /* Calls until the request is over, all of them now. */

@@ -46,7 +46,8 @@ int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void 
 
 /* VHB_BOUNCE_SIZE bytes, or NULL: *req* then waits and its resume is called with req->bounce. */
 void *vhb_bounce_get(struct vhb_io *io, struct vhb_req *req);
-void vhb_bounce_put(struct vhb_io *io, void *buffer);
+/* Give a request's buffer back, wiped: the next may be another device's. */
+void vhb_bounce_put(struct vhb_io *io, struct vhb_req *req);
 /* Bytes of the round at the request's cursor (iov, done). */
 size_t vhb_bounce_len(const struct vhb_req *req);
 /* Of a bounced write: guest to buffer, before its round.  False: the guest's memory is gone. */

@@ -44,8 +44,9 @@ int vhb_io_init(struct vhb_io *io, bool allow_uring)
         vhb_io_free(io);
         return -ENOMEM;
     }
-    /* It holds guest data. */
+    /* It holds guest data: none for core dumps, none for children. */
     madvise(io->bounce, (size_t)VHB_BOUNCE_COUNT * VHB_BOUNCE_SIZE, MADV_DONTDUMP);
+    madvise(io->bounce, (size_t)VHB_BOUNCE_COUNT * VHB_BOUNCE_SIZE, MADV_DONTFORK);
     io->bounce_free = (1u << VHB_BOUNCE_COUNT) - 1;
     return 0;
 }

@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "disk.h"
+#include "smaps.h"
 
 enum { PAGE = 4096, PAGES = 8, BIG = 2 << 20 };
 
@@ -64,6 +65,20 @@ static void test_lost_pages_read_as_zeroes(void)
     CHECK_EQ(vhb_fault_seen(), before + 2);
     CHECK_EQ(vhb_fault_count(slot), 2);
 
+    CHECK_EQ(vhb_fault_unwatch(slot), 0);
+    forget(&m);
+}
+
+/* The page that takes the place is kept from core dumps and children, as guest memory is. */
+static void test_replacement_is_neither_dumped_nor_inherited(void)
+{
+    ready();
+    struct memory m = memory();
+    int slot = vhb_fault_watch(m.host, PAGES * PAGE, PAGE);
+    CHECK(slot >= 0 && !has_vm_flag(m.host, " dd"));
+    CHECK_EQ(ftruncate(m.fd, 4 * PAGE), 0);
+    ((volatile uint8_t *)m.host)[5 * PAGE] = 9;
+    CHECK(has_vm_flag(m.host + 5 * PAGE, " dd") && has_vm_flag(m.host + 5 * PAGE, " dc"));
     CHECK_EQ(vhb_fault_unwatch(slot), 0);
     forget(&m);
 }
@@ -259,6 +274,7 @@ static void test_earlier_handlers_are_called(void)
 
 /* The first in the list: it forks before this process has installed anything. */
 CHECK_MAIN(TEST(earlier_handlers_are_called), TEST(lost_pages_read_as_zeroes),
+           TEST(replacement_is_neither_dumped_nor_inherited),
            TEST(losses_are_counted_where_they_happen),
            TEST(replacement_has_the_page_size_of_the_mapping), TEST(watch_checks_its_arguments),
            TEST(slots_are_bounded_and_reused), TEST(other_faults_are_fatal_as_before))
