@@ -1,3 +1,4 @@
+import ctypes
 import errno
 import gc
 import os
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proc import mapped_at
 
 from vhostblk.disk import transfer
 
@@ -194,3 +196,38 @@ def test_nothing_is_transferred_for_nothing(fd: int, bounce: transfer.Bounce) ->
         transfer.read(fd, 0, views)
         bounce.write(fd, 0, views)
         bounce.read(fd, 0, views)
+
+
+def test_bounce_memory_is_neither_dumped_nor_inherited(bounce: transfer.Bounce) -> None:
+    """It holds guest data: dd (no core dump), dc (no child)."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(bounce._map))
+    assert {"dd", "dc"} <= mapped_at(address).flags
+    gc.collect()  # the exported buffer
+
+
+@pytest.mark.parametrize("length", [4096, 1 << 20, (1 << 20) + 4096])
+def test_bounce_memory_is_wiped_behind_every_transfer(
+    direct_fd: int, bounce: transfer.Bounce, length: int
+) -> None:
+    """Nothing of a read or a write stays, be it shorter or longer than the buffer, or fail."""
+    data = bytearray(b"guest-data-8-by-" * (length // 16))
+    bounce.write(direct_fd, 0, [memoryview(data)])
+    assert not any(bounce._buffer)
+    got = bytearray(length)
+    bounce.read(direct_fd, 0, [memoryview(got)])
+    assert got == data
+    assert not any(bounce._buffer)
+    with pytest.raises(OSError, match="ends within"):
+        bounce.read(direct_fd, SIZE - 4096, [memoryview(got + bytes(4096))])
+    assert not any(bounce._buffer)
+
+
+def test_a_failed_bounced_read_leaves_the_views_alone(
+    direct_fd: int, bounce: transfer.Bounce
+) -> None:
+    """What an earlier transfer left in the buffer, or part of this one, reaches nobody."""
+    bounce.write(direct_fd, SIZE - 4096, [memoryview(b"\x11" * 4096)])
+    got = bytearray(b"\x77" * 8192)
+    with pytest.raises(OSError, match="ends within"):
+        bounce.read(direct_fd, SIZE - 4096, [memoryview(got)])
+    assert got == b"\x77" * 8192

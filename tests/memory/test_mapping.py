@@ -1,25 +1,14 @@
 import mmap
 import os
 from errno import EACCES, EINVAL, ENOMEM
-from pathlib import Path
 
 import pytest
+from proc import mapped_at
 
 from vhostblk.errors import Refused
 from vhostblk.memory.mapping import Mapping, page_size_of
 
 PAGE = mmap.PAGESIZE
-
-
-def smaps(address: int) -> dict[str, str]:
-    """Return what the kernel says of the mapping that begins at *address*."""
-    lines = Path("/proc/self/smaps").read_text().splitlines()
-    at = next(n for n, line in enumerate(lines) if line.startswith(f"{address:x}-"))
-    pairs = (line.partition(":") for line in lines[at + 1 : at + 30])
-    found: dict[str, str] = {}
-    for name, _, value in pairs:
-        found.setdefault(name, value.strip())
-    return found
 
 
 def test_mapping_shares_memory(memory: int) -> None:
@@ -33,15 +22,15 @@ def test_mapping_shares_memory(memory: int) -> None:
     mapping.release()
 
 
-def test_mapping_is_not_dumped_reserved_nor_populated() -> None:
-    """DONTDUMP, NORESERVE, and not one page touched."""
+def test_mapping_is_not_dumped_inherited_reserved_nor_populated() -> None:
+    """DONTDUMP, DONTFORK, NORESERVE, not locked, no huge pages, and not one page touched."""
     fd = os.memfd_create("guest")
     os.ftruncate(fd, 1 << 20)
     mapping = Mapping(fd, offset=0, length=1 << 20)
-    status = smaps(mapping.address)
-    assert {"sh", "dd", "nr", "rd", "wr"} <= set(status["VmFlags"].split())
-    assert not {"lo", "hg"} & set(status["VmFlags"].split())
-    assert status["Rss"] == "0 kB"
+    status = mapped_at(mapping.address)
+    assert {"sh", "dd", "dc", "nr", "rd", "wr"} <= status.flags
+    assert not {"lo", "hg"} & status.flags
+    assert status.fields["Rss"] == "0 kB"
     assert os.fstat(fd).st_blocks == 0
     mapping.release()
 

@@ -228,7 +228,11 @@ class File(Disk):
 
     def _look(self, length: int) -> None:
         start = bytearray(max(length, signature.LENGTH))
-        with memoryview(start) as view:
-            self.read(0, [view])
-        if text := signature.warning(self._path, bytes(start)):
+        try:
+            with memoryview(start) as view:
+                self.read(0, [view])
+            text = signature.warning(self._path, start)
+        finally:
+            start[:] = bytes(len(start))  # the guest's: not to lie about in our memory
+        if text:
             log.warning("%s", text)

@@ -51,7 +51,7 @@ LENGTH = 512
 """Bytes from the start of a disk that `warning` wants to see."""
 
 
-def warning(path: str, start: bytes) -> str | None:
+def warning(path: str, start: bytes | bytearray) -> str | None:
     """
     Say what a raw disk looks like, if it looks like something else.
 
@@ -70,7 +70,7 @@ def warning(path: str, start: bytes) -> str | None:
     )
 
 
-def mistaken(path: str, start: bytes) -> str | None:
+def mistaken(path: str, start: bytes | bytearray) -> str | None:
     """
     Say what a file is that cannot be a raw disk, where that is seen.
 
@@ -87,8 +87,8 @@ def mistaken(path: str, start: bytes) -> str | None:
     return f"{path}: a {known.name} image, and file: serves raw disks: {known.remedy}"
 
 
-def _recognised(start: bytes) -> _Format | None:
+def _recognised(start: bytes | bytearray) -> _Format | None:
     for known in _FORMATS:
-        if start[known.at :].startswith(known.mark):
+        if start.startswith(known.mark, known.at):
             return known
     return None

@@ -8,13 +8,15 @@ wants every view aligned; a guest's views are none of that.
 import errno
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 
 IOV_MAX = 1024
 """Views of one system call at most (<limits.h>)."""
 
 _BOUNCE = 1 << 20
+_ZEROES = memoryview(bytes(_BOUNCE))
 
 
 def read(fd: int, offset: int, views: Sequence[memoryview]) -> None:
@@ -68,13 +70,18 @@ class Bounce:
     Everything goes through it, aligned or not: Python cannot tell where a read-only view lies,
     and next to a Python call per request a copy costs little.  The C core does better.
 
+    The buffer holds guest data: it is in no core dump and in no child of ours, and it is wiped
+    behind every transfer.
+
     Args:
         align: Bytes the kernel wants buffers, offsets and lengths aligned to; up to a page.
     """
 
     def __init__(self, align: int) -> None:
         self._align = align
-        self._map = mmap.mmap(-1, _BOUNCE)
+        self._map = mmap.mmap(-1, _BOUNCE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._map.madvise(mmap.MADV_DONTDUMP)
+        self._map.madvise(mmap.MADV_DONTFORK)
         self._buffer = memoryview(self._map)
         self._lock = Lock()
 
@@ -88,7 +95,7 @@ class Bounce:
         total = sum(map(len, views))
         rest = list(views)
         try:
-            with self._lock:
+            with self._lock, self._wiped_behind(total):
                 for at in range(0, total, _BOUNCE):
                     with self._buffer[: min(_BOUNCE, total - at)] as piece:
                         self._fill(fd, offset + at, piece)
@@ -103,13 +110,21 @@ class Bounce:
         total = sum(map(len, views))
         rest = list(views)
         try:
-            with self._lock:
+            with self._lock, self._wiped_behind(total):
                 for at in range(0, total, _BOUNCE):
                     with self._buffer[: min(_BOUNCE, total - at)] as piece:
                         rest = _gather(piece, rest)
                         self._drain(fd, offset + at, piece, stable=stable)
         finally:
             rest.clear()  # as in `read`
+
+    @contextmanager
+    def _wiped_behind(self, total: int) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            used = min(_BOUNCE, total)
+            self._buffer[:used] = _ZEROES[:used]
 
     def _fill(self, fd: int, offset: int, piece: memoryview) -> None:
         at = 0

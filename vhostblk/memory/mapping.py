@@ -86,8 +86,10 @@ def _map(fd: int, offset: int, length: int) -> int:
         raise Refused(
             number, f"cannot map {length:#x} bytes of guest memory: {os.strerror(number)}"
         )
-    # Guest memory does not belong into our core dumps; failing to say so harms nobody else.
-    _libc.madvise(address, length, mmap.MADV_DONTDUMP)
+    # Guest memory belongs neither into our core dumps nor into our children (a Python disk may
+    # start some); failing to say so harms nobody else.
+    for advice in (mmap.MADV_DONTDUMP, mmap.MADV_DONTFORK):
+        _libc.madvise(address, length, advice)
     return int(address)
 
 
