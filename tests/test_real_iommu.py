@@ -14,6 +14,7 @@ from guest_boot import scenarios, servers, tools
 from guest_boot.images import file_in
 from guest_boot.servers import Disk
 
+from vhostblk.cli.confidential import DEVICE_OPTIONS
 from vhostblk.cli.guest_vm import Machine, Vm
 
 pytestmark = pytest.mark.guest
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.guest
 MIB = 1 << 20
 DISK_SIZE = 64 * MIB
 BOOT_TIMEOUT_S = 90.0
-PLATFORM = ("iommu_platform=on", "disable-legacy=on")
 ACCESS_PLATFORM = 33
 NOWHERE = Path("/nowhere")
 
@@ -62,7 +62,7 @@ def behind_intel(*, ats: bool, kernel_options: str = "intel_iommu=on") -> Machin
     iommu = "intel-iommu,intremap=off" + (",device-iotlb=on,caching-mode=on" if ats else "")
     return Machine(
         NOWHERE,
-        device_options=(*PLATFORM, *(("ats=on",) if ats else ())),
+        device_options=(*DEVICE_OPTIONS, *(("ats=on",) if ats else ())),
         platform=("-device", iommu),
         kernel_options=kernel_options,
     )
@@ -72,9 +72,10 @@ def test_bounced_guest_formats_writes_and_verifies(tmp_path: Path) -> None:
     """
     The way a confidential guest goes: iommu_platform without an IOMMU, every buffer bounced.
 
+    The device is the one `vhostblk qemu-args --sev` prints.
     A bounced segment has 256 KiB at most, which shows that they are.
     """
-    machine = Machine(NOWHERE, device_options=PLATFORM, kernel_options="swiotlb=force")
+    machine = Machine(NOWHERE, device_options=DEVICE_OPTIONS, kernel_options="swiotlb=force")
     said = boot(tmp_path, machine, SCRIPT)
     assert int(said["segment"]) == 256 << 10
 

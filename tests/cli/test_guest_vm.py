@@ -41,7 +41,7 @@ def test_qemu_command_shares_memory_and_doubles_commas(tmp_path: Path) -> None:
         Path("/m"),
     )
 
-    assert "memory-backend-memfd,id=ram,size=256M,share=on" in command
+    assert "memory-backend-memfd,id=mem,size=256M,share=on" in command
     assert "socket,id=disk,path=/a,,b" in command
     assert "vhost-user-blk-pci,chardev=disk,num-queues=4,packed=on" in command
     assert command[command.index("-smp") + 1] == "4"

@@ -1,3 +1,4 @@
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 import running
 
-from vhostblk.cli import main, qemu_args
+from vhostblk.cli import confidential, main, qemu_args
 
 
 def test_qemu_args_prints_one_line_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +96,99 @@ def test_qemu_args_refuses_what_qemu_would(
         "",
         f"vhostblk qemu-args: {line} See 'vhostblk qemu-args --help'.\n",
     )
+
+
+GUESTS = [
+    (["--sev"], "sev-guest,id=cgs0,cbitpos=51,reduced-phys-bits=1"),
+    (["--sev", "--policy", "0x3"], "sev-guest,id=cgs0,cbitpos=51,reduced-phys-bits=1,policy=0x3"),
+    (["--sev-es"], "sev-guest,id=cgs0,cbitpos=51,reduced-phys-bits=1,policy=0x5"),
+    (
+        ["--sev-es", "--cbitpos", "47"],
+        "sev-guest,id=cgs0,cbitpos=47,reduced-phys-bits=1,policy=0x5",
+    ),
+    (["--sev-snp"], "sev-snp-guest,id=cgs0,cbitpos=51,reduced-phys-bits=1"),
+    (["--tdx"], "tdx-guest,id=cgs0"),
+]
+
+
+@pytest.fixture
+def no_cpuid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the host's CPU say nothing."""
+    monkeypatch.setattr(confidential, "CPUID", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("no_cpuid")
+@pytest.mark.parametrize(("options", "guest"), GUESTS)
+def test_qemu_args_of_a_confidential_guest(
+    options: list[str], guest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    The guest's object is named by the machine, and the device gets what QEMU insists on.
+
+    Source: QEMU 10.0, docs/system/confidential-guest-support.rst; hw/core/machine.c.
+    """
+    assert main.main(["qemu-args", "--socket-path", "/run/vm0.sock", *options]) == 0
+
+    assert capsys.readouterr().out == (
+        "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on"
+        f" -object {guest}"
+        " -machine q35,confidential-guest-support=cgs0,memory-backend=mem"
+        " -chardev socket,id=vhostblk0,path=/run/vm0.sock"
+        " -device vhost-user-blk-pci,chardev=vhostblk0,num-queues=1"
+        ",iommu_platform=on,disable-legacy=on\n"
+    )
+
+
+def test_second_disk_of_a_confidential_guest_is_shared_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each disk has the device's part; what encrypts the guest comes once."""
+    options = ["--socket-path", "/run/b.sock", "--id", "b", "--device-only", "--sev-snp"]
+    assert main.main(["qemu-args", *options]) == 0
+
+    assert capsys.readouterr().out == (
+        "-chardev socket,id=b,path=/run/b.sock"
+        " -device vhost-user-blk-pci,chardev=b,num-queues=1,iommu_platform=on,disable-legacy=on\n"
+    )
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--sev"], "accelerator does not support confidential guest sev-guest"),
+        (["--sev-es"], "failed to locate and/or save reset vector"),
+        (["--sev-snp"], "cannot set up private guest memory for sev-snp-guest: KVM required"),
+    ],
+    ids=["sev", "sev-es", "sev-snp"],
+)
+def test_qemu_understands_a_confidential_guest(
+    options: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    QEMU takes every word of the line, up to what only the hardware (or firmware) can give.
+
+    The controls: a property that is not there, and a link to no object, are complained
+    of before that.
+    """
+    arguments = ["qemu-args", "--socket-path", "/nowhere", "--memory", "64M"]
+    assert main.main([*arguments, *options]) == 0
+    line = capsys.readouterr().out.split(" -chardev")[0]
+
+    assert why in complaint(line)
+    assert "Invalid parameter 'cbitpoz'" in complaint(line.replace("cbitpos", "cbitpoz"))
+    assert "Device 'cgs1' not found" in complaint(line.replace("support=cgs0", "support=cgs1"))
+
+
+def complaint(line: str) -> str:
+    """Start QEMU with *line*, which must fail, and return what it says."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        pytest.skip("qemu-system-x86_64 is not installed (Debian: qemu-system-x86)")
+    command = [qemu, "-accel", "tcg", "-display", "none", "-nodefaults", *shlex.split(line)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert run.returncode == 1
+    return run.stderr
 
 
 @pytest.mark.guest

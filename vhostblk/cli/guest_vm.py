@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vhostblk.cli import initramfs, qmp
+from vhostblk.cli import initramfs, qemu_args, qmp
 from vhostblk.errors import VhostBlkError
 
 VIRTIO_MODULES = ("virtio_pci", "virtio_blk", "ext4")
@@ -137,22 +137,25 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
     Returns:
         The command and its arguments; the guest's console is its standard output.
     """
-    device = ("vhost-user-blk-pci", "chardev=disk", f"num-queues={machine.queues}")
-    # Guest memory is a memfd because the back-end maps it: anonymous memory has no descriptor.
-    memory = f"memory-backend-memfd,id=ram,size={machine.memory_mib}M,share=on"
+    disk = qemu_args.Attachment(
+        socket_path=machine.socket_path,
+        num_queues=machine.queues,
+        memory=f"{machine.memory_mib}M",
+        machine="q35",
+        id="disk",
+        device_options=machine.device_options,
+    )
     # One thread for all CPUs: with one each, QEMU 10.0 aborted once in 100 boots while Linux set up
     # PCI (msix_table_mmio_write, at an offset no access of a guest has), and CPUs that wait for
     # each other burn what a busy host has left.
     return [
-        *(str(tools.qemu), "-machine", "q35,memory-backend=ram", "-object", memory),
-        *("-accel", "tcg,thread=single", "-cpu", "max", "-m", str(machine.memory_mib)),
+        *(str(tools.qemu), "-accel", "tcg,thread=single", "-cpu", "max"),
         *("-smp", str(machine.queues), "-nographic", "-nodefaults", "-serial", "stdio"),
         *("-kernel", str(tools.kernel), "-initrd", str(initrd)),
         *("-append", f"console=ttyS0 quiet panic=-1 mitigations=off {machine.kernel_options}"),
         *("-qmp", f"unix:{_option(monitor)},server=on,wait=off"),
-        *("-chardev", f"socket,id=disk,path={_option(machine.socket_path)}"),
         *machine.platform,
-        *("-device", ",".join((*device, *machine.device_options))),
+        *qemu_args.arguments(disk),
         *([] if machine.reboots else ["-no-reboot"]),
         *machine.arguments,
     ]

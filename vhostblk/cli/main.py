@@ -8,6 +8,7 @@ import click
 
 from vhostblk.cli import report
 from vhostblk.cli.demo import demo
+from vhostblk.cli.libvirt_xml import libvirt_xml
 from vhostblk.cli.qemu_args import qemu_args
 from vhostblk.cli.serve import serve
 
@@ -40,7 +41,7 @@ def vhostblk(context: click.Context, *, asked_version: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (serve, qemu_args, demo):
+for command in (serve, qemu_args, libvirt_xml, demo):
     vhostblk.add_command(command)
 
 

@@ -99,6 +99,18 @@ def qemu_id(text: str) -> str:
     return text
 
 
+def libvirt_target(text: str) -> str:
+    """
+    Read a name for libvirt's disk.
+
+    Raises:
+        click.BadParameter: A virtio disk cannot have it.
+    """
+    if not re.fullmatch(r"vd[a-z]+", text):
+        raise click.BadParameter(f"{text!r} is not a virtio disk's name; give vda, vdb or so.")
+    return text
+
+
 def socket(command: _F) -> _F:
     """Give a command ``--socket-path`` and ``--fd``; see `one_socket`."""
     path = click.option(

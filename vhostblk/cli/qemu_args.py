@@ -9,10 +9,12 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import click
 
-from vhostblk.cli import options
+from vhostblk.cli import confidential, options
+from vhostblk.cli.confidential import Confidential, Said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,8 @@ class Attachment:
         memory: The guest's memory, as QEMU writes sizes; None: set up elsewhere.
         machine: QEMU's machine type; None: named elsewhere, or QEMU's default.
         id: Name of the character device; each disk of a guest needs its own.
+        device_options: More of the device's properties.
+        guest: What encrypts the guest; None: nothing does.
     """
 
     socket_path: Path
@@ -33,6 +37,8 @@ class Attachment:
     memory: str | None = "1G"
     machine: str | None = None
     id: str = "vhostblk0"
+    device_options: tuple[str, ...] = ()
+    guest: Confidential | None = None
 
 
 def arguments(attachment: Attachment) -> list[str]:
@@ -43,21 +49,34 @@ def arguments(attachment: Attachment) -> list[str]:
         Arguments, not yet quoted for a shell.
     """
     path = os.path.abspath(attachment.socket_path)  # noqa: PTH100 - must not follow links
+    device = ("vhost-user-blk-pci", f"chardev={attachment.id}")
+    platform = confidential.DEVICE_OPTIONS if attachment.guest else ()
     return [
         *_memory(attachment),
         *("-chardev", f"socket,id={attachment.id},path={path.replace(',', ',,')}"),
         "-device",
-        f"vhost-user-blk-pci,chardev={attachment.id},num-queues={attachment.num_queues}",
+        ",".join(
+            (
+                *device,
+                f"num-queues={attachment.num_queues}",
+                *platform,
+                *attachment.device_options,
+            )
+        ),
     ]
 
 
 def _memory(attachment: Attachment) -> list[str]:
     if attachment.memory is None:
         return []
-    machine = ",".join(filter(None, (attachment.machine, "memory-backend=mem")))
+    guest = attachment.guest
+    support = f"confidential-guest-support={confidential.OBJECT_ID}" if guest else None
+    kind = attachment.machine or ("q35" if guest else None)
+    machine = ",".join(filter(None, (kind, support, "memory-backend=mem")))
     return [
         *("-m", attachment.memory),
         *("-object", f"memory-backend-memfd,id=mem,size={attachment.memory},share=on"),
+        *(("-object", confidential.qemu_object(guest)) if guest else ()),
         *("-machine", machine),
     ]
 
@@ -84,7 +103,11 @@ def _memory(attachment: Attachment) -> list[str]:
     callback=options.parsed(options.qemu_size),
     help="The guest's memory, as in QEMU's -m.",
 )
-@click.option("--machine", metavar="TYPE", help="QEMU's machine type, e.g. q35.")
+@click.option(
+    "--machine",
+    metavar="TYPE",
+    help="QEMU's machine type.  [default: q35 for a confidential guest, else QEMU's]",
+)
 @click.option(
     "--id",
     "name",
@@ -98,6 +121,7 @@ def _memory(attachment: Attachment) -> list[str]:
     is_flag=True,
     help="Leave the memory out: a second disk, or shared memory that is already set up.",
 )
+@confidential.options
 def qemu_args(
     *,
     socket_path: Path,
@@ -106,6 +130,7 @@ def qemu_args(
     machine: str | None,
     name: str,
     device_only: bool,
+    **said: Unpack[Said],
 ) -> None:
     """
     Print the QEMU arguments that attach a served disk, on one line.
@@ -117,6 +142,7 @@ def qemu_args(
       vhostblk qemu-args --socket-path /run/vm0.sock
       qemu-system-x86_64 guest.img $(vhostblk qemu-args --socket-path /run/vm0.sock)
       vhostblk qemu-args --socket-path /run/vm0-b.sock --id b --device-only
+      vhostblk qemu-args --socket-path /run/vm0.sock --memory 4G --sev-snp
     """  # noqa: D301 - \b keeps click from joining the lines of the examples
     attachment = Attachment(
         socket_path=socket_path,
@@ -124,5 +150,6 @@ def qemu_args(
         memory=None if device_only else memory,
         machine=machine,
         id=name,
+        guest=confidential.chosen(said),
     )
     click.echo(shlex.join(arguments(attachment)))
