@@ -6,13 +6,14 @@ where a segment came from nor why it is missing.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from errno import EINVAL
 from typing import TypeAlias
 
 from vhostblk.errors import Refused, VhostBlkError
+from vhostblk.memory.ranges import Limit, OnViolation, Range
 from vhostblk.memory.regions import Region, RegionTable
 from vhostblk.spec.virtio_ring import (
     AVAIL_ALIGN,
@@ -37,6 +38,13 @@ class Access(IntFlag):
 
     READ = 1
     WRITE = 2
+    NOTED = 4
+    """Allowed, but a request that goes there is counted and told of."""
+    FATAL = 8
+    """A request that goes there breaks its queue."""
+
+
+_ANY = Access.READ | Access.WRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +159,23 @@ class AddressSpace:
         segments: In the order of *iova*.
         table: The regions they were made from; their mappings are not held by this.
         asks: What is in no segment may be asked for; else it is denied.
+        window: What *segments* were limited to; None: to nothing.
+        whole: The segments without that limit; rings are found in them.
     """
 
     segments: tuple[Segment, ...]
     table: RegionTable
     asks: bool = False
+    window: Limit | None = None
+    whole: tuple[Segment, ...] | None = None
 
     @classmethod
     def build(
-        cls, table: RegionTable, translations: Sequence[Translation] | None = None
+        cls,
+        table: RegionTable,
+        translations: Sequence[Translation] | None = None,
+        *,
+        window: Limit | None = None,
     ) -> "AddressSpace":
         """
         Make the address space of a device.
@@ -169,22 +185,19 @@ class AddressSpace:
             translations: What is known of its IOMMU, sorted and disjoint; what is in no region
                 (any more) is left out.  None: it has none, and the driver uses guest physical
                 addresses.
+            window: Where the device may go at all, in guest physical addresses; None: everywhere.
         """
-        if translations is not None:
+        if translations is None:
+            rows = [(region.place.gpa, _whole(region)) for region in table.regions]
+        else:
             by_uva = sorted(table.regions, key=lambda region: region.place.uva)
-            rows = (row for one in translations for row in _cut(one, by_uva))
-            return cls(tuple(rows), table, asks=True)
-        rows = (
-            Segment(
-                region.place.gpa,
-                region.place.size,
-                region.mapping.address,
-                Access.READ | Access.WRITE,
-                region.place.gpa // LOG_PAGE,
-            )
-            for region in table.regions
-        )
-        return cls(tuple(rows), table)
+            rows = [row for one in translations for row in _cut(one, by_uva)]
+        asks = translations is not None
+        whole = tuple(row for _, row in rows)
+        if window is None:
+            return cls(whole, table, asks)
+        limited = tuple(part for gpa, row in rows for part in _limited(gpa, row, window))
+        return cls(limited, table, asks, window, whole)
 
     def translate(self, iova: int, length: int, access: Access) -> list[Segment]:
         """
@@ -213,7 +226,7 @@ class AddressSpace:
             if segment is not None and not segment.iova <= at < segment.iova + segment.length:
                 segment = None
             if segment is None or access not in segment.access:
-                if self.asks and (segment is None or segment.access):
+                if self.asks and (segment is None or segment.access & _ANY):
                     raise Missing(at, end - at, access)
                 raise Denied(at, access)
             here = min(end, segment.iova + segment.length) - at
@@ -237,15 +250,18 @@ class AddressSpace:
         Raises:
             Missing: Not all of it is translated yet.
             Denied: A byte of it may not be touched.
-            Refused: It is misaligned, or a border of the translations splits an element.
+            Refused: It is misaligned, a border of the translations splits an element, or it must
+                lie in the window and does not.
 
         Spec: vhost-user, "IOMMU support".
         """
-        rows = self.translate(iova, length, part.access)
+        space = self if self.whole is None else replace(self, segments=self.whole)
+        rows = space.translate(iova, length, part.access)
         if any(row.host % part.align for row in rows):
             raise Refused(EINVAL, f"a ring at {iova:#x} is not aligned to {part.align} bytes")
         pieces = [(row.host, row.length) for row in rows]
         _check_borders(iova, pieces, part)
+        self._check_window(pieces)
         return pieces
 
     def ring_pieces(self, uva: int, length: int, part: RingPart) -> list[Piece]:
@@ -261,8 +277,8 @@ class AddressSpace:
             Pieces in order; their lengths add up to *length*.
 
         Raises:
-            Refused: A byte of it is in no region, it is misaligned, or the border between two
-                regions splits an element.
+            Refused: A byte of it is in no region, it is misaligned, the border between two
+                regions splits an element, or it must lie in the window and does not.
 
         Spec: vhost-user, "VHOST_USER_SET_VRING_ADDR"; virtio 1.3, 2.7.
         """
@@ -276,7 +292,34 @@ class AddressSpace:
             pieces.append((host, here))
             done += here
         _check_borders(uva, pieces, part)
+        self._check_window(pieces)
         return pieces
+
+    def guest_ranges(self, pieces: Iterable[Piece]) -> list[Range]:
+        """
+        Say where in guest physical memory the pieces of a ring lie.
+
+        Args:
+            pieces: As `ring_pieces` or `ring_pieces_by_iova` returned them.
+        """
+        return [(self._gpa(host), length) for host, length in pieces]
+
+    def _gpa(self, host: int) -> int:
+        for region in self.table.regions:
+            if 0 <= host - region.mapping.address < region.place.size:
+                return region.place.gpa + host - region.mapping.address
+        raise AssertionError("a piece is in a region")
+
+    def _check_window(self, pieces: Sequence[Piece]) -> None:
+        if self.window is None or not self.window.rings_too:
+            return
+        for gpa, length in self.guest_ranges(pieces):
+            if not self.window.inside.holds(gpa, length):
+                raise Refused(
+                    EINVAL,
+                    f"a ring at GPA {gpa:#x} lies outside the shared ranges, and rings=inside "
+                    "asks for it to be there",
+                )
 
     def _at_uva(self, uva: int) -> Piece:
         region = self.table.at_uva(uva)
@@ -292,8 +335,32 @@ class AddressSpace:
         return region.mapping.address + skip, region.place.size - skip
 
 
-def _cut(one: Translation, by_uva: Sequence[Region]) -> Iterator[Segment]:
-    """Yield what of a translation is in memory, one row for each region it touches."""
+def _whole(region: Region) -> Segment:
+    """Return the row of a region whose guest has no IOMMU."""
+    place, access = region.place, Access.READ | Access.WRITE
+    return Segment(place.gpa, place.size, region.mapping.address, access, place.gpa // LOG_PAGE)
+
+
+def _limited(gpa: int, row: Segment, window: Limit) -> Iterator[Segment]:
+    """Yield the parts of a row that begins at *gpa*, cut where it enters or leaves a window."""
+    for start, length, inside in window.inside.split(gpa, row.length):
+        part = replace(row.part(row.iova + start - gpa, length), log_page=start // LOG_PAGE)
+        yield part if inside else replace(part, access=_outside(row.access, window.on_violation))
+
+
+def _outside(access: Access, policy: OnViolation) -> Access:
+    """Return what is allowed outside a window of what the table itself would."""
+    match policy:
+        case OnViolation.WARN:
+            return access | Access.NOTED
+        case OnViolation.FAIL:
+            return Access(0)
+        case OnViolation.BREAK:
+            return Access.FATAL
+
+
+def _cut(one: Translation, by_uva: Sequence[Region]) -> Iterator[tuple[int, Segment]]:
+    """Yield what of a translation is in memory, one row for each region, and its GPA."""
     first = bisect_right(by_uva, one.uaddr, key=lambda region: region.place.uva) - 1
     for region in by_uva[max(first, 0) :]:
         place = region.place
@@ -304,8 +371,9 @@ def _cut(one: Translation, by_uva: Sequence[Region]) -> Iterator[Segment]:
         if length > 0:
             skip = start - place.uva
             iova = one.iova + start - one.uaddr
-            page = (place.gpa + skip) // LOG_PAGE
-            yield Segment(iova, length, region.mapping.address + skip, one.access, page)
+            gpa = place.gpa + skip
+            host = region.mapping.address + skip
+            yield gpa, Segment(iova, length, host, one.access, gpa // LOG_PAGE)
 
 
 def _check_borders(uva: int, pieces: Sequence[Piece], part: RingPart) -> None:
