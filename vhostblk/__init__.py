@@ -22,6 +22,11 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     read_only: bool = False,
     block_size: int = 0,
     drain_seconds: float | None = None,
+    confidential: Literal["off", "auto", "require"] = "auto",
+    shared_ranges: str = "",
+    on_violation: Literal["warn", "fail", "break"] = "fail",
+    iommu: Literal["off", "auto", "on"] = "auto",
+    access_platform: bool = True,
     socket_mode: int = 0o600,
     socket_owner: tuple[int | None, int | None] = (None, None),
     ready: Callable[[], None] | None = None,
@@ -40,6 +45,12 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         read_only: Refuse writes, whatever the disk can.
         block_size: Bytes every request is a multiple of; 0: the disk's own.
         drain_seconds: How long requests in flight may take when the guest stops or leaves.
+        confidential: ``off``, ``auto`` or ``require``: serve requests in shared memory only.
+        shared_ranges: For ``require``: what the guest shares, as the command line takes it.
+        on_violation: For ``require``: a request elsewhere gets a warning (``warn``), fails
+            (``fail``) or breaks its queue (``break``).
+        iommu: Whether addresses go through the front-end's IOMMU: ``off``, ``auto`` or ``on``.
+        access_platform: Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.
         socket_mode: Permission bits of the socket.
         socket_owner: User and group of the socket, as numbers; None: whoever runs this.
         ready: Called, in the thread that serves, once a front-end can be served.
@@ -48,7 +59,14 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         VhostBlkError: Something cannot be had; the text says what to do.
     """
     # Here, as most who import the package (the fake guest's users) never serve.
+    from vhostblk.memory.ranges import OnViolation  # noqa: PLC0415
     from vhostblk.server.listener import SocketOptions  # noqa: PLC0415
+    from vhostblk.server.policy import (  # noqa: PLC0415
+        Confidential,
+        IommuMode,
+        chosen,
+        parse_shared_ranges,
+    )
     from vhostblk.server.promise import DRAIN_SECONDS, DeviceOptions  # noqa: PLC0415
     from vhostblk.server.serve import device_name, serve_disk  # noqa: PLC0415
 
@@ -67,6 +85,11 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             read_only=read_only,
             block_size=block_size,
             drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,
+            confidential=chosen(Confidential, "confidential", confidential),
+            shared_ranges=parse_shared_ranges(shared_ranges),
+            on_violation=chosen(OnViolation, "on_violation", on_violation),
+            iommu=chosen(IommuMode, "iommu", iommu),
+            access_platform=access_platform,
         ),
         ready=ready,
     )

@@ -10,7 +10,7 @@ import pytest
 import running
 
 from vhostblk.cli import main
-from vhostblk.guest import DisconnectedError, Guest, StatusError
+from vhostblk.guest import BrokenQueueError, DisconnectedError, Guest, StatusError
 
 MIB = 1 << 20
 
@@ -88,6 +88,31 @@ def test_options_reach_the_device(image: Path) -> None:
         with pytest.raises(StatusError):
             guest.write(0, bytes(4096))
         running.end(server)
+    assert image.read_bytes() == bytes(MIB)
+
+
+@pytest.mark.parametrize("program", ["vhostblk serve", "vhostblk-backend"])
+def test_confidential_options_reach_the_device(image: Path, program: str) -> None:
+    """Bit 33 and the ranges: what lies outside of them fails, without a byte of it touched."""
+    path = image.with_name("s")
+    backend = program == "vhostblk-backend"
+    words: list[str | Path] = (
+        ["-m", "vhostblk.cli.backend"] if backend else ["-m", "vhostblk", "serve"]
+    )
+    disk: list[str | Path] = ["--blk-file", image] if backend else [image]
+    options = "--confidential require --shared-ranges 0x100000000+4K --access-platform off"
+    words += [*options.split(), "--iommu", "off", "--socket-path", path, *disk]
+    with running.start(*words, cwd=image.parent) as server:
+        try:
+            running.wait_for_socket(path, server)
+            with Guest.connect(path) as guest:
+                assert not guest.agreement.offered >> 33 & 1
+                # Neither data nor table are in the pages of the ring, which are allowed.
+                with pytest.raises(BrokenQueueError):
+                    guest.write(0, b"\x11" * 65536)
+            assert "queue 0 is broken: indirect table" in running.end(server)
+        finally:
+            server.kill()
     assert image.read_bytes() == bytes(MIB)
 
 
@@ -216,6 +241,24 @@ def use_and_leave(sock: socket.socket) -> None:
             ["--block-size", "1000", "memory:1M"],
             "block_size is a power of two from the disk's 512 to 1048576, not 1000",
         ),
+        (
+            ["--confidential", "require", "memory:1M"],
+            (
+                "confidential require needs to know what the guest shares: give shared ranges, as"
+                " the guest's dmesg prints them ('software IO TLB: mapped [mem ...]')"
+            ),
+        ),
+        (
+            ["--shared-ranges", "1M+1M", "memory:1M"],
+            (
+                "shared ranges are not looked at with confidential auto: give confidential require,"
+                " too"
+            ),
+        ),
+        (
+            ["--confidential", "off", "--on-violation", "break", "memory:1M"],
+            "with confidential off nothing is a violation: give confidential require, too",
+        ),
     ],
 )
 def test_serve_says_in_one_line_what_is_wrong(
@@ -287,6 +330,17 @@ def test_serve_says_what_is_wrong_with_a_path(
             "Invalid value for '--engine': 'fast' is not one of 'auto', 'native', 'reference'.",
         ),
         (["--fd", "3"], "Give --socket-path PATH or --fd FDNUM, one of them."),
+        (
+            ["--shared-ranges", "1M-0x1fffff"],
+            (
+                "Invalid value for '--shared-ranges': shared range '1M-0x1fffff' ends within a"
+                " page: the end is the first byte behind the range, 0x200000"
+            ),
+        ),
+        (
+            ["--confidential", "on"],
+            "Invalid value for '--confidential': 'on' is not one of 'off', 'auto', 'require'.",
+        ),
     ],
 )
 def test_serve_refuses_bad_options(

@@ -16,6 +16,7 @@ from server_kit.wire import ALL_PROTOCOL_FEATURES, LINUX, PATIENCE, UVA, Wire, a
 from vhostblk.engine.api import Counters, Miss
 from vhostblk.memory.space import Access
 from vhostblk.server import ring
+from vhostblk.server.policy import Confidential, IommuMode, parse_shared_ranges
 
 PAGE = 4096
 RING = 0xFFFF_D000
@@ -105,8 +106,10 @@ async def iommu(**options: object) -> AsyncIterator[Iommu]:
     """Attach a front-end with an IOMMU."""
     async with wired(**options) as wire:  # type: ignore[arg-type]
         made = Iommu(wire.sock, wire.engine, wire.device, wire.session)
-        yield made
-        made.channel.close()
+        try:
+            yield made
+        finally:
+            made.channel.close()
 
 
 def test_ring_by_iova_starts_when_it_is_translated() -> None:
@@ -159,6 +162,52 @@ def test_ring_at_front_end_addresses_is_not_translated(features: int, ring: int)
             assert front.queue.running
             assert "ask" not in front.queue.names()
             await front.nothing_is_asked()
+
+    uvloop.run(start())
+
+
+def test_iommu_on_translates_wherever_the_ring_is() -> None:
+    """The override: what looks like a front-end address is asked for as an IOVA."""
+
+    async def start() -> None:
+        async with iommu(iommu=IommuMode.ON) as front:
+            await front.begin(ring=UVA)
+            assert not front.queue.running
+            assert await front.missed() == (UVA, 1)
+
+    uvloop.run(start())
+
+
+def test_iommu_off_translates_nothing() -> None:
+    """The override: IOVAs are refused like any address in no region, others are served."""
+
+    async def start(ring: int) -> None:
+        async with iommu(iommu=IommuMode.OFF) as front:
+            await front.begin(ring=ring)
+            assert front.queue.running
+            await front.nothing_is_asked()
+
+    uvloop.run(start(UVA))
+    with pytest.raises(AssertionError):
+        uvloop.run(start(RING))
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_ring_behind_an_iommu_is_judged_by_where_it_is_in_the_guest(
+    caplog: pytest.LogCaptureFixture, *, outside: bool
+) -> None:
+    """With rings=inside it runs where its GPA is listed; else it is held, and the log says why."""
+    shared = parse_shared_ranges(f"{PAGE if outside else 0}+{4 * PAGE},rings=inside")
+    options = {"confidential": Confidential.REQUIRE, "shared_ranges": shared}
+
+    async def start() -> None:
+        async with iommu(**options) as front:
+            await front.begin()
+            for page, iova in enumerate(PARTS):
+                await front.update(iova, UVA + page * PAGE)
+            if outside:
+                await front.until(lambda: "queue 0 cannot run: a ring at GPA 0x0" in caplog.text)
+            await front.until(lambda: front.queue.running != outside)
 
     uvloop.run(start())
 

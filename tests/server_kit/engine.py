@@ -57,6 +57,7 @@ class FakeQueue:
     ) -> None:
         self.index = index
         self.calls: list[tuple[object, ...]] = []
+        self.segments: list[Segment] = []
         self.running = False
         self.closed = False
         self.next = 0
@@ -99,6 +100,7 @@ class FakeQueue:
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         self._note("space", [(one.iova, one.length) for one in segments])
+        self.segments = list(segments)
 
     def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
         if on_miss is not self.on_miss:

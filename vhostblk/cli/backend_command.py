@@ -25,6 +25,7 @@ from vhostblk.disk.grammar import DiskSpec
     expose_value=False,  # `backend.main` has answered already
     help="Print what this program can as JSON and exit, whatever else is said.",
 )
+@options.confidential
 @options.verbosity
 def backend(
     *,
@@ -32,6 +33,11 @@ def backend(
     fd: int | None,
     blk_file: str,
     read_only: bool,
+    confidential: options.Confidential,
+    shared_ranges: str,
+    on_violation: options.OnViolation,
+    iommu: options.Iommu,
+    access_platform: bool,
     verbose: int,
     quiet: bool,
 ) -> None:
@@ -49,4 +55,15 @@ def backend(
     options.one_socket(socket_path, fd)
     report.start_logging(-1 if quiet else verbose)
     disk = disks.make_disk(DiskSpec("file", blk_file), cache=None, read_only=read_only)
-    vhostblk.serve(disk, socket_path, fd=fd, read_only=read_only, ready=report.ready)
+    vhostblk.serve(
+        disk,
+        socket_path,
+        fd=fd,
+        read_only=read_only,
+        confidential=confidential,
+        shared_ranges=shared_ranges,
+        on_violation=on_violation,
+        iommu=iommu,
+        access_platform=access_platform,
+        ready=report.ready,
+    )

@@ -14,9 +14,15 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 
 import click
 
+from vhostblk.errors import VhostBlkError
+from vhostblk.server.policy import parse_shared_ranges
+
 MAX_QUEUES = 64
 MAX_MODE = 0o777
 Engine: TypeAlias = Literal["auto", "native", "reference"]
+Confidential: TypeAlias = Literal["off", "auto", "require"]
+OnViolation: TypeAlias = Literal["warn", "fail", "break"]
+Iommu: TypeAlias = Literal["off", "auto", "on"]
 Owner: TypeAlias = tuple[int | None, int | None]
 """User and group by number; None: stays as it is."""
 
@@ -150,6 +156,67 @@ def engine(command: _F) -> _F:
         show_default=True,
         help="Data plane: native is C, reference is Python, auto is native where it was built.",
     )(command)
+
+
+def shared_ranges(text: str) -> str:
+    """
+    Make sure that shared ranges can be read; they go on as they are.
+
+    Raises:
+        click.BadParameter: They cannot.
+    """
+    try:
+        parse_shared_ranges(text)
+    except VhostBlkError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
+def confidential(command: _F) -> _F:
+    """Give a command what it takes to serve confidential guests; see `vhostblk.serve`."""
+    for option in (
+        click.option(
+            "--access-platform",
+            type=click.Choice(["on", "off"]),
+            default="on",
+            show_default=True,
+            callback=parsed(lambda text: text == "on"),
+            help="Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.",
+        ),
+        click.option(
+            "--iommu",
+            type=click.Choice(get_args(Iommu)),
+            default="auto",
+            show_default=True,
+            help="Whether addresses go through the guest's IOMMU; auto goes by where a ring is.",
+        ),
+        click.option(
+            "--on-violation",
+            type=click.Choice(get_args(OnViolation)),
+            default="fail",
+            show_default=True,
+            help="With require, a request outside the ranges: warn serves it, break stops its "
+            "queue.",
+        ),
+        click.option(
+            "--shared-ranges",
+            metavar="RANGES",
+            default="",
+            callback=parsed(shared_ranges),
+            help="What the guest shares: START-END, START+SIZE or its dmesg line 'software IO TLB: "
+            "mapped [mem ...]', with commas between; slack=SIZE, rings=inside.",
+        ),
+        click.option(
+            "--confidential",
+            type=click.Choice(get_args(Confidential)),
+            default="auto",
+            show_default=True,
+            help="A guest that keeps its memory to itself: auto watches and warns, require serves "
+            "requests in --shared-ranges only.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def verbosity(command: _F) -> _F:

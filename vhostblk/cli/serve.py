@@ -62,6 +62,7 @@ from vhostblk.disk.grammar import parse
     metavar="SECONDS",
     help="How long a stop waits for requests in flight before it fails them.  [default: 20]",
 )
+@options.confidential
 @options.verbosity
 def serve(
     *,
@@ -78,6 +79,11 @@ def serve(
     block_size: int,
     engine: options.Engine,
     drain_timeout: float | None,
+    confidential: options.Confidential,
+    shared_ranges: str,
+    on_violation: options.OnViolation,
+    iommu: options.Iommu,
+    access_platform: bool,
     verbose: int,
     quiet: bool,
 ) -> None:
@@ -113,6 +119,11 @@ def serve(
         read_only=read_only,
         block_size=block_size,
         drain_seconds=drain_timeout,
+        confidential=confidential,
+        shared_ranges=shared_ranges,
+        on_violation=on_violation,
+        iommu=iommu,
+        access_platform=access_platform,
         socket_mode=socket_mode,
         socket_owner=socket_owner or (None, None),
         ready=report.ready,

@@ -5,18 +5,21 @@ The handlers act on this; when the connection ends, `close` leaves nothing of it
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from vhostblk.engine.api import Counters, Miss, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.regions import Change, RegionTable
-from vhostblk.memory.space import AddressSpace
+from vhostblk.memory.space import AddressSpace, Translation
 from vhostblk.server.device import Device
+from vhostblk.server.enforcement import Enforcement
 from vhostblk.server.iommu import Iommu
+from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
 from vhostblk.server.silence import Silence
 from vhostblk.server.terms import Terms
 from vhostblk.spec.vhost_user import ProtocolFeature
-from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
+from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
 
 GLOBAL_FLUSH = 1 << 30
 """Bytes from which on an invalidation means everything: nothing in flight is waited for, as what
@@ -42,6 +45,7 @@ class Attachment:
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
+        self._enforcement = Enforcement(device.options)
         self._silence = Silence(self._serving, device.log)
 
     def _ring(self, index: int) -> Ring:
@@ -77,6 +81,8 @@ class Attachment:
 
     def started(self) -> None:
         """Heed that a ring may have started; one behind an IOMMU may wait for a translation."""
+        if self.device.options.confidential is Confidential.OFF:
+            return
         if self.running and not self.features & F_ACCESS_PLATFORM:
             self._silence.listen()
 
@@ -94,11 +100,22 @@ class Attachment:
         """Return what a ring would run by if it started now."""
         return Terms(
             features=self.features,
-            space=self.space,
+            space=self._build(self.space.table) if self._enforcement.on else self.space,
             translated=self.translated() if self._translates else None,
             blk=self.device.blk,
             writethrough=self.writethrough,
+            always_translated=self.device.options.iommu is IommuMode.ON,
+            required=F_VERSION_1 if self._enforcement.on else 0,
         )
+
+    def _build(
+        self, table: RegionTable, translations: Sequence[Translation] | None = None
+    ) -> AddressSpace:
+        """Make an address space, limited to what the device may use at all."""
+        space = AddressSpace.build(table, translations)
+        rings = [one for ring in self.rings for one in ring.lies_in(space)]
+        window = self._enforcement.window(rings)
+        return space if window is None else AddressSpace.build(table, translations, window=window)
 
     async def install(self, change: Change) -> None:
         """
@@ -112,7 +129,7 @@ class Attachment:
         """
         if not change.added and not change.removed:
             return
-        space = AddressSpace.build(change.table)
+        space = self._build(change.table)
         try:
             for ring in self.running:
                 ring.check(space)  # one behind an IOMMU can always wait
@@ -161,11 +178,12 @@ class Attachment:
     def _translates(self) -> bool:
         """Whether the driver's addresses go through an IOMMU, if its rings' do."""
         acked = self.features & F_ACCESS_PLATFORM and _CHANNEL in self.protocol_features
-        return bool(acked) and self.iommu.can_ask
+        wanted = self.device.options.iommu is not IommuMode.OFF
+        return wanted and bool(acked) and self.iommu.can_ask
 
     def translated(self) -> AddressSpace:
         """Return the address space behind the IOMMU, as far as it is known now."""
-        return AddressSpace.build(self.space.table, self.iommu.iotlb.translations)
+        return self._build(self.space.table, self.iommu.iotlb.translations)
 
     def forget_translations(self) -> None:
         """

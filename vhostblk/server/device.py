@@ -55,8 +55,10 @@ class Device:
         self.log = log
         self.config = ConfigSpace(blk)
         ring = engine.ring_features
-        # Without bit 33 no confidential guest of QEMU's starts; without a vIOMMU it strips it.
-        self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES | F_ACCESS_PLATFORM
+        self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
+        if options.access_platform:
+            # Without it no confidential guest of QEMU's starts; without a vIOMMU it is stripped.
+            self.features |= F_ACCESS_PLATFORM
         self._engine = engine
         self._share = share
         self._pump = pump

@@ -1,11 +1,13 @@
 """From what a disk says of itself and what was asked for to what the device promises."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import DiskInfo
 from vhostblk.errors import VhostBlkError
+from vhostblk.memory.ranges import OnViolation
 from vhostblk.server.iommu import MISS_SECONDS
+from vhostblk.server.policy import Confidential, IommuMode, SharedRanges
 from vhostblk.server.pump import Opened
 from vhostblk.spec.virtio_blk import SECTOR_SIZE, SERIAL_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
@@ -36,6 +38,11 @@ class DeviceOptions:
         block_size: Bytes every request is a multiple of; 0: the disk's own.
         drain_seconds: Bound of every drain, more than 0.
         miss_seconds: Bound of every wait for a translation, more than 0.
+        confidential: How a guest is treated whose memory may be its own.
+        shared_ranges: For *confidential* ``require``: where requests may go.
+        on_violation: For the same: what becomes of one that goes elsewhere.
+        iommu: When addresses go through the front-end's IOMMU.
+        access_platform: Offer VIRTIO_F_ACCESS_PLATFORM (bit 33).
 
     Raises:
         VhostBlkError: One of them cannot be.
@@ -49,6 +56,11 @@ class DeviceOptions:
     block_size: int = 0
     drain_seconds: float = DRAIN_SECONDS
     miss_seconds: float = MISS_SECONDS
+    confidential: Confidential = Confidential.AUTO
+    shared_ranges: SharedRanges = field(default_factory=SharedRanges)
+    on_violation: OnViolation = OnViolation.FAIL
+    iommu: IommuMode = IommuMode.AUTO
+    access_platform: bool = True
 
     def __post_init__(self) -> None:
         if len(self.serial.encode()) > SERIAL_SIZE:
@@ -63,6 +75,26 @@ class DeviceOptions:
             raise VhostBlkError(f"drain_seconds is more than 0, not {self.drain_seconds}")
         if not self.miss_seconds > 0:
             raise VhostBlkError(f"miss_seconds is more than 0, not {self.miss_seconds}")
+        self._check_confidential()
+
+    def _check_confidential(self) -> None:
+        if self.confidential is Confidential.REQUIRE and not self.shared_ranges:
+            raise VhostBlkError(
+                "confidential require needs to know what the guest shares: give shared ranges, as "
+                "the guest's dmesg prints them ('software IO TLB: mapped [mem ...]')"
+            )
+        if self.shared_ranges.learn:
+            raise VhostBlkError("learn= is not available yet: give the ranges themselves")
+        if self.confidential is not Confidential.REQUIRE and self.shared_ranges:
+            raise VhostBlkError(
+                f"shared ranges are not looked at with confidential {self.confidential}: "
+                "give confidential require, too"
+            )
+        if self.confidential is not Confidential.REQUIRE and self.on_violation != OnViolation.FAIL:
+            raise VhostBlkError(
+                f"with confidential {self.confidential} nothing is a violation: "
+                "give confidential require, too"
+            )
 
 
 def promise(opened: Opened, options: DeviceOptions) -> BlkDevice:

@@ -165,6 +165,14 @@ class Ring:
         if not self.broken and not self.translated:
             self._place(space)
 
+    def lies_in(self, space: AddressSpace) -> list[Range]:
+        """Return the guest physical memory it is in, as far as *space* tells; no window asked."""
+        try:
+            parts = self._layout()
+        except Refused:
+            return []
+        return [one for part in parts for one in _lies_in(part, space)]
+
     # ---- behind an IOMMU ------------------------------------------------------------------
 
     def parts(self) -> list[tuple[int, int, Access]]:
@@ -341,11 +349,17 @@ class Ring:
         crosvm acks ACCESS_PLATFORM for a protected guest, and goes on to send its own addresses.
         """
         table = terms.space.table
-        return terms.translated is not None and any(
-            table.at_uva(at) is None for at, _, _ in self._layout()
+        return terms.translated is not None and (
+            terms.always_translated or any(table.at_uva(at) is None for at, _, _ in self._layout())
         )
 
     def _check(self, terms: Terms) -> None:
+        if missing := terms.required & ~terms.features:
+            raise Refused(
+                EINVAL,
+                f"ring {self.index} does not start: the driver has not acked feature bits "
+                f"{missing:#x} (VERSION_1), which confidential require asks for",
+            )
         if self._is_translated(terms):
             self._layout()
         else:
@@ -368,6 +382,18 @@ class Ring:
         if self._num == 0:
             raise Refused(EINVAL, f"ring {self.index} has no size: SET_VRING_NUM is missing")
         return layout(self._num, where)
+
+
+def _lies_in(part: Part, space: AddressSpace) -> list[Range]:
+    try:
+        return space.guest_ranges(space.ring_pieces(*part))
+    except Refused:
+        if not space.asks:
+            return []
+    try:
+        return space.guest_ranges(space.ring_pieces_by_iova(*part))
+    except (Refused, Missing, Denied):
+        return []
 
 
 def _meet(some: Sequence[Range], others: Sequence[Range]) -> bool:

@@ -40,6 +40,8 @@ class Terms:
         translated: The same behind the driver's IOMMU; None where there is none.
         blk: What the device promises.
         writethrough: Every write is stable before its status.
+        always_translated: Its addresses go through the IOMMU if there is one, wherever it is.
+        required: Feature bits without which it does not start.
     """
 
     features: int
@@ -47,6 +49,8 @@ class Terms:
     translated: AddressSpace | None = None
     blk: BlkDevice
     writethrough: bool
+    always_translated: bool = False
+    required: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
