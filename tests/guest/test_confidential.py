@@ -1,4 +1,7 @@
+import mmap
+
 import pytest
+from guest_peers.misdeeds import MAP_FLAGS, MISDEEDS, far_write, good
 from guest_peers.rogue import CONTENT, HostView, Piece, rogue
 from guest_peers.scripted import offers, scripted
 
@@ -10,20 +13,6 @@ from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import MIB, PAGE
 
 KINDS: list[Kind] = ["bounced", "sev", "snp", "tdx"]
-
-
-def good(view: HostView, chain: list[Piece]) -> None:
-    """Do nothing wrong."""
-
-
-def next_page(view: HostView, chain: list[Piece]) -> None:
-    """Read a byte of the page behind the last buffer's."""
-    view.read(chain[-1].gpa - chain[-1].gpa % PAGE + PAGE, 1)
-
-
-def far_page(view: HostView, _chain: list[Piece]) -> None:
-    """Write a byte of private memory."""
-    view.write(32 * MIB, b"x")
 
 
 def connect(front: object, confidential: Kind | Confidential) -> Guest:
@@ -52,16 +41,28 @@ def test_hole_map_of_a_good_back_end(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["snp", "tdx"])
-@pytest.mark.parametrize("misdeed", [next_page, far_page])
-def test_hole_map_catches_a_bad_back_end(kind: Kind, misdeed: object) -> None:
-    """One byte read on the next page of the pool, or written far away, is one page too many."""
-    with rogue(misdeed) as backend, connect(backend.front, kind) as guest:  # type: ignore[arg-type]
+@pytest.mark.parametrize("misdeed", ["next_page", "far_read", "far_write"])
+def test_hole_map_catches_a_bad_back_end(kind: Kind, misdeed: str) -> None:
+    """One byte read on the next page of the pool, or touched far away, is one page too many."""
+    with rogue(MISDEEDS[misdeed]) as backend, connect(backend.front, kind) as guest:
         guest.read(0, 4096)
         assert isinstance(guest.dma, Bounced)
         assert len(touched_pages(guest.memory) - guest.dma.exposed) == 1
 
 
-@pytest.mark.parametrize(("misdeed", "damaged"), [(good, set()), (far_page, {32 * MIB})])
+@pytest.mark.parametrize("misdeed", ["populate", "register", "map_populate"])
+def test_hole_map_catches_who_takes_all_memory(misdeed: str) -> None:
+    """Read in advance, registered as buffers or populated by mmap: every page is there."""
+    flags = MAP_FLAGS.get(misdeed, mmap.MAP_SHARED)
+    with (
+        rogue(MISDEEDS.get(misdeed, good), map_flags=flags) as backend,
+        connect(backend.front, "snp") as guest,
+    ):
+        guest.read(0, 4096)
+        assert len(touched_pages(guest.memory)) == 64 * MIB // PAGE
+
+
+@pytest.mark.parametrize(("misdeed", "damaged"), [(good, set()), (far_write, {12 * MIB})])
 def test_ciphertext_shows_who_wrote(misdeed: object, damaged: set[int]) -> None:
     """On SEV, where there are no holes, a private page that changed was written by the device."""
     with rogue(misdeed) as backend, connect(backend.front, "sev") as guest:  # type: ignore[arg-type]

@@ -44,6 +44,11 @@ class HostView:
     def __init__(self) -> None:
         self._regions: list[tuple[int, int, int, mmap.mmap]] = []
 
+    @property
+    def regions(self) -> list[tuple[int, int, int, mmap.mmap]]:
+        """Return GPA, bytes, UVA and mapping of each."""
+        return self._regions
+
     def add(self, gpa: int, size: int, uva: int, view: mmap.mmap) -> None:
         self._regions.append((gpa, size, uva, view))
 
@@ -68,6 +73,8 @@ class HostView:
 
 Misdeed = Callable[[HostView, list[Piece]], None]
 """Done before each request is served, with its chain."""
+OnMap = Callable[[int, mmap.mmap, int], None]
+"""Told of every region that is mapped: its descriptor, the mapping, the offset."""
 
 
 @dataclass(slots=True)
@@ -80,12 +87,16 @@ class Rogue:
         misdeed: What it does besides.
         claim: Bytes it says it wrote; ``None``: the truth.
         view: Guest memory.
+        map_flags: How it maps it.
+        on_map: Told of it.
     """
 
     front: socket.socket
     misdeed: Misdeed
     claim: int | None = None
     view: HostView = field(default_factory=HostView)
+    map_flags: int = mmap.MAP_SHARED
+    on_map: OnMap = lambda _fd, _view, _offset: None
     _fds: dict[int, int] = field(default_factory=dict)
     _ring: tuple[int, int, int] = (0, 0, 0)
     _size: int = 0
@@ -126,7 +137,9 @@ class Rogue:
                 return wire.U64.pack(8)
             case Request.ADD_MEM_REG:
                 gpa, size, uva, offset = struct.unpack("<8x4Q", payload)
-                self.view.add(gpa, size, uva, mmap.mmap(message.fds[0], size, offset=offset))
+                mapping = mmap.mmap(message.fds[0], size, flags=self.map_flags, offset=offset)
+                self.on_map(message.fds[0], mapping, offset)
+                self.view.add(gpa, size, uva, mapping)
                 os.close(message.fds[0])
             case Request.SET_VRING_NUM:
                 self._size = wire.VRING_STATE.unpack(payload)[1]
@@ -176,10 +189,12 @@ class Rogue:
 
 
 @contextlib.contextmanager
-def rogue(misdeed: Misdeed, claim: int | None = None) -> Iterator[Rogue]:
+def rogue(
+    misdeed: Misdeed, claim: int | None = None, *, map_flags: int = mmap.MAP_SHARED
+) -> Iterator[Rogue]:
     """Run the back-end until the ``with`` block ends."""
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    backend = Rogue(front, misdeed, claim)
+    backend = Rogue(front, misdeed, claim, map_flags=map_flags)
     thread = threading.Thread(target=backend.run, args=(Connection(back, 10),))
     thread.start()
     try:

@@ -29,10 +29,12 @@ from vhostblk.guest.pages import PageStateError, Protection
 from vhostblk.guest.queue import Queue, QueueOptions, Ticket
 from vhostblk.guest.ring import Buffer, Descriptor, RingAddresses
 from vhostblk.guest.swiotlb import PoolFullError
+from vhostblk.guest.touches import Auditor, Report, Touch
 
 __all__ = [
     "DEFAULT_FEATURES",
     "DEFAULT_PROTOCOL_FEATURES",
+    "Auditor",
     "BounceError",
     "BrokenQueueError",
     "Buffer",
@@ -54,12 +56,14 @@ __all__ = [
     "QueueOptions",
     "Range",
     "Region",
+    "Report",
     "Request",
     "RingAddresses",
     "RingError",
     "StatusError",
     "SwiotlbOptions",
     "Ticket",
+    "Touch",
     "hostile",
     "pc_layout",
     "personality",
