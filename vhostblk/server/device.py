@@ -15,6 +15,7 @@ from vhostblk.blk.features import offered
 from vhostblk.engine.api import DeviceEngine, Engine, Queue
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.mapping import Mapping
+from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
@@ -54,6 +55,7 @@ class Device:
         self.options = options
         self.log = log
         self.config = ConfigSpace(blk)
+        self.guest = GuestCounters()
         ring = engine.ring_features
         self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
         if options.access_platform:
