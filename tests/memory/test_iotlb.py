@@ -109,6 +109,20 @@ def test_neighbours_become_one_row() -> None:
     assert len(iotlb.translations) == 3
 
 
+def test_holes_do_not_make_more_than_are_kept() -> None:
+    """A large translation that is invalidated page by page falls apart, but not without end."""
+    iotlb = Iotlb(4)
+    iotlb.update(at(0, 64 * PAGE, UVA))
+    for page in range(1, 64, 2):
+        iotlb.invalidate(page * PAGE, PAGE, keep=[(2 * PAGE, PAGE)])
+        assert len(iotlb.translations) <= 4
+    assert not iotlb.gaps(2 * PAGE, PAGE, BOTH)
+    iotlb.update(at(1 << 40, 8 * PAGE, UVA))
+    iotlb.invalidate((1 << 40) + PAGE, PAGE)
+    iotlb.update(at((1 << 40) + 4 * PAGE, PAGE, UVA + (1 << 30)))
+    assert len(iotlb.translations) <= 4
+
+
 @pytest.mark.parametrize(
     ("iova", "size", "left"),
     [

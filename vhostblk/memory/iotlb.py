@@ -122,12 +122,14 @@ class Iotlb:
         Raises:
             Refused: There is no room, and everything is to be kept.
         """
-        self.invalidate(new.iova, new.size)
+        self._forget(new.iova, new.iova + new.size)
         at = bisect_left(self._rows, new.iova, key=_start)
         self._rows.insert(at, _Row(new, next(self._ages)))
         self._coalesce(at)
-        if len(self._rows) > self._limit:
-            self._evict((*keep, (new.iova, new.size)))
+        while len(self._rows) > self._limit:
+            if not self._evict((*keep, (new.iova, new.size))):
+                self._forget(new.iova, new.iova + new.size)
+                raise Refused(ENOSPC, f"more than {self._limit} translations are needed at once")
 
     def _coalesce(self, at: int) -> None:
         for low in (at, at - 1):
@@ -135,15 +137,13 @@ class Iotlb:
                 joined = self._rows[low + 1].join(self._rows[low])
                 self._rows[low : low + 2] = [joined]
 
-    def _evict(self, keep: Sequence[Range]) -> None:
+    def _evict(self, keep: Sequence[Range]) -> bool:
         free = [row for row in self._rows if not _touches(row, keep)]
-        if not free:
-            new, size = keep[-1]
-            self.invalidate(new, size)
-            raise Refused(ENOSPC, f"more than {self._limit} translations are needed at once")
-        self._rows.remove(min(free, key=lambda row: row.age))
+        if free:
+            self._rows.remove(min(free, key=lambda row: row.age))
+        return bool(free)
 
-    def invalidate(self, iova: int, size: int) -> tuple[Range, ...]:
+    def invalidate(self, iova: int, size: int, *, keep: Sequence[Range] = ()) -> tuple[Range, ...]:
         """
         Forget a range.
 
@@ -151,6 +151,8 @@ class Iotlb:
             iova: Its first byte.
             size: Bytes, at least 1; a range that leaves the top of the address space goes on at
                 0.  QEMU ends one exactly there.
+            keep: As for `update`: a hole in the middle of a translation makes two of it, which may
+                be one too many.
 
         Returns:
             The range without its wrap: one or two pieces.
@@ -159,6 +161,8 @@ class Iotlb:
         ranges = ((iova, size),) if end <= _TOP else ((iova, _TOP - iova), (0, end - _TOP))
         for start, length in ranges:
             self._forget(start, start + length)
+        while len(self._rows) > self._limit and self._evict(keep):
+            pass
         return ranges
 
     def _forget(self, start: int, end: int) -> None:
