@@ -10,7 +10,7 @@ from vhostblk.guest.bounce import Bounced, SwiotlbOptions
 from vhostblk.guest.dma import CANARY, BounceError
 from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import MIB, PAGE
-from vhostblk.guest.pages import Mode
+from vhostblk.guest.pages import Mode, Protection
 from vhostblk.guest.swiotlb import SLOT, PoolFullError
 
 
@@ -213,3 +213,37 @@ def test_close_gives_everything_back(memory: GuestMemory) -> None:
     dma.close()
     assert memory.reserve(start, 128 * SLOT) == start
     assert memory.shared_pages == frozenset()
+
+
+def test_free_pages_are_recycled(memory: GuestMemory) -> None:
+    """What holds no mapping becomes private and shared again, what holds one stays as it is."""
+    dma = Bounced(memory, small())
+    orig = buffer(memory, b"x" * 6000)
+    gone, kept = (dma.map(orig, 6000, writable=False) for _ in range(2))
+    dma.unmap(gone, 0)
+    holes = touched_pages(memory)
+    assert dma.recycle() == 128 * SLOT // PAGE - 2
+    assert device_read(memory, kept, 6000) == b"x" * 6000
+    if memory.protection.mode in {"snp", "tdx"}:
+        assert holes - touched_pages(memory) == {gone, gone + PAGE}
+    dma.unmap(dma.map(orig, 6000, writable=False), 0)
+    device_write(memory, dma.pools[0][-1], b"!")
+    with pytest.raises(BounceError, match="free bounce slot"):
+        _ = [dma.map(orig, 16, writable=False) for _ in range(128)]
+
+
+@pytest.mark.parametrize("mode", ["snp", "tdx"])
+def test_pages_that_leave_their_bytes_behind(mode: Mode) -> None:
+    """As with huge pages: a new pool on pages that were shared before is clear all the same."""
+    with GuestMemory([Region(0, 4 * MIB)], mode=Protection(mode=mode, punch=False)) as memory:
+        dma = Bounced(memory, small())
+        start = dma.pools[0].start
+        orig = buffer(memory, b"secret" * 100)
+        dma.unmap(dma.map(orig, 600, writable=False), 0)
+        left = dma.map(orig, 600, writable=False)
+        dma.close()
+        assert device_read(memory, left, 600) == b"secret" * 100, "the host has it still"
+        again = Bounced(memory, small())
+        assert again.pools[0].start == start
+        for _ in range(128):
+            again.map(orig, 16, writable=False)

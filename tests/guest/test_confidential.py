@@ -2,7 +2,7 @@ import mmap
 
 import pytest
 from guest_peers.misdeeds import MAP_FLAGS, MISDEEDS, far_write, good
-from guest_peers.rogue import CONTENT, HostView, Piece, rogue
+from guest_peers.rogue import CONTENT, Piece, View, rogue
 from guest_peers.scripted import offers, scripted
 
 from vhostblk.guest import DEFAULT_FEATURES, FrontEnd, Guest, GuestError, GuestMemory, Region
@@ -74,7 +74,7 @@ def test_ciphertext_shows_who_wrote(misdeed: object, damaged: set[int]) -> None:
 def test_a_write_beside_the_buffer_is_caught(kind: Kind) -> None:
     """A status of two bytes instead of one hits the canary."""
 
-    def long_status(view: HostView, chain: list[Piece]) -> None:
+    def long_status(view: View, chain: list[Piece]) -> None:
         view.write(chain[-1].gpa, b"\0\0")
 
     with (
@@ -89,7 +89,7 @@ def test_a_write_beside_the_buffer_is_caught(kind: Kind) -> None:
 def test_a_write_into_what_is_read_only_is_caught(which: str) -> None:
     """The device changes neither a header nor an indirect table."""
 
-    def scribble(view: HostView, chain: list[Piece]) -> None:
+    def scribble(view: View, chain: list[Piece]) -> None:
         at = chain[0].gpa if which == "header" else table
         view.write(at + 8, b"\xff")
 

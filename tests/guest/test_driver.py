@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from guest_peers.rogue import CONTENT, HostView, Piece, rogue
+from guest_peers.rogue import CONTENT, Piece, View, rogue
 
 from vhostblk.guest import FrontEnd, Guest, QueueOptions, Request
 from vhostblk.guest.bounce import Bounced, SwiotlbOptions
@@ -15,7 +15,7 @@ from vhostblk.guest.swiotlb import PoolFullError
 TINY = Confidential(kind="snp", swiotlb=SwiotlbOptions(nslabs=128))
 
 
-def nothing(view: HostView, chain: list[Piece]) -> None:
+def nothing(view: View, chain: list[Piece]) -> None:
     """Do nothing besides."""
 
 
@@ -78,7 +78,7 @@ def test_abandoned_requests_give_slots_back(guest: Guest) -> None:
 def test_everything_is_taken_back_before_the_complaint() -> None:
     """A device that wrote where it must not leaves no slot in use."""
 
-    def scribble(view: HostView, chain: list[Piece]) -> None:
+    def scribble(view: View, chain: list[Piece]) -> None:
         view.write(chain[0].gpa, b"\xff")
 
     with (

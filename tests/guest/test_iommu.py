@@ -6,8 +6,9 @@ import pytest
 
 from vhostblk.guest.dma import Direct
 from vhostblk.guest.errors import GuestError
-from vhostblk.guest.iommu import TOP, Iommu, Mapped, Remapped
+from vhostblk.guest.iommu import FLUSHES, TOP, Flush, Iommu, IommuOptions, Mapped
 from vhostblk.guest.memory import GuestMemory
+from vhostblk.guest.remapped import Remapped
 from vhostblk.guest.wire import Iotlb
 
 PAGE = 4096
@@ -51,6 +52,67 @@ def test_driver_gives_no_more_rights_than_needed(memory: GuestMemory) -> None:
     dma.unmap(out, 0)
     dma.drop(into)
     assert iommu.find(out) is iommu.find(into) is None
+
+
+def test_what_a_flush_tells(memory: GuestMemory) -> None:
+    """Pages one by one; a power of two around them; all but the interrupt window, up to 2^64."""
+    told: dict[Flush, list[tuple[int, int]]] = {}
+    flushes: list[Flush] = ["page", "aligned", "global"]
+    for flush in flushes:
+        iommu = Iommu(memory, flush)
+        iommu.map(0x5000, PAGE, 1)
+        one = iommu.find(iommu.map(0x10000, 3 * PAGE, 1))
+        assert one is not None
+        told[flush] = iommu._flushes(one)
+    assert told["page"] == [(TOP - n * PAGE, PAGE) for n in (4, 3, 2)]
+    assert told["aligned"] == [(TOP - 4 * PAGE, 4 * PAGE)], "with a neighbour that stays mapped"
+    assert told["global"] == list(FLUSHES)
+    assert sum(FLUSHES[1]) == 1 << 64
+
+
+def test_identity(memory: GuestMemory) -> None:
+    """All RAM leads to itself, and nothing else does; what was there before comes back."""
+    iommu = Iommu(memory)
+    before = iommu.map(0x10000, 16, 1)
+    iommu.reset(firmware=True)
+    assert iommu.map(0x20010, 16, 2) == 0x20010
+    assert iommu.find(0x20010) == Mapped(0x20000, 0x20000, PAGE, 3)
+    assert iommu.find(64 << 20) is None
+    iommu.unmap(0x20010)
+    iommu.unmap(before)
+    iommu.reset(firmware=False)
+    assert iommu.find(0x20010) is iommu.find(before) is None
+    assert Iommu(memory, IommuOptions(identity=True)).map(0x30000, 16, 1) == 0x30000
+
+
+def test_iovas_run_out(memory: GuestMemory) -> None:
+    """There are as many as fit below the top."""
+    iommu = Iommu(memory, IommuOptions(top=2 * PAGE))
+    assert iommu.map(0x10000, 2 * PAGE, 1) == 0
+    with pytest.raises(GuestError, match="no 4096 bytes of IOVAs are left below 0x2000"):
+        iommu.map(0x10000, 1, 1)
+
+
+@pytest.mark.parametrize("top", [0, 100, -PAGE])
+def test_impossible_options(memory: GuestMemory, top: int) -> None:
+    """They say what is possible."""
+    with pytest.raises(GuestError, match="not a multiple of 4096"):
+        Iommu(memory, IommuOptions(top=top))
+    with pytest.raises(GuestError, match="'lazy': page, aligned or global"):
+        Iommu(memory, "lazy")  # type: ignore[arg-type]
+
+
+def test_nobody_listens_to_a_device_that_is_stopped(memory: GuestMemory) -> None:
+    """Nothing can be told then; a mapping can go all the same."""
+    iommu = Iommu(memory)
+    at = iommu.map(0x10000, 16, 1)
+    with pytest.raises(GuestError, match="nobody listens"):
+        iommu.tell(at)
+    with pytest.raises(GuestError, match="nobody listens"):
+        iommu.flood(1)
+    with pytest.raises(GuestError, match="nobody listens"):
+        iommu.invalidate(at, 1)
+    iommu.unmap(at)
 
 
 def test_message_is_32_bytes() -> None:

@@ -22,6 +22,7 @@ from vhostblk.guest.errors import (
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
 from vhostblk.guest.holes import touched_pages
+from vhostblk.guest.iommu import Iommu, IommuOptions, Mapped
 from vhostblk.guest.layout import Region, pc_layout, slots_layout
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import DEFAULT_FEATURES, DEFAULT_PROTOCOL_FEATURES
@@ -48,6 +49,9 @@ __all__ = [
     "Guest",
     "GuestError",
     "GuestMemory",
+    "Iommu",
+    "IommuOptions",
+    "Mapped",
     "NackError",
     "PageStateError",
     "PoolFullError",

@@ -126,6 +126,18 @@ class Bounced:
         """Free coherent memory."""
         self._rings.free(addresses)
 
+    def recycle(self) -> int:
+        """
+        Take the pages of lasting pools that hold no mapping back, and share them again.
+
+        The host loses their contents and, with SEV-SNP and TDX, the pages themselves, while
+        requests may be in flight on others.
+
+        Returns:
+            How many pages.
+        """
+        return sum(pool.recycle() for pool in self._pools if not pool.transient)
+
     def close(self) -> None:
         """Take the pools back."""
         while self._pools:
@@ -188,8 +200,7 @@ class _SharedPool:
         self.transient = transient
         self._length = -(-nslabs * SLOT // PAGE) * PAGE
         self._gpa = share_pages(memory, self._length)
-        if memory.protection.mode in ("plain", "sev"):
-            memory.write(self._gpa, bytes(self._length))  # others are zero, and untouched
+        self._clear(self._gpa, self._length)
         self.slots = Pool(
             self._gpa,
             nslabs,
@@ -204,9 +215,31 @@ class _SharedPool:
         """Return its addresses."""
         return range(self._gpa, self._gpa + self._length)
 
+    def recycle(self) -> int:
+        """Take back the pages that hold no mapping, and share them again; return how many."""
+        done = 0
+        for gpa in range(self._gpa, self._gpa + self._length, PAGE):
+            first = (gpa - self._gpa) // SLOT
+            slots = range(first, min(first + PAGE // SLOT, self.slots.nslabs))
+            if not all(map(self.slots.is_free, slots)):
+                continue
+            self._memory.set_private(gpa, PAGE)
+            self._memory.set_shared(gpa, PAGE)
+            self._clear(gpa, PAGE)
+            for index in slots:
+                if self._filler.get(index) is not None:  # else somebody may still write there
+                    del self._filler[index]
+            done += 1
+        return done
+
     def close(self) -> None:
         """Take the pages back."""
         unshare_pages(self._memory, self._gpa, self._length)
+
+    def _clear(self, gpa: int, length: int) -> None:
+        protection = self._memory.protection
+        if protection.mode in ("plain", "sev") or not protection.punch:
+            self._memory.write(gpa, bytes(length))  # others are zero, and untouched
 
     def occupy(self, address: int, length: int) -> tuple[int, int]:
         """

@@ -88,10 +88,12 @@ class Direct:
 
     Args:
         memory: The guest's.
+        ring_align: What the parts of rings begin at a multiple of; PAGE for pages of their own.
     """
 
-    def __init__(self, memory: GuestMemory) -> None:
+    def __init__(self, memory: GuestMemory, *, ring_align: int = 1) -> None:
         self._memory = memory
+        self._ring_align = ring_align
 
     @property
     def max_mapping(self) -> int | None:
@@ -110,7 +112,7 @@ class Direct:
 
     def allocate_ring(self, size: int) -> RingAddresses:
         """Find room for its parts, apart from each other."""
-        return allocate_ring(self._memory, size)
+        return allocate_ring(self._memory, size, align=self._ring_align)
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Free its parts."""

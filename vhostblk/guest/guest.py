@@ -21,8 +21,8 @@ from vhostblk.guest.driver import Driver
 from vhostblk.guest.errors import GuestError, StatusError
 from vhostblk.guest.firmware import FIRMWARE_FEATURES, Islands
 from vhostblk.guest.frontend import FrontEnd
-from vhostblk.guest.iommu import Flush, Iommu, Remapped
-from vhostblk.guest.layout import Region
+from vhostblk.guest.iommu import Flush, Iommu, IommuOptions
+from vhostblk.guest.layout import PAGE, Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import (
     DEFAULT_FEATURES,
@@ -32,6 +32,7 @@ from vhostblk.guest.negotiate import (
 )
 from vhostblk.guest.personality import QEMU_VIOMMU
 from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.guest.remapped import Remapped
 from vhostblk.guest.session import Session
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.virtio_blk import Status
@@ -49,7 +50,7 @@ class Guest:
         queue_options: Of every queue.
         memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
         confidential: What makes it a confidential guest.
-        iommu: How an IOMMU in front of the device flushes; ``None``: there is no IOMMU.
+        iommu: The IOMMU in front of the device, or how it flushes; ``None``: there is none.
     """
 
     def __init__(  # noqa: PLR0913 - each is a knob that tests turn
@@ -60,7 +61,7 @@ class Guest:
         memory: GuestMemory | None = None,
         confidential: Kind | Confidential | None = None,
         *,
-        iommu: Flush | None = None,
+        iommu: Flush | IommuOptions | None = None,
     ) -> None:
         machine = None if confidential is None else Confidential.of(confidential)
         self._machine = machine
@@ -73,9 +74,9 @@ class Guest:
         self.driver = Driver(self.memory, lambda: self.session.queues)
         """Requests in flight."""
         wanted = wanted or Wanted()
-        self.iommu = None if iommu is None else Iommu(self.memory, flush=iommu)
-        """The IOMMU in front of the device, if there is one."""
         try:
+            self.iommu = None if iommu is None else Iommu(self.memory, iommu)
+            """The IOMMU in front of the device, if there is one."""
             self.dma = self._make_dma()
             """How the device is shown memory."""
             if machine is not None:
@@ -105,7 +106,7 @@ class Guest:
         protocol_features: int = DEFAULT_PROTOCOL_FEATURES,
         memory: GuestMemory | None = None,
         confidential: Kind | Confidential | None = None,
-        iommu: Flush | None = None,
+        iommu: Flush | IommuOptions | None = None,
         timeout: float = 10.0,
         start: bool = True,
     ) -> Self:
@@ -121,7 +122,8 @@ class Guest:
             protocol_features: Features to agree on of those offered.
             memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
             confidential: ``sev``, ``snp``, ``tdx``, ``bounced``, or one made by hand.
-            iommu: ``page`` or ``global``: the device is behind an IOMMU that flushes so.
+            iommu: ``page``, ``aligned`` or ``global``: the device is behind an IOMMU that flushes
+                so; or one made by hand.
             timeout: Seconds a message or a request may take.
             start: Start the queues; else call ``start`` later.
 
@@ -226,11 +228,12 @@ class Guest:
         """
         Run the ``with`` block as the firmware: one queue, plain rings, islands of shared pages.
 
-        The machine is reset before, and the operating system starts anew after it.
+        The machine is reset before, and the operating system starts anew after it.  An IOMMU lets
+        all addresses through as they are meanwhile.
         """
         features = self.features
         firmware = self._behind_iommu(Islands(self.memory))
-        self._hand_over(FIRMWARE_FEATURES, None, firmware, [0])
+        self._hand_over(FIRMWARE_FEATURES, None, firmware, [0], firmware=True)
         try:
             yield
         finally:
@@ -353,10 +356,11 @@ class Guest:
         return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
 
     def _make_dma(self) -> Dma:
-        machine = self._machine
-        return self._behind_iommu(
-            Direct(self.memory) if machine is None else machine.make_dma(self.memory)
-        )
+        if self._machine is not None:
+            return self._behind_iommu(self._machine.make_dma(self.memory))
+        # Behind an IOMMU a new ring must not be found through what showed an old one.
+        align = 1 if self.iommu is None else PAGE
+        return self._behind_iommu(Direct(self.memory, ring_align=align))
 
     def _behind_iommu(self, dma: Dma) -> Dma:
         return dma if self.iommu is None else Remapped(dma, self.iommu)
@@ -367,11 +371,15 @@ class Guest:
         queue_options: QueueOptions | None,
         dma: Dma,
         queues: Sequence[int] | None = None,
+        *,
+        firmware: bool = False,
     ) -> None:
         # The new bounce pool is made while the old one is there, so it lies elsewhere.
         old, self.dma, self.session.dma = self.dma, dma, dma
         self.session.shut_down()
         self.driver.abandon()
+        if self.iommu is not None:
+            self.iommu.reset(firmware=firmware)
         self.session.boot(features, queue_options, queues)
         old.close()
 

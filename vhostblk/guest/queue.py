@@ -278,15 +278,17 @@ class Queue:
         """
         Begin anew on an empty ring, as a driver does after a reset; the eventfds stay.
 
+        The new ring is elsewhere, so that a device which still looks at the old one shows.
+
         Args:
             options: Of the new ring.
             event_idx: EVENT_IDX was negotiated.
             dma: How the device is shown memory from now on; ``None``: as before.
         """
+        addresses = options.addresses or (dma or self.dma).allocate_ring(options.size)
         self._free_ring()
         self._forget_signals()
         self.dma = dma or self.dma
-        addresses = options.addresses or self.dma.allocate_ring(options.size)
         self.ring = SplitRing(
             self.memory, addresses, options.size, base=options.base, event_idx=event_idx
         )

@@ -98,21 +98,22 @@ def used_bytes(size: int) -> int:
     return vr.USED_HEADER_SIZE + vr.USED_ELEM_SIZE * size + vr.EVENT_SIZE
 
 
-def allocate_ring(memory: GuestMemory, size: int) -> RingAddresses:
+def allocate_ring(memory: GuestMemory, size: int, *, align: int = 1) -> RingAddresses:
     """
     Find room for a ring; its parts lie apart, in different regions if there are any.
 
     Args:
         memory: Where.
         size: Descriptors.
+        align: Each part begins at a multiple of this, a power of two, and of what it needs.
 
     Returns:
         Where the parts are.
     """
     return RingAddresses(
-        desc=memory.allocate(desc_bytes(size), align=vr.DESC_ALIGN),
-        avail=memory.allocate(avail_bytes(size), align=vr.AVAIL_ALIGN),
-        used=memory.allocate(used_bytes(size), align=vr.USED_ALIGN),
+        desc=memory.allocate(desc_bytes(size), align=max(align, vr.DESC_ALIGN)),
+        avail=memory.allocate(avail_bytes(size), align=max(align, vr.AVAIL_ALIGN)),
+        used=memory.allocate(used_bytes(size), align=max(align, vr.USED_ALIGN)),
     )
 
 

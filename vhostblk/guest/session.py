@@ -11,11 +11,12 @@ from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.dma import Dma
 from vhostblk.guest.frontend import FrontEnd
-from vhostblk.guest.iommu import Iommu, RingMap
+from vhostblk.guest.iommu import Iommu
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import Wanted, negotiate
 from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.guest.remapped import RingMap
 from vhostblk.guest.ring import RingAddresses
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.vhost_user import (
@@ -194,6 +195,8 @@ class Session:
             GuestError: The back-end refused or did not answer.
         """
         self.stop()
+        if self.rings is not None:
+            self.rings.forget()
         if self._agreed(ProtocolFeature.RESET_DEVICE):
             for _ in range(RESETS):
                 self.frontend.reset_device()

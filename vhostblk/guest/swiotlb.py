@@ -69,6 +69,10 @@ class Pool:
         """Tell whether *address* is in this pool."""
         return self.start <= address < self.start + self.nslabs * SLOT
 
+    def is_free(self, index: int) -> bool:
+        """Tell whether slot *index* is in no mapping."""
+        return self._free[index] > 0
+
     def take(self, orig: int, size: int, *, cpu: int = 0) -> int | None:
         """
         Find room for a mapping and take it, in the CPU's own area if there is any.
