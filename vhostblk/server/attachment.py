@@ -206,7 +206,7 @@ class Attachment:
             iova: Its first byte.
             size: Bytes, at least 1; may wrap.
         """
-        ranges = self.iommu.iotlb.invalidate(iova, size)
+        ranges = self.iommu.invalidate(iova, size)
         space = self.translated()
         rings = [ring for ring in self.running if ring.translated]
         wait = size < GLOBAL_FLUSH
@@ -227,7 +227,7 @@ class Attachment:
     async def _find(self, ring: Ring, miss: Miss) -> None:
         needed = miss.iova, miss.length
         self.iommu.need(ring.index, miss.index, needed)
-        denied = await self.iommu.ask([needed], miss.access)
+        denied = await self.iommu.ask(ring.index, [needed], miss.access)
         if denied is not None:
             self.device.log.warning(
                 "queue %d: a request fails, as IOVA %#x is not mapped", ring.index, miss.iova
@@ -237,12 +237,15 @@ class Attachment:
                 await ring.answer(self.translated(), denied)
 
     async def _find_ring(self, ring: Ring) -> None:
+        said = False
         while ring.held:
             for iova, length, access in ring.parts():
-                if await self.iommu.ask([(iova, length)], access) is not None:
-                    self.device.log.warning(
-                        "queue %d waits: its ring at IOVA %#x is not mapped", ring.index, iova
-                    )
+                if await self.iommu.ask(ring.index, [(iova, length)], access) is not None:
+                    if not said:  # once; it is asked again at everything the front-end tells
+                        self.device.log.warning(
+                            "queue %d waits: its ring at IOVA %#x is not mapped", ring.index, iova
+                        )
+                    said = True
                     await self.iommu.changed()
                     break
             else:

@@ -61,6 +61,7 @@ class Iommu:
         self._news: asyncio.Future[int] | None = None
         self._waits: dict[int, asyncio.Task[None]] = {}
         self._needed: dict[int, tuple[int, list[Range]]] = {}
+        self._since: dict[int, dict[Range, float]] = {}
 
     @property
     def can_ask(self) -> bool:
@@ -88,11 +89,21 @@ class Iommu:
         Raises:
             Refused: More is needed at once than is kept.
         """
-        keep = [one for _, ranges in self._needed.values() for one in ranges]
-        self.iotlb.update(new, keep=keep)
+        self.iotlb.update(new, keep=self._kept())
+        for since in self._since.values():
+            for page in tuple(since):
+                if new.iova <= page[0] < new.iova + new.size:
+                    del since[page]
         if self._news is not None:
             self._news.set_result(0)
         self._news = None
+
+    def invalidate(self, iova: int, size: int) -> tuple[Range, ...]:
+        """Forget a range; return it without its wrap (see `Iotlb.invalidate`)."""
+        return self.iotlb.invalidate(iova, size, keep=self._kept())
+
+    def _kept(self) -> list[Range]:
+        return [one for _, ranges in self._needed.values() for one in ranges]
 
     def need(self, ring: int, chain: int, one: Range) -> None:
         """Keep *one* as long as this chain (its avail index) of this ring waits."""
@@ -120,6 +131,7 @@ class Iommu:
     def forget(self, ring: int) -> None:
         """Let a ring that ends wait for nothing."""
         self._needed.pop(ring, None)
+        self._since.pop(ring, None)
         self._cancel(ring)
 
     def _cancel(self, ring: int) -> None:
@@ -139,9 +151,14 @@ class Iommu:
 
     # ---- questions ------------------------------------------------------------------------
 
-    async def ask(self, wanted: Sequence[Range], access: Access) -> Range | None:
+    async def ask(self, ring: int, wanted: Sequence[Range], access: Access) -> Range | None:
         """
         Ask for what is not known of *wanted*, a bounded part of it.
+
+        Args:
+            ring: Who needs it.
+            wanted: IOVAs.
+            access: Needed all over.
 
         Returns:
             None when all of that is known; else a page that is denied.
@@ -150,12 +167,29 @@ class Iommu:
         pages = list(islice((page for gap in gaps for page in _pages(gap)), PAGES_AT_ONCE))
         asked = {page: self._miss(page, access) for page in pages}
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout_at(self._deadline(ring, pages)):
                 denied = await self._known(asked, access)
         except TimeoutError:
-            self.counters.expired += 1
-            denied = next(page for page in pages if self.iotlb.gaps(*page, access))
-        return None if denied is None else _whole(denied)
+            # The last answer may have come at that very moment.
+            denied = next((page for page in pages if self.iotlb.gaps(*page, access)), None)
+            self.counters.expired += denied is not None
+        if denied is None:
+            return None
+        self._since.pop(ring, None)
+        return _whole(denied)
+
+    def _deadline(self, ring: int, pages: Sequence[Range]) -> float:
+        """
+        Return the loop's time up to which an answer for *pages* is waited for.
+
+        A page counts from when it was first asked for.  The question is repeated whenever an
+        invalidation stops the queue for a moment, and with another queue at work its time would
+        never come.
+        """
+        now = asyncio.get_running_loop().time()
+        since = self._since.setdefault(ring, {})
+        first = min((since.setdefault(_whole(page), now) for page in pages), default=now)
+        return first + self._seconds
 
     def _miss(self, page: Range, access: Access) -> asyncio.Future[int]:
         if self._requests is None:
