@@ -223,8 +223,14 @@ class Auditor:
         return self._pages(memory, {True})
 
     def forget(self, timeout: float = 10.0) -> None:
+        """Begin anew with an empty list; see `watch_again`."""
+        with self._lock:
+            self.touches.clear()
+        self.watch_again(timeout)
+
+    def watch_again(self, timeout: float = 10.0) -> None:
         """
-        Begin anew: every page is watched again.
+        Have every page watched as if it had not been touched.
 
         Args:
             timeout: Seconds a back-end may take to agree.
@@ -232,8 +238,6 @@ class Auditor:
         Raises:
             DeadlineError: It does not.
         """
-        with self._lock:
-            self.touches.clear()
         for watched in tuple(self._watched.values()):
             watched.connection.settimeout(timeout)
             try:
