@@ -1,3 +1,4 @@
+import ctypes
 import mmap
 import os
 from errno import EACCES, EINVAL, ENOMEM
@@ -133,4 +134,32 @@ def test_view_stays_inside(memory: int, offset: int, length: int) -> None:
     mapping = Mapping(os.dup(memory), offset=0, length=PAGE)
     with pytest.raises(ValueError, match="of a mapping"):
         mapping.view(offset, length)
+    mapping.release()
+
+
+def test_peek_reads_and_allocates_nothing() -> None:
+    """A hole reads as zeroes and stays a hole; a load would fill it."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 3 * PAGE)
+    os.pwrite(fd, b"here", PAGE + 100)
+    mapping = Mapping(os.dup(fd), offset=PAGE, length=2 * PAGE)
+    before = os.fstat(fd).st_blocks
+    assert mapping.peek(98, 8) == b"\0\0here\0\0"
+    assert mapping.peek(PAGE, 16) == bytes(16)
+    assert os.fstat(fd).st_blocks == before
+    assert ctypes.string_at(mapping.address + PAGE, 16) == bytes(16)
+    assert os.fstat(fd).st_blocks > before, "the control"
+    mapping.release()
+    os.close(fd)
+
+
+def test_peek_misses_what_is_gone() -> None:
+    """Memory that was cut off is no SIGBUS, and neither is what has no file to read."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 2 * PAGE)
+    mapping = Mapping(fd, offset=0, length=2 * PAGE)
+    os.ftruncate(fd, PAGE)
+    assert mapping.peek(0, PAGE) == bytes(PAGE)
+    assert mapping.peek(PAGE - 8, 16) is None
+    assert mapping.peek(PAGE, 16) is None
     mapping.release()

@@ -189,3 +189,12 @@ def test_uva_to_gpa_knows_every_byte_of_a_region(wanted: MakeWanted) -> None:
 def test_place_is_three_numbers() -> None:
     """Equal if all are."""
     assert Place(gpa=1, size=2, uva=3) == Place(uva=3, size=2, gpa=1)
+
+
+def test_region_is_found_by_gpa(wanted: MakeWanted) -> None:
+    """Every byte of it, and none beside it."""
+    table = RegionTable().replace([wanted(0x10000, 2), wanted(0x40000)]).table
+    low, high = table.regions
+    found = [table.at_gpa(gpa) for gpa in (0xFFFF, 0x10000, 0x11FFF, 0x12000, 0x40000)]
+    assert found == [None, low, low, None, high]
+    forget(table)

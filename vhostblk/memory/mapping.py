@@ -200,3 +200,22 @@ class Mapping:
         if not 0 <= offset <= offset + length <= self.length:
             raise ValueError(f"{length} bytes at {offset} of a mapping of {self.length}")
         return memoryview(self._bytes).cast("B")[offset : offset + length]
+
+    def peek(self, offset: int, length: int) -> bytes | None:
+        """
+        Copy a part through the file, for a look at what may be gone or was never there.
+
+        Unlike a load it allocates no page in a hole and cannot end in a SIGBUS.
+
+        Args:
+            offset: First byte, from the beginning of the mapping.
+            length: Bytes.
+
+        Returns:
+            None where not all of it can be read that way: it is gone, or no file's.
+        """
+        try:
+            data = os.pread(self._fd, length, self.offset + offset)
+        except OSError:
+            return None
+        return data if len(data) == length else None

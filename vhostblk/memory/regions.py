@@ -228,6 +228,13 @@ class RegionTable:
                 return region
         return None
 
+    def at_gpa(self, gpa: int) -> Region | None:
+        """Return the region that holds this guest physical address."""
+        for region in self.regions:
+            if region.place.gpa <= gpa < region.place.gpa + region.place.size:
+                return region
+        return None
+
     def uva_to_gpa(self, uva: int) -> int:
         """
         Return the guest physical address of a front-end virtual one.

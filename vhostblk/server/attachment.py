@@ -7,16 +7,16 @@ The handlers act on this; when the connection ends, `close` leaves nothing of it
 import asyncio
 from collections.abc import Sequence
 
-from vhostblk.engine.api import Counters, Miss, Queue
+from vhostblk.engine.api import Miss, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.regions import Change, RegionTable
 from vhostblk.memory.space import AddressSpace, Translation
+from vhostblk.server.detect import Detector
 from vhostblk.server.device import Device
 from vhostblk.server.enforcement import Enforcement
 from vhostblk.server.iommu import Iommu
 from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
-from vhostblk.server.silence import Silence
 from vhostblk.server.terms import Terms
 from vhostblk.spec.vhost_user import ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
@@ -46,7 +46,8 @@ class Attachment:
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
         self._enforcement = Enforcement(device.options)
-        self._silence = Silence(self._serving, device.log)
+        hints = device.options.confidential is not Confidential.OFF
+        self.detector = Detector(self.rings, lambda: self.terms, device.log, hints=hints)
 
     def _ring(self, index: int) -> Ring:
         def broken() -> None:
@@ -73,22 +74,12 @@ class Attachment:
                 fault.index,
                 fault.value,
             )
+            self.detector.broken(self.rings[index], fault)
 
     @property
     def running(self) -> list[Ring]:
         """Return the rings that run."""
         return [ring for ring in self.rings if ring.running]
-
-    def started(self) -> None:
-        """Heed that a ring may have started; one behind an IOMMU may wait for a translation."""
-        if self.device.options.confidential is Confidential.OFF:
-            return
-        if self.running and not self.features & F_ACCESS_PLATFORM:
-            self._silence.listen()
-
-    def _serving(self) -> list[Counters]:
-        """Return what the rings have done that could do something now."""
-        return [ring.queue.counters() for ring in self.running if not ring.broken]
 
     @property
     def writethrough(self) -> bool:
@@ -113,7 +104,7 @@ class Attachment:
     ) -> AddressSpace:
         """Make an address space, limited to what the device may use at all."""
         space = AddressSpace.build(table, translations)
-        rings = [one for ring in self.rings for one in ring.lies_in(space)]
+        rings = [one for ring in self.rings for part in ring.lies_in(space) for one in part]
         window = self._enforcement.window(rings)
         return space if window is None else AddressSpace.build(table, translations, window=window)
 
@@ -255,7 +246,7 @@ class Attachment:
 
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
-        self._silence.stop()
+        self.detector.close()
         self.iommu.close()  # first: an answer must not go to a queue that is being dropped
         try:
             # Each to its end, whatever becomes of another.

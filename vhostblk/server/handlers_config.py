@@ -18,6 +18,7 @@ MAX_STATUS = 0xFF
 
 async def get_config(attachment: Attachment, message: GetConfig) -> bytes:
     """Return a part of the config space."""
+    attachment.detector.config_read()
     return attachment.device.config.read(message.offset, message.size)
 
 

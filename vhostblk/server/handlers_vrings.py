@@ -44,13 +44,15 @@ async def get_vring_base(attachment: Attachment, message: GetVringBase) -> int:
 async def set_vring_addr(attachment: Attachment, message: SetVringAddr) -> None:
     """Note where a ring is; *log* is an address in a dirty log that nobody has."""
     addresses = Addresses(desc=message.desc, avail=message.avail, used=message.used)
-    await attachment.rings[message.index].set_addresses(addresses, attachment.terms)
+    ring = attachment.rings[message.index]
+    attachment.detector.set_up(ring, addresses)
+    await ring.set_addresses(addresses, attachment.terms)
 
 
 async def set_vring_kick(attachment: Attachment, message: SetVringKick) -> None:
     """Take the kick descriptor; an enabled ring starts."""
     await attachment.rings[message.index].set_kick(message.fd, attachment.terms)
-    attachment.started()
+    attachment.detector.started()
 
 
 async def set_vring_call(attachment: Attachment, message: SetVringCall) -> None:
@@ -66,4 +68,4 @@ async def set_vring_err(attachment: Attachment, message: SetVringErr) -> None:
 async def set_vring_enable(attachment: Attachment, message: SetVringEnable) -> None:
     """Enable or disable a ring, set up or not."""
     await attachment.rings[message.index].enable(attachment.terms, on=message.enable)
-    attachment.started()
+    attachment.detector.started()

@@ -10,14 +10,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from errno import EINVAL
 
-from vhostblk.engine.api import Fault, Miss, Queue
+from vhostblk.engine.api import Counters, Fault, Miss, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.iotlb import Range
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
 from vhostblk.server.log import Log
-from vhostblk.server.terms import Addresses, Part, Placed, Terms, layout
+from vhostblk.server.terms import Addresses, Part, Placed, Terms, layout, lies_in
 
 INVALIDATE_SECONDS = 1.0
 """How long what is in flight may use memory that the guest has unmapped; the guest waits."""
@@ -54,6 +54,10 @@ class Ring:
         """Its addresses, and those in its descriptors, go through the IOMMU."""
         self.held = False
         """It runs as soon as the IOMMU has told where it is."""
+        self.starts = 0
+        """How often it has started."""
+        self.before = Counters()
+        """What the queue had done before the last start."""
         self._num = 0
         self._addresses: Addresses | None = None
         self._make_queue = make_queue
@@ -165,13 +169,12 @@ class Ring:
         if not self.broken and not self.translated:
             self._place(space)
 
-    def lies_in(self, space: AddressSpace) -> list[Range]:
-        """Return the guest physical memory it is in, as far as *space* tells; no window asked."""
+    def lies_in(self, space: AddressSpace) -> list[list[Range]]:
+        """Return the guest memory of its parts, as `terms.lies_in` does; none before a set-up."""
         try:
-            parts = self._layout()
+            return [lies_in(part, space) for part in self._layout()]
         except Refused:
             return []
-        return [one for part in parts for one in _lies_in(part, space)]
 
     # ---- behind an IOMMU ------------------------------------------------------------------
 
@@ -331,6 +334,8 @@ class Ring:
             queue.set_ask(None)
             queue.set_space(terms.space.segments)
             self._set_ring(queue, placed)
+        self.starts += 1
+        self.before = queue.counters()
         queue.set_base(self.base)
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
@@ -382,18 +387,6 @@ class Ring:
         if self._num == 0:
             raise Refused(EINVAL, f"ring {self.index} has no size: SET_VRING_NUM is missing")
         return layout(self._num, where)
-
-
-def _lies_in(part: Part, space: AddressSpace) -> list[Range]:
-    try:
-        return space.guest_ranges(space.ring_pieces(*part))
-    except Refused:
-        if not space.asks:
-            return []
-    try:
-        return space.guest_ranges(space.ring_pieces_by_iova(*part))
-    except (Refused, Missing, Denied):
-        return []
 
 
 def _meet(some: Sequence[Range], others: Sequence[Range]) -> bool:

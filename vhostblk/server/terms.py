@@ -6,7 +6,17 @@ from typing import TypeAlias
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.engine.api import Piece
-from vhostblk.memory.space import AVAIL, DESC, USED, AddressSpace, RingPart
+from vhostblk.errors import Refused
+from vhostblk.memory.ranges import Range
+from vhostblk.memory.space import (
+    AVAIL,
+    DESC,
+    USED,
+    AddressSpace,
+    Denied,
+    Missing,
+    RingPart,
+)
 from vhostblk.spec.virtio_ring import (
     AVAIL_ELEM_SIZE,
     AVAIL_HEADER_SIZE,
@@ -71,3 +81,21 @@ def layout(num: int, where: Addresses) -> list[Part]:
         (where.avail, avail, AVAIL),
         (where.used, used, USED),
     ]
+
+
+def lies_in(part: Part, space: AddressSpace) -> list[Range]:
+    """
+    Return where in guest physical memory a part of a ring is, whether it goes through an IOMMU.
+
+    Returns:
+        Ranges in order; nothing where *space* does not tell of all of it.
+    """
+    try:
+        return space.guest_ranges(space.ring_pieces(*part))
+    except Refused:
+        if not space.asks:
+            return []
+    try:
+        return space.guest_ranges(space.ring_pieces_by_iova(*part))
+    except (Refused, Missing, Denied):
+        return []

@@ -1,0 +1,248 @@
+"""
+Notice a guest whose memory, addresses or driver are not what a device can work with.
+
+Everything here happens on the error path or in the first minutes of a start, and only ever ends in
+a line of the log and a counter: nothing is repaired.  Rings are looked at as `glance` does, which
+touches no page of the guest.
+
+The letters E, Z, N and H are those of the detectors in the design; each speaks once for every
+start of a queue.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from vhostblk.engine.api import Counters, Fault
+from vhostblk.engine.reason import Reason
+from vhostblk.memory.symptoms import looks_encrypted, stray_bits
+from vhostblk.server import hints
+from vhostblk.server.glance import Glance, glance
+from vhostblk.server.log import Log
+from vhostblk.server.ring import Ring
+from vhostblk.server.terms import Addresses, Terms
+
+LOOKS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Seconds from each look at the rings that have not asked for anything to the next, from a start
+on.  After the last one an idle device costs nothing."""
+DRIVER_SECONDS = 30.0
+"""How long after the front-end has read the config space a driver is waited for."""
+FIRST_REQUESTS = 32
+"""What a driver asks for first shows whether it is one."""
+
+_ADDRESS_OF = {
+    Reason.TABLE_ADDRESS.text: "indirect table",
+    Reason.STATUS_ADDRESS.text: "status byte",
+}
+
+
+@dataclass(slots=True)
+class Noticed:
+    """
+    How often something was noticed.
+
+    Args:
+        ring_looks_encrypted: Queues that broke and read as random bytes.
+        zero_ring_kicks: Kicks on queues that read as zeroes.
+        cbit_address: Addresses that are in memory but for a C-bit or shared bit.
+    """
+
+    ring_looks_encrypted: int = 0
+    zero_ring_kicks: int = 0
+    cbit_address: int = 0
+
+
+class Detector:
+    """
+    Watches the rings of one front-end.
+
+    Args:
+        rings: All of them.
+        terms: What they run by, now.
+        log: For what an operator should know.
+        hints: False: the operator wants none; nothing is looked at.
+    """
+
+    def __init__(
+        self, rings: Sequence[Ring], terms: Callable[[], Terms], log: Log, *, hints: bool = True
+    ) -> None:
+        self.noticed = Noticed()
+        self._hints = hints
+        self._rings = rings
+        self._terms = terms
+        self._log = log
+        self._said: dict[tuple[str, int], int] = {}
+        self._settled: dict[int, int] = {}
+        self._starts = 0
+        self._looks: Iterator[float] = iter(())
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._driver_timer: asyncio.TimerHandle | None = None
+        self._set_up = False
+
+    def close(self) -> None:
+        """Look no more."""
+        self._set_up = True
+        for timer in (self._look_timer, self._driver_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _say(self, level: int, text: str, ring: Ring, **facts: object) -> None:
+        """Log *text*, once for each start of a ring."""
+        if self._said.get((text, ring.index)) != ring.starts:
+            self._said[text, ring.index] = ring.starts
+            self._log.log(level, "%s", text.format(queue=ring.index, **facts))
+
+    # ---- E: a queue that broke ------------------------------------------------------------
+
+    def broken(self, ring: Ring, fault: Fault) -> None:
+        """
+        Find out whether a queue broke because its memory is encrypted, or an address has a C-bit.
+
+        A broken ring is nobody's until its next start, so it may be looked at where it is.
+        """
+        if not self._hints or fault.reason == Reason.MEMORY_GONE.text:
+            return
+        if fault.reason in _ADDRESS_OF and self.outside(
+            ring, fault.value, what=_ADDRESS_OF[fault.reason]
+        ):
+            return
+        seen = self._look_at(ring, self._terms())
+        if seen is None or not looks_encrypted(seen.whole):
+            return
+        self.noticed.ring_looks_encrypted += 1
+        facts = {"zeroes": seen.whole.count(0), "total": len(seen.whole)}
+        self._say(logging.ERROR, hints.ENCRYPTED, ring, gpa=seen.gpa, idx=seen.idx, **facts)
+
+    @staticmethod
+    def _look_at(ring: Ring, terms: Terms) -> Glance | None:
+        space = terms.translated if ring.translated and terms.translated else terms.space
+        return glance(ring.lies_in(space), terms.space.table)
+
+    def outside(self, ring: Ring, address: int, *, what: str) -> bool:
+        """
+        Look at an address that is outside guest memory: has it a bit too many?
+
+        Args:
+            ring: Whose it is; behind an IOMMU its addresses say nothing.
+            address: As the guest wrote it.
+            what: In words what should be there.
+
+        Returns:
+            Whether it has.
+        """
+        if ring.translated or not self._hints:
+            return False
+        table = self._terms().space.table
+        return self._judge(ring, address, lambda at: table.at_gpa(at) is not None, what=what)
+
+    def _judge(self, ring: Ring, address: int, inside: Callable[[int], bool], *, what: str) -> bool:
+        stray = stray_bits(address, inside)
+        if not stray:
+            return False
+        self.noticed.cbit_address += 1
+        plain = address & ~sum(1 << bit for bit in stray)
+        facts = {"what": what, "plain": plain, "bits": hints.bits(stray)}
+        self._say(logging.ERROR, hints.ADDRESS_BIT, ring, address=address, **facts)
+        return True
+
+    # ---- N: no driver ---------------------------------------------------------------------
+
+    def config_read(self) -> None:
+        """Heed that the front-end has read the config space: a driver should come."""
+        if self._hints and not self._set_up and self._driver_timer is None:
+            loop = asyncio.get_running_loop()
+            self._driver_timer = loop.call_later(DRIVER_SECONDS, self._no_driver)
+
+    def set_up(self, ring: Ring, addresses: Addresses) -> None:
+        """
+        Heed that a ring was given its place: there is a driver.
+
+        Args:
+            ring: Which.
+            addresses: The front-end's, or behind an IOMMU.
+        """
+        self._set_up = True
+        if self._driver_timer is not None:
+            self._driver_timer.cancel()
+        if not self._hints:
+            return
+        table = self._terms().space.table
+        for address in (addresses.desc, addresses.avail, addresses.used):
+            self._judge(ring, address, lambda at: table.at_uva(at) is not None, what="ring")
+
+    def _no_driver(self) -> None:
+        self._log.info("%s", hints.NO_DRIVER.format(seconds=DRIVER_SECONDS))
+
+    # ---- Z and H: what a start asks for first ---------------------------------------------
+
+    def started(self) -> None:
+        """Heed that a ring may have started."""
+        starts = sum(ring.starts for ring in self._rings)
+        if not self._hints or starts == self._starts:
+            return
+        self._starts = starts
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._looks = iter(LOOKS)
+        self._next_look()
+
+    def _waits(self, ring: Ring) -> bool:
+        """Whether nothing is known yet of this start of a ring."""
+        return ring.running and not ring.broken and self._settled.get(ring.index) != ring.starts
+
+    def _next_look(self) -> None:
+        seconds = next(self._looks, None)
+        self._look_timer = None
+        if seconds is not None:
+            loop = asyncio.get_running_loop()
+            self._look_timer = loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        terms = self._terms()
+        for ring in filter(self._waits, self._rings):
+            done = _since(ring.before, ring.queue.counters())
+            if self._makes_sense(ring, done) or self._is_silent(ring, done.kicks, terms):
+                self._settled[ring.index] = ring.starts
+        if any(map(self._waits, self._rings)):
+            self._next_look()
+        else:
+            self._look_timer = None
+
+    def _makes_sense(self, ring: Ring, done: Counters) -> bool:
+        """Whether requests have shown what the driver is; say so if it is none."""
+        good = done.reads + done.writes + done.flushes + done.discards + done.write_zeroes
+        good += done.get_ids
+        nonsense = done.unsupported + done.malformed
+        bad = nonsense + done.errors
+        # Errors alone may be the disk's.
+        if good or bad < FIRST_REQUESTS or nonsense * 2 < bad:
+            return bool(good)
+        facts = {
+            "unsupported": done.unsupported,
+            "malformed": done.malformed,
+            "errors": done.errors,
+        }
+        self._say(logging.ERROR, hints.NONSENSE, ring, requests=bad, **facts)
+        return True
+
+    def _is_silent(self, ring: Ring, kicks: int, terms: Terms) -> bool:
+        """
+        Whether a ring was kicked and reads as zeroes; say so.
+
+        One kick is enough: a driver kicks when it has asked for something, and what it wrote
+        before a kick that we have seen is there to be read.  There may never be another: Linux
+        waits for its first block without a limit, and so does firmware.
+        """
+        seen = self._look_at(ring, terms) if kicks else None
+        if seen is None or not seen.blank:
+            return False
+        self.noticed.zero_ring_kicks += kicks
+        self._say(logging.WARNING, hints.ZEROES, ring, times=hints.times(kicks), gpa=seen.gpa)
+        return True
+
+
+def _since(before: Counters, now: Counters) -> Counters:
+    """Return what was done since *before*."""
+    names = [field.name for field in fields(Counters)]
+    return Counters(**{name: getattr(now, name) - getattr(before, name) for name in names})
