@@ -232,7 +232,8 @@ class Detector:
 
         One kick is enough: a driver kicks when it has asked for something, and what it wrote
         before a kick that we have seen is there to be read.  There may never be another: Linux
-        waits for its first block without a limit, and so does firmware.
+        waits for its first block without a limit, and so does firmware (of QEMU with share=off,
+        two kicks came in all: SeaBIOS's and one that QEMU itself gives at a start).
         """
         seen = self._look_at(ring, terms) if kicks else None
         if seen is None or not seen.blank:
