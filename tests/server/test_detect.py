@@ -1,67 +1,38 @@
 """
-What is noticed of a guest, by a server without a data plane.
+What is noticed of a queue that broke and of addresses, by a server without a data plane.
 
 Whole guests with both data planes: `test_symptoms`.
 """
 
-import asyncio
 import errno
 import hashlib
 import logging
 import os
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Iterator
 
 import pytest
 import uvloop
 from frontend_bytes import u64
-from server_kit.wire import QUIET, REGION_SIZE, UVA, Wire, addresses, memfd, region, wired
+from server_kit.engine import FakeEngine
+from server_kit.rings import AVAIL, NUM, USED, attached, begin
+from server_kit.wire import REGION_SIZE, UVA, addresses
 
-from vhostblk.engine.api import Counters, Fault
+from vhostblk.blk.device import BlkDevice
+from vhostblk.engine.api import Fault
 from vhostblk.engine.reason import Reason
-from vhostblk.server import detect
+from vhostblk.memory.regions import Place, RegionTable, Wanted
+from vhostblk.memory.sample import Role, Sample
+from vhostblk.memory.space import AddressSpace
+from vhostblk.server.detect import Detector
+from vhostblk.server.guest_counters import GuestCounters
+from vhostblk.server.log import Log
+from vhostblk.server.ring import Ring
+from vhostblk.server.terms import Terms
 
-NUM = 128
 TOTAL = 26 * NUM + 12
-AVAIL, USED = 0x1000, 0x2000
-ENCRYPTED, ZEROES = "looks encrypted", "reads as zeroes"
-NO_DRIVER, NONSENSE, BIT = "no driver has set up a ring", "makes sense", "the same without"
+ENCRYPTED, BIT = "looks encrypted", "the same without"
 AHEAD = Fault(Reason.AVAIL_INDEX.text, 0, 0x9C3F)
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(detect, "LOOKS", (QUIET / 4,) * 4)
-    monkeypatch.setattr(detect, "DRIVER_SECONDS", QUIET / 4)
-    caplog.set_level(logging.INFO)
-
-
-@asynccontextmanager
-async def attached(num: int = NUM, *, name: str = "device") -> AsyncIterator[tuple[Wire, int]]:
-    """Give a front-end whose ring 0 runs, and the file of its memory."""
-    with memfd(REGION_SIZE) as fd:
-        async with wired(name=name) as wire:
-            await wire.negotiate()
-            assert await wire.acked(37, region(), [os.dup(fd)]) == 0
-            await begin(wire, 0, num)
-            yield wire, fd
-
-
-async def begin(wire: Wire, index: int, num: int = NUM) -> None:
-    """Start a ring."""
-    await wire.set_up(index, num)
-    assert await wire.acked(18, struct.pack("=II", index, 1)) == 0
-
-
-async def said(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    """Wait until it is in the log."""
-    for _ in range(1000):
-        if text in caplog.text:
-            return
-        await asyncio.sleep(QUIET / 10)
-    raise AssertionError(caplog.text)
 
 
 def noise(fd: int, num: int = NUM) -> None:
@@ -80,6 +51,7 @@ def test_a_broken_ring_of_noise_looks_encrypted(caplog: pytest.LogCaptureFixture
         async with attached(name="vda") as (wire, fd):
             noise(fd)
             wire.queue.break_ring(AHEAD)
+            assert wire.device.guest == GuestCounters(ring_looks_encrypted=1)
 
     uvloop.run(breaks())
     plain, hint = (one.getMessage() for one in caplog.records if one.levelno == logging.ERROR)
@@ -191,6 +163,7 @@ def test_an_address_with_a_privacy_bit(
         async with attached() as (wire, _):
             wire.queue.break_ring(Fault(reason.text, 3, address))
             wire.queue.break_ring(Fault(reason.text, 3, address))
+            assert wire.device.guest == GuestCounters(cbit_address=2)
 
     uvloop.run(breaks())
     what = "indirect table" if reason is Reason.TABLE_ADDRESS else "status byte"
@@ -237,189 +210,57 @@ def test_a_ring_at_an_address_with_a_privacy_bit(caplog: pytest.LogCaptureFixtur
     assert caplog.text.count(BIT) == 1
 
 
-# ---- Z: rings that read as zeroes ---------------------------------------------------------
+def sample(address: int, role: Role = Role.WRITABLE, *, outside: bool = True) -> Sample:
+    """Return what the data plane says of one descriptor."""
+    return Sample(chain=0, iova=address, length=512, role=role, outside=outside)
 
 
-def test_kicks_without_requests_are_explained(caplog: pytest.LogCaptureFixture) -> None:
-    """Kicked, and all zero: both causes, once for each start of each queue."""
-
-    async def kick() -> None:
-        async with attached() as (wire, _):
-            first = wire.queue
-            await begin(wire, 1)
-            wire.queue.done = Counters(kicks=1)
-            first.done = Counters(kicks=7)
-            await said(caplog, "queue 0: kicked 7 times")
-            await said(caplog, "queue 1: kicked 1 time,")
-            await asyncio.sleep(QUIET)
-            assert caplog.text.count(ZEROES) == 2
-            await wire.ask(11, struct.pack("=II", 0, 0))
-            await begin(wire, 0)
-            first.done = Counters(kicks=9)
-            await said(caplog, "queue 0: kicked 2 times")
-            await asyncio.sleep(QUIET)
-            assert caplog.text.count(ZEROES) == 3
-
-    uvloop.run(kick())
-    assert "its ring at GPA 0x0 reads as zeroes" in caplog.text
-    assert "share=on" in caplog.text
-    assert "SEV-SNP, TDX" in caplog.text
+@pytest.fixture
+def judged(wanted: Wanted) -> Iterator[tuple[Detector, Ring, GuestCounters]]:
+    """Return a detector, a ring of its own and what it counts."""
+    log, counters = Log(__name__, "vda"), GuestCounters()
+    table = RegionTable().add(wanted).table
+    blk = BlkDevice(capacity_sectors=8)
+    terms = Terms(features=0, space=AddressSpace.build(table), blk=blk, writethrough=False)
+    made = FakeEngine().queue(0, on_broken=lambda: None)
+    ring = Ring(0, make_queue=lambda: made, on_miss=lambda _: None, drain_seconds=1.0, log=log)
+    yield Detector([ring], lambda: terms, log, counters=counters, hints=True), ring, counters
+    table.regions[0].mapping.release()
 
 
-def test_a_kick_may_come_late(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A driver that asks for nothing for a while is looked at again, but not for ever."""
-    monkeypatch.setattr(detect, "LOOKS", (QUIET / 4, QUIET / 2))
-
-    async def kick(wait: float) -> None:
-        async with attached() as (wire, _):
-            await asyncio.sleep(wait)
-            wire.queue.done = Counters(kicks=1)
-            await asyncio.sleep(QUIET)
-
-    uvloop.run(kick(QUIET * 2))
-    assert ZEROES not in caplog.text
-    uvloop.run(kick(QUIET / 2))
-    assert ZEROES in caplog.text
-
-
-@pytest.mark.parametrize("at", [0, 16 * NUM - 1, AVAIL + 2, AVAIL + 5 + 2 * NUM])
-def test_a_ring_with_anything_in_it_is_shared(at: int, caplog: pytest.LogCaptureFixture) -> None:
-    """One byte of the descriptors or the avail ring shows that we see what the driver writes."""
-
-    async def kick() -> None:
-        async with attached() as (wire, fd):
-            os.pwrite(fd, b"\1", at)
-            wire.queue.done = Counters(kicks=3)
-            await asyncio.sleep(QUIET)
-
-    uvloop.run(kick())
-    assert ZEROES not in caplog.text
-
-
-@pytest.mark.parametrize("at", [AVAIL + 6 + 2 * NUM, 16 * NUM, USED, USED + 5 + 8 * NUM])
-def test_what_lies_beside_or_is_ours_does_not_count(
-    at: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The used ring holds what we wrote; behind a part of a ring lies what is not ours to read."""
-
-    async def kick() -> None:
-        async with attached() as (wire, fd):
-            os.pwrite(fd, b"\1", at)
-            wire.queue.done = Counters(kicks=3)
-            await said(caplog, ZEROES)
-
-    uvloop.run(kick())
+@pytest.fixture
+def wanted() -> Wanted:
+    """Return a region of a page at 4 GiB."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 4096)
+    return Wanted(place=Place(gpa=1 << 32, size=4096, uva=UVA), mmap_offset=0, fd=fd)
 
 
 @pytest.mark.parametrize(
-    "done",
-    [
-        Counters(),
-        *(replace(Counters(kicks=3), **{name: 1}) for name in ("reads", "flushes", "get_ids")),
-    ],
+    ("role", "what"), [(Role.TABLE, "indirect table"), (Role.READABLE, "buffer")]
 )
-def test_a_guest_that_is_served_or_sleeps_is_left_alone(
-    done: Counters, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A request that was served, or no kick at all, is no reason to speak."""
-
-    async def wait() -> None:
-        async with attached() as (wire, _):
-            wire.queue.done = done
-            await asyncio.sleep(QUIET)
-
-    uvloop.run(wait())
-    assert ZEROES not in caplog.text
-
-
-def test_a_broken_ring_has_said_enough(caplog: pytest.LogCaptureFixture) -> None:
-    """What is known to be broken is not called silent."""
-
-    async def breaks() -> None:
-        async with attached() as (wire, _):
-            wire.queue.done = Counters(kicks=3)
-            wire.queue.break_ring(Fault("head out of range", 3, 700))
-            await asyncio.sleep(QUIET)
-
-    uvloop.run(breaks())
-    assert "queue 0 is broken" in caplog.text
-    assert ZEROES not in caplog.text
-
-
-# ---- N: no driver -------------------------------------------------------------------------
-
-
-def test_a_driver_that_never_comes(caplog: pytest.LogCaptureFixture) -> None:
-    """The config space was read and no ring set up: said once, for information."""
-
-    async def wait() -> None:
-        async with wired() as wire:
-            await wire.negotiate()
-            for _ in range(3):
-                await wire.ask(24, config())
-            await said(caplog, NO_DRIVER)
-            await wire.ask(24, config())
-            await asyncio.sleep(QUIET)
-
-    uvloop.run(wait())
-    (line,) = (one for one in caplog.records if NO_DRIVER in one.getMessage())
-    assert line.levelno == logging.INFO
-    assert "device must provide VIRTIO_F_ACCESS_PLATFORM" in line.getMessage()
-
-
-@pytest.mark.parametrize("reads", [False, True])
-def test_a_driver_that_comes(reads: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
-    """A ring that was set up, or a config space nobody looked at: nothing is said."""
-
-    async def wait() -> None:
-        async with wired() as wire:
-            await wire.negotiate()
-            if reads:
-                await wire.ask(24, config())
-                await wire.plug()
-                await wire.set_up()
-                await wire.ask(24, config())
-            await asyncio.sleep(QUIET)
-
-    uvloop.run(wait())
-    assert NO_DRIVER not in caplog.text
-
-
-# ---- H: requests that make no sense -------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("done", "told"),
-    [
-        (Counters(unsupported=32), True),
-        (Counters(unsupported=10, malformed=8, errors=14), True),
-        (Counters(unsupported=31), False),
-        (Counters(unsupported=40, get_ids=1), False),
-        (Counters(errors=40), False),
-    ],
-)
-def test_requests_that_make_no_sense(
-    done: Counters,
-    told: bool,  # noqa: FBT001 - by name
+def test_samples_outside_memory_are_judged(
+    judged: tuple[Detector, Ring, GuestCounters],
+    role: Role,
+    what: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All of the first 32 are bad, and not as those of a failing disk are: not encryption."""
-
-    async def ask() -> None:
-        async with attached() as (wire, fd):
-            os.pwrite(fd, b"\1", AVAIL + 2)
-            wire.queue.done = done
-            await asyncio.sleep(QUIET * 1.5)
-
-    uvloop.run(ask())
-    assert caplog.text.count(NONSENSE) == told
-    if told:
-        assert "no matter of encryption" in caplog.text
-        assert f"({done.unsupported} of unknown type, {done.malformed} without" in caplog.text
+    """Each is counted, the first one told; what is in memory or far away says nothing."""
+    detector, ring, counters = judged
+    address = 1 << 32 | 1 << 47 | 0x800
+    near = [sample(1 << 32 | 0x800, outside=False), sample(1 << 32), sample(1 << 51), sample(0)]
+    detector.saw(ring, near)
+    assert counters == GuestCounters()
+    detector.saw(ring, [*near, sample(address, role), sample(address)])
+    assert counters == GuestCounters(cbit_address=2)
+    line = f"vda: queue 0: the {what} at {address:#x} is outside guest memory, and 0x100000800, "
+    assert f"{line}the same without bit 47" in caplog.text
+    assert caplog.text.count(BIT) == 1
 
 
-def config() -> bytes:
-    """GET_CONFIG of the capacity."""
-    return struct.pack("=III", 0, 8, 0) + bytes(8)
+def test_samples_behind_an_iommu_are_not(judged: tuple[Detector, Ring, GuestCounters]) -> None:
+    """An IOVA may have any bit."""
+    detector, ring, counters = judged
+    ring.translated = True
+    detector.saw(ring, [sample(1 << 32 | 1 << 47)])
+    assert counters == GuestCounters()

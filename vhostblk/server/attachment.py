@@ -46,8 +46,13 @@ class Attachment:
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
         self._enforcement = Enforcement(device.options)
-        hints = device.options.confidential is not Confidential.OFF
-        self.detector = Detector(self.rings, lambda: self.terms, device.log, hints=hints)
+        self.detector = Detector(
+            self.rings,
+            lambda: self.terms,
+            device.log,
+            counters=device.guest,
+            hints=device.options.confidential is not Confidential.OFF,
+        )
 
     def _ring(self, index: int) -> Ring:
         def broken() -> None:

@@ -12,13 +12,15 @@ start of a queue.
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from vhostblk.engine.api import Counters, Fault
 from vhostblk.engine.reason import Reason
+from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.symptoms import looks_encrypted, stray_bits
 from vhostblk.server import hints
 from vhostblk.server.glance import Glance, glance
+from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Log
 from vhostblk.server.ring import Ring
 from vhostblk.server.terms import Addresses, Terms
@@ -31,26 +33,11 @@ DRIVER_SECONDS = 30.0
 FIRST_REQUESTS = 32
 """What a driver asks for first shows whether it is one."""
 
+_ROLE = {Role.READABLE: "buffer", Role.WRITABLE: "buffer", Role.TABLE: "indirect table"}
 _ADDRESS_OF = {
     Reason.TABLE_ADDRESS.text: "indirect table",
     Reason.STATUS_ADDRESS.text: "status byte",
 }
-
-
-@dataclass(slots=True)
-class Noticed:
-    """
-    How often something was noticed.
-
-    Args:
-        ring_looks_encrypted: Queues that broke and read as random bytes.
-        zero_ring_kicks: Kicks on queues that read as zeroes.
-        cbit_address: Addresses that are in memory but for a C-bit or shared bit.
-    """
-
-    ring_looks_encrypted: int = 0
-    zero_ring_kicks: int = 0
-    cbit_address: int = 0
 
 
 class Detector:
@@ -61,13 +48,20 @@ class Detector:
         rings: All of them.
         terms: What they run by, now.
         log: For what an operator should know.
+        counters: What was noticed of the device's guests; counted up here.
         hints: False: the operator wants none; nothing is looked at.
     """
 
     def __init__(
-        self, rings: Sequence[Ring], terms: Callable[[], Terms], log: Log, *, hints: bool = True
+        self,
+        rings: Sequence[Ring],
+        terms: Callable[[], Terms],
+        log: Log,
+        *,
+        counters: GuestCounters,
+        hints: bool,
     ) -> None:
-        self.noticed = Noticed()
+        self._counters = counters
         self._hints = hints
         self._rings = rings
         self._terms = terms
@@ -110,7 +104,7 @@ class Detector:
         seen = self._look_at(ring, self._terms())
         if seen is None or not looks_encrypted(seen.whole):
             return
-        self.noticed.ring_looks_encrypted += 1
+        self._counters.ring_looks_encrypted += 1
         facts = {"zeroes": seen.whole.count(0), "total": len(seen.whole)}
         self._say(logging.ERROR, hints.ENCRYPTED, ring, gpa=seen.gpa, idx=seen.idx, **facts)
 
@@ -118,6 +112,20 @@ class Detector:
     def _look_at(ring: Ring, terms: Terms) -> Glance | None:
         space = terms.translated if ring.translated and terms.translated else terms.space
         return glance(ring.lies_in(space), terms.space.table)
+
+    def saw(self, ring: Ring, samples: Sequence[Sample]) -> None:
+        """
+        Look at what a queue has sampled; while its driver is new, also at what it was served.
+
+        Args:
+            ring: Whose.
+            samples: As the queue gave them.
+        """
+        for one in samples:
+            if one.outside:
+                self.outside(ring, one.iova, what=_ROLE[one.role])
+        if self._hints and self._waits(ring) and self._makes_sense(ring):
+            self._settled[ring.index] = ring.starts
 
     def outside(self, ring: Ring, address: int, *, what: str) -> bool:
         """
@@ -140,7 +148,7 @@ class Detector:
         stray = stray_bits(address, inside)
         if not stray:
             return False
-        self.noticed.cbit_address += 1
+        self._counters.cbit_address += 1
         plain = address & ~sum(1 << bit for bit in stray)
         facts = {"what": what, "plain": plain, "bits": hints.bits(stray)}
         self._say(logging.ERROR, hints.ADDRESS_BIT, ring, address=address, **facts)
@@ -201,16 +209,16 @@ class Detector:
     def _look(self) -> None:
         terms = self._terms()
         for ring in filter(self._waits, self._rings):
-            done = _since(ring.before, ring.queue.counters())
-            if self._makes_sense(ring, done) or self._is_silent(ring, done.kicks, terms):
+            if self._makes_sense(ring) or self._is_silent(ring, terms):
                 self._settled[ring.index] = ring.starts
         if any(map(self._waits, self._rings)):
             self._next_look()
         else:
             self._look_timer = None
 
-    def _makes_sense(self, ring: Ring, done: Counters) -> bool:
+    def _makes_sense(self, ring: Ring) -> bool:
         """Whether requests have shown what the driver is; say so if it is none."""
+        done = _since(ring.before, ring.queue.counters())
         good = done.reads + done.writes + done.flushes + done.discards + done.write_zeroes
         good += done.get_ids
         nonsense = done.unsupported + done.malformed
@@ -226,7 +234,7 @@ class Detector:
         self._say(logging.ERROR, hints.NONSENSE, ring, requests=bad, **facts)
         return True
 
-    def _is_silent(self, ring: Ring, kicks: int, terms: Terms) -> bool:
+    def _is_silent(self, ring: Ring, terms: Terms) -> bool:
         """
         Whether a ring was kicked and reads as zeroes; say so.
 
@@ -235,10 +243,11 @@ class Detector:
         waits for its first block without a limit, and so does firmware (of QEMU with share=off,
         two kicks came in all: SeaBIOS's and one that QEMU itself gives at a start).
         """
+        kicks = ring.queue.counters().kicks - ring.before.kicks
         seen = self._look_at(ring, terms) if kicks else None
         if seen is None or not seen.blank:
             return False
-        self.noticed.zero_ring_kicks += kicks
+        self._counters.zero_ring_kicks += kicks
         self._say(logging.WARNING, hints.ZEROES, ring, times=hints.times(kicks), gpa=seen.gpa)
         return True
 
