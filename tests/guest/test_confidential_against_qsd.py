@@ -13,7 +13,14 @@ from vhostblk.guest.bounce import Bounced, SwiotlbOptions
 from vhostblk.guest.confidential import Confidential, Kind
 from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import MIB
-from vhostblk.guest.personality import QEMU_COCO_STRICT
+from vhostblk.guest.personality import (
+    CLOUD_HYPERVISOR,
+    CROSVM,
+    NO_REPLY_ACK,
+    QEMU_COCO,
+    QEMU_COCO_STRICT,
+    Personality,
+)
 from vhostblk.spec.virtio_blk import Status
 
 KINDS: list[Kind] = ["bounced", "sev", "snp", "tdx"]
@@ -73,6 +80,31 @@ def test_dynamic_pools(connect: Connect) -> None:
     assert isinstance(guest.dma, Bounced)
     assert len(guest.dma.pools) > 1
     assert touched_pages(guest.memory) <= guest.dma.exposed
+
+
+def test_free_slots_come_and_go(connect: Connect, daemon: Daemon) -> None:
+    """Pages of the pool are converted while requests use others; nothing is lost by it."""
+    guest = connect(confidential="snp")
+    dma = guest.dma
+    assert isinstance(dma, Bounced)
+    for turn in range(4):
+        tickets = [guest.submit(Request.write(8 * i, noise(4096, turn + i))) for i in range(6)]
+        assert dma.recycle() > 1000
+        assert {guest.wait(ticket).status for ticket in tickets} == {Status.OK}
+        for i in range(6):
+            assert daemon.image.read_bytes()[4096 * i :][:4096] == noise(4096, turn + i)
+    assert touched_pages(guest.memory) <= dma.exposed
+
+
+@pytest.mark.parametrize(
+    "personality",
+    [QEMU_COCO, CROSVM, CLOUD_HYPERVISOR, NO_REPLY_ACK],
+    ids=["qemu", "crosvm", "cloud-hypervisor", "no REPLY_ACK"],
+)
+def test_front_ends(connect: Connect, daemon: Daemon, personality: Personality) -> None:
+    """Those that do not turn it away get what they ask for."""
+    guest = connect(confidential=Confidential(kind="tdx", personality=personality))
+    exchange(guest, daemon, rounds=2)
 
 
 @pytest.mark.parametrize("kind", ["snp", "tdx"])

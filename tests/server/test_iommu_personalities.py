@@ -6,13 +6,26 @@ these guests catch back-ends which remember too much or heed too little.
 """
 
 import random
-import threading
 import time
 from typing import Literal
 
 import pytest
-from server_kit.disks import Slow
-from server_kit.serving import Serving, until
+from server_kit.serving import Serving
+from server_kit.translated import (
+    BLOCK,
+    FLUSHES,
+    MIB,
+    PAGE,
+    SECTORS,
+    SIZE,
+    attach,
+    blocks,
+    is_data,
+    is_ring,
+    ring,
+    table,
+    write_all,
+)
 
 from vhostblk.disk.memory import Memory
 from vhostblk.guest import (
@@ -26,62 +39,9 @@ from vhostblk.guest import (
     wire,
 )
 from vhostblk.guest.errors import DeadlineError
-from vhostblk.guest.iommu import Answer, Flush, Iommu, Mapped
-from vhostblk.guest.ring import RingAddresses
+from vhostblk.guest.iommu import Answer, Flush
 from vhostblk.spec.vhost_user import IotlbType
 from vhostblk.spec.virtio_blk import Status
-
-PAGE = 4096
-MIB = 1 << 20
-SIZE = 4 * MIB
-BLOCK = 3 * PAGE
-SECTORS = BLOCK // 512
-FLUSHES: list[Flush] = ["page", "aligned", "global"]
-CAP = 2048
-"""Translations the server keeps."""
-
-
-def attach(
-    server: Serving,
-    iommu: Flush | IommuOptions = "page",
-    *,
-    queues: int = 1,
-    size: int = 64,
-    memory: GuestMemory | None = None,
-    **options: object,
-) -> Guest:
-    """Serve a memory disk to a guest behind an IOMMU."""
-    path = server.add(Memory(SIZE), num_queues=queues, **options)
-    return Guest.connect(path, queues=queues, queue_size=size, iommu=iommu, memory=memory)
-
-
-def table(guest: Guest) -> Iommu:
-    assert guest.iommu is not None
-    return guest.iommu
-
-
-def ring(guest: Guest, index: int = 0) -> RingAddresses:
-    assert guest.session.rings is not None
-    return guest.session.rings.shown(index)
-
-
-def is_ring(one: Mapped) -> bool:
-    return one.perm == 3
-
-
-def is_data(one: Mapped) -> bool:
-    """Whether this is a buffer of a `BLOCK` or more, no header, status or ring."""
-    return one.length >= BLOCK and not is_ring(one)
-
-
-def blocks(count: int, seed: int = 1) -> list[bytes]:
-    rng = random.Random(seed)
-    return [rng.randbytes(BLOCK) for _ in range(count)]
-
-
-def write_all(guest: Guest, data: list[bytes]) -> None:
-    for i, block in enumerate(data):
-        guest.write(SECTORS * i, block)
 
 
 @pytest.mark.parametrize("entries", ["page", "run"])
@@ -238,83 +198,6 @@ def test_answers_of_all_kinds_at_once(server: Serving, flush: Flush) -> None:
             refused = chosen[iova] in {"negative", "read-only"}
             assert one.status == (Status.IOERR if refused else Status.OK)
             assert one.data == (bytes([0xA5]) * BLOCK if refused else block)
-
-
-# ---- messages nobody waits for ---------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flush", ["page", "global"])
-def test_update_storm(server: Serving, flush: Flush) -> None:
-    """Thousands of updates, more than are kept, in the middle of load: the bytes are right."""
-    with attach(server, flush) as guest:
-        data = blocks(8)
-        write_all(guest, data)
-        iommu, sent = table(guest), 0
-        while sent < CAP + 500:
-            tickets = [guest.submit(Request.read(SECTORS * i, BLOCK)) for i in range(len(data))]
-            iommu.flood(850, first=sent)
-            sent += 850
-            assert [guest.wait(ticket).data for ticket in tickets] == data
-        assert iommu.refused == 0
-
-
-@pytest.mark.parametrize("part", ["desc", "avail", "used"])
-def test_invalidated_ring_in_the_middle_of_load(server: Serving, part: str) -> None:
-    """
-    A page of the ring goes again and again while requests run: none is lost, none done twice.
-
-    The queue stands until the page is told anew, which a late answer makes long enough to see.
-    """
-    with attach(server) as guest:
-        data = blocks(6)
-        write_all(guest, data)
-        iommu = table(guest)
-        iommu.delay = 0.002
-        iommu.answers = lambda one: "late" if is_ring(one) else "prompt"
-        before = iommu.misses
-        for turn in range(3):
-            tickets = [guest.submit(Request.read(SECTORS * i, BLOCK)) for i in range(turn)]
-            iommu.invalidate(getattr(ring(guest), part), PAGE)
-            tickets += [
-                guest.submit(Request.read(SECTORS * i, BLOCK)) for i in range(turn, len(data))
-            ]
-            assert [guest.wait(ticket).data for ticket in tickets] == data
-        assert iommu.misses > before
-        assert guest.queues[0].ring.used_idx() == len(data) * 4
-
-
-def test_everything_is_invalidated_in_the_middle_of_load(server: Serving) -> None:
-    """QEMU's two halves of a flush, the second of which ends at 2 to the 64, hit rings as well."""
-    with attach(server, queues=2) as guest:
-        data = blocks(4)
-        write_all(guest, data)
-        for _ in range(3):
-            tickets = [
-                guest.submit(Request.read(SECTORS * i, BLOCK), queue=i % 2)
-                for i in range(len(data))
-            ]
-            table(guest).invalidate(0, 0xFEE0_0000)
-            table(guest).invalidate(0xFEF0_0000, (1 << 64) - 0xFEF0_0000)
-            assert [guest.wait(ticket).data for ticket in tickets] == data
-
-
-def test_invalidation_waits_for_the_disk(server: Serving) -> None:
-    """A buffer unmapped under a request is not forgotten before the disk is done with it."""
-    slow = Slow(SIZE)
-    path = server.add(slow)
-    with Guest.connect(path, iommu="page") as guest:
-        guest.write(0, b"x" * BLOCK)
-        slow.set(free=False)
-        ticket = guest.submit(Request.read(0, BLOCK))
-        assert until(lambda: slow.waiting == 1)
-        data = ticket.shown[1].gpa // PAGE * PAGE
-        later = threading.Timer(0.05, lambda: slow.set(free=True))
-        later.start()
-        table(guest).invalidate(data, PAGE)
-        assert slow.waiting == 0
-        later.join()
-        assert guest.wait(ticket).data == b"x" * BLOCK
 
 
 # ---- starts ----------------------------------------------------------------------------------
