@@ -173,4 +173,8 @@ void vhb_worker_notify(struct vhb_worker *worker); /* worker: events are waiting
 void vhb_worker_adopt(struct vhb_worker *worker, struct vhb_queue *queue); /* control */
 struct vhb_io *vhb_worker_io(struct vhb_worker *worker);
 
+/* ---- registers.c ---- */
+
+void vhb_forget_registers(void);
+
 #endif

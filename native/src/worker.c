@@ -340,6 +340,7 @@ static int sleep_until_work(struct vhb_worker *w)
     store_relaxed(&w->sleeping, 1u);
     full_fence(); /* then look.  pair: sleeping */
     int64_t limit = sleep_limit(w);
+    vhb_forget_registers();
     int n = pass(w, limit);
     store_relaxed(&w->sleeping, 0u);
     return n;

@@ -23,6 +23,7 @@ import uvloop
 from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Abilities, Calls, Pending, run, starts_writeback
 from vhostblk.engine.api import Job, Mailbox, Op
+from vhostblk.server import registers
 from vhostblk.server.log import Log
 
 _T = TypeVar("_T")
@@ -262,6 +263,7 @@ class Pump:
         return code
 
     def _end(self, mailbox: Mailbox, job: Job, code: int) -> None:
+        registers.forget()
         # An exception in a cycle with its frame may hold slices that nobody can use any more.
         if job.release() or (gc.collect() >= 0 and job.release()):
             mailbox.complete(job.tag, code)

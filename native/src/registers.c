@@ -1,0 +1,52 @@
+/* registers.c - the last bytes of a copy stay in the vector registers until somebody else uses
+ * them, and a core dump has the registers of every thread.  So a worker clears them before it
+ * sleeps. */
+#include "vq.h"
+
+#if defined(__x86_64__)
+
+#define CLEAR_16_TO_31                                                                             \
+    "vpxord %%zmm16, %%zmm16, %%zmm16\n vpxord %%zmm17, %%zmm17, %%zmm17\n"                        \
+    "vpxord %%zmm18, %%zmm18, %%zmm18\n vpxord %%zmm19, %%zmm19, %%zmm19\n"                        \
+    "vpxord %%zmm20, %%zmm20, %%zmm20\n vpxord %%zmm21, %%zmm21, %%zmm21\n"                        \
+    "vpxord %%zmm22, %%zmm22, %%zmm22\n vpxord %%zmm23, %%zmm23, %%zmm23\n"                        \
+    "vpxord %%zmm24, %%zmm24, %%zmm24\n vpxord %%zmm25, %%zmm25, %%zmm25\n"                        \
+    "vpxord %%zmm26, %%zmm26, %%zmm26\n vpxord %%zmm27, %%zmm27, %%zmm27\n"                        \
+    "vpxord %%zmm28, %%zmm28, %%zmm28\n vpxord %%zmm29, %%zmm29, %%zmm29\n"                        \
+    "vpxord %%zmm30, %%zmm30, %%zmm30\n vpxord %%zmm31, %%zmm31, %%zmm31\n"
+#define LOW_16                                                                                     \
+    "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",       \
+        "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
+
+/* To callers no vector register outlives a call (System V ABI), so 16 to 31 need no clobber. */
+__attribute__((noinline)) void vhb_forget_registers(void)
+{
+    if (__builtin_cpu_supports("avx512f"))
+        __asm__ volatile(CLEAR_16_TO_31 ::: "memory");
+    if (__builtin_cpu_supports("avx"))
+        __asm__ volatile("vzeroall" ::: "memory", LOW_16);
+    else
+        __asm__ volatile("pxor %%xmm0, %%xmm0\n pxor %%xmm1, %%xmm1\n pxor %%xmm2, %%xmm2\n"
+                         "pxor %%xmm3, %%xmm3\n pxor %%xmm4, %%xmm4\n pxor %%xmm5, %%xmm5\n"
+                         "pxor %%xmm6, %%xmm6\n pxor %%xmm7, %%xmm7\n pxor %%xmm8, %%xmm8\n" ::
+                             : "memory", LOW_16);
+}
+
+#elif defined(__aarch64__)
+
+void vhb_forget_registers(void)
+{
+    __asm__ volatile("movi v0.2d, #0\n movi v1.2d, #0\n movi v2.2d, #0\n movi v3.2d, #0\n"
+                     "movi v4.2d, #0\n movi v5.2d, #0\n movi v6.2d, #0\n movi v7.2d, #0\n"
+                     "movi v16.2d, #0\n movi v17.2d, #0\n movi v18.2d, #0\n movi v19.2d, #0\n" ::
+                         : "memory", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17",
+                           "v18", "v19");
+}
+
+#else
+
+void vhb_forget_registers(void)
+{
+}
+
+#endif
