@@ -223,7 +223,7 @@ class Attachment:
     async def _find(self, ring: Ring, miss: Miss) -> None:
         needed = miss.iova, miss.length
         self.iommu.need(ring.index, miss.index, needed)
-        denied = await self.iommu.ask(ring.index, [needed], miss.access)
+        denied = await self.iommu.ask(ring.index, miss.index, needed, miss.access)
         if denied is not None:
             self.device.log.warning(
                 "queue %d: a request fails, as IOVA %#x is not mapped", ring.index, miss.iova
@@ -231,12 +231,14 @@ class Attachment:
         async with self.lock:
             if ring.running:
                 await ring.answer(self.translated(), denied)
+                if denied is not None:
+                    self.iommu.denied(ring.index)
 
     async def _find_ring(self, ring: Ring) -> None:
         said = False
         while ring.held:
             for iova, length, access in ring.parts():
-                if await self.iommu.ask(ring.index, [(iova, length)], access) is not None:
+                if await self.iommu.ask(ring.index, None, (iova, length), access) is not None:
                     if not said:  # once; it is asked again at everything the front-end tells
                         self.device.log.warning(
                             "queue %d waits: its ring at IOVA %#x is not mapped", ring.index, iova

@@ -7,8 +7,8 @@ lock.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
 from itertools import islice
 
 from vhostblk.memory.iotlb import Iotlb, Range
@@ -42,6 +42,44 @@ class IommuCounters:
     late: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """
+    A question without an answer yet.
+
+    Args:
+        ack: Becomes the front-end's ack.
+        since: The loop's time when it was asked.
+    """
+
+    ack: asyncio.Future[int]
+    since: float
+
+
+@dataclass(slots=True)
+class _Asked:
+    """
+    The open questions of a ring, or of the chain that it waits with.
+
+    A queue names its miss again whenever it goes on, and with ATS that is at every page another
+    request has unmapped.  Asked again, a page would be asked for once too often: after the chain
+    is done, when the guest has unmapped it and its IOMMU reports a fault of the device.
+
+    Args:
+        chain: Its avail index; None: it is the ring's own.
+        questions: By page and access.
+    """
+
+    chain: int | None
+    questions: dict[tuple[Range, Access], _Question] = field(default_factory=dict)
+
+    def answered(self, new: Translation) -> None:
+        """Close what *new* answers: if that goes, it is asked for again."""
+        for page, access in tuple(self.questions):
+            if new.iova <= page[0] < new.iova + new.size:
+                del self.questions[page, access]
+
+
 class Iommu:
     """
     Translations and questions of one front-end.
@@ -61,7 +99,7 @@ class Iommu:
         self._news: asyncio.Future[int] | None = None
         self._waits: dict[int, asyncio.Task[None]] = {}
         self._needed: dict[int, tuple[int, list[Range]]] = {}
-        self._since: dict[int, dict[Range, float]] = {}
+        self._asked: dict[tuple[int, bool], _Asked] = {}  # by ring, and whether for a chain
 
     @property
     def can_ask(self) -> bool:
@@ -90,10 +128,8 @@ class Iommu:
             Refused: More is needed at once than is kept.
         """
         self.iotlb.update(new, keep=self._kept())
-        for since in self._since.values():
-            for page in tuple(since):
-                if new.iova <= page[0] < new.iova + new.size:
-                    del since[page]
+        for asked in self._asked.values():
+            asked.answered(new)
         if self._news is not None:
             self._news.set_result(0)
         self._news = None
@@ -131,7 +167,8 @@ class Iommu:
     def forget(self, ring: int) -> None:
         """Let a ring that ends wait for nothing."""
         self._needed.pop(ring, None)
-        self._since.pop(ring, None)
+        for for_chain in (False, True):
+            self._asked.pop((ring, for_chain), None)
         self._cancel(ring)
 
     def _cancel(self, ring: int) -> None:
@@ -151,45 +188,55 @@ class Iommu:
 
     # ---- questions ------------------------------------------------------------------------
 
-    async def ask(self, ring: int, wanted: Sequence[Range], access: Access) -> Range | None:
+    async def ask(
+        self, ring: int, chain: int | None, wanted: Range, access: Access
+    ) -> Range | None:
         """
         Ask for what is not known of *wanted*, a bounded part of it.
 
+        A page is asked for once, and its time counts from then, however often the queue that
+        waits for it is stopped for a moment and names it again.
+
         Args:
             ring: Who needs it.
+            chain: With which chain (its avail index); None: the ring itself.
             wanted: IOVAs.
             access: Needed all over.
 
         Returns:
             None when all of that is known; else a page that is denied.
         """
-        gaps = (gap for one in wanted for gap in self.iotlb.gaps(*one, access))
+        gaps = self.iotlb.gaps(*wanted, access)
         pages = list(islice((page for gap in gaps for page in _pages(gap)), PAGES_AT_ONCE))
-        asked = {page: self._miss(page, access) for page in pages}
+        asked = {page: self._question(ring, chain, page, access) for page in pages}
+        first = min((one.since for one in asked.values()), default=_now())
         try:
-            async with asyncio.timeout_at(self._deadline(ring, pages)):
-                denied = await self._known(asked, access)
+            async with asyncio.timeout_at(first + self._seconds):
+                denied = await self._known({page: asked[page].ack for page in pages}, access)
         except TimeoutError:
             # The last answer may have come at that very moment.
             denied = next((page for page in pages if self.iotlb.gaps(*page, access)), None)
             self.counters.expired += denied is not None
         if denied is None:
             return None
-        self._since.pop(ring, None)
+        if chain is None:
+            self._asked.pop((ring, False), None)  # it asks until it is told
         return _whole(denied)
 
-    def _deadline(self, ring: int, pages: Sequence[Range]) -> float:
-        """
-        Return the loop's time up to which an answer for *pages* is waited for.
+    def denied(self, ring: int) -> None:
+        """Forget what was asked for a chain that has been told no."""
+        self._asked.pop((ring, True), None)
 
-        A page counts from when it was first asked for.  The question is repeated whenever an
-        invalidation stops the queue for a moment, and with another queue at work its time would
-        never come.
-        """
-        now = asyncio.get_running_loop().time()
-        since = self._since.setdefault(ring, {})
-        first = min((since.setdefault(_whole(page), now) for page in pages), default=now)
-        return first + self._seconds
+    def _question(self, ring: int, chain: int | None, page: Range, access: Access) -> _Question:
+        """Ask for a page, unless that is on its way."""
+        who = ring, chain is not None  # a ring that is flushed interrupts its chain
+        asked = self._asked.get(who)
+        if asked is None or asked.chain != chain:
+            asked = self._asked[who] = _Asked(chain)
+        key = _whole(page), access
+        if key not in asked.questions:
+            asked.questions[key] = _Question(self._miss(page, access), _now())
+        return asked.questions[key]
 
     def _miss(self, page: Range, access: Access) -> asyncio.Future[int]:
         if self._requests is None:
@@ -235,3 +282,7 @@ def _pages(one: Range) -> list[Range]:
 
 def _whole(page: Range) -> Range:
     return page[0] // PAGE * PAGE, PAGE
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
