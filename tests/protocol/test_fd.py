@@ -36,3 +36,14 @@ def test_fd_that_is_dropped_warns_and_closes() -> None:
         del fd
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+def test_fileno_lends_the_descriptor() -> None:
+    """It stays here, and is gone when it was taken."""
+    fd = Fd(os.dup(0))
+    number = fd.fileno()
+    assert fd.owned
+    assert fd.take() == number
+    os.close(number)
+    with pytest.raises(ValueError, match="taken or closed"):
+        fd.fileno()

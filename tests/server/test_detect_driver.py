@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import uvloop
+from frontend_bytes import u64
 from server_kit.rings import AVAIL, NUM, USED, attached, begin, said
 from server_kit.wire import QUIET, wired
 
@@ -57,6 +58,56 @@ def test_kicks_without_requests_are_explained(caplog: pytest.LogCaptureFixture) 
     assert "its ring at GPA 0x0 reads as zeroes" in caplog.text
     assert "share=on" in caplog.text
     assert "SEV-SNP, TDX" in caplog.text
+
+
+@pytest.mark.parametrize(("kicks", "told"), [(1, 0), (2, 1)])
+def test_the_front_ends_own_kick_does_not_count(
+    kicks: int, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """QEMU signals each kick descriptor before it sends it, at every start of every queue."""
+
+    async def kick() -> None:
+        async with attached() as (wire, _):
+            await wire.ask(11, struct.pack("=II", 0, 0))
+            assert await wire.acked(12, u64(0), [os.eventfd(1)]) == 0
+            wire.queue.done = Counters(kicks=kicks)
+            await asyncio.sleep(QUIET)
+
+    uvloop.run(kick())
+    assert caplog.text.count("queue 0: kicked 1 time, but") == told
+    assert caplog.text.count(ZEROES) == told
+
+
+def test_a_queue_that_is_served_speaks_for_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """What the driver writes is seen: an empty ring is not used, whatever kicked it."""
+
+    async def kick() -> None:
+        async with attached() as (wire, _):
+            wire.queue.done = Counters(reads=1, kicks=1)
+            await begin(wire, 1)
+            wire.queue.done = Counters(kicks=2)
+            await asyncio.sleep(QUIET)
+
+    uvloop.run(kick())
+    assert ZEROES not in caplog.text
+
+
+def test_a_kick_descriptor_that_is_no_eventfd_is_not_asked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Somebody else's file may take its time to answer; a readable pipe is no greeting."""
+
+    async def kick() -> None:
+        async with attached() as (wire, _):
+            await wire.ask(11, struct.pack("=II", 0, 0))
+            ours, theirs = os.pipe()
+            os.write(theirs, bytes(8))
+            os.close(theirs)
+            assert await wire.acked(12, u64(0), [ours]) == 0
+            wire.queue.done = Counters(kicks=1)
+            await said(caplog, ZEROES)
+
+    uvloop.run(kick())
 
 
 def test_a_kick_may_come_late(

@@ -29,10 +29,20 @@ class Fd:
         Raises:
             ValueError: It was taken or closed before: our own bug.
         """
+        number = self.fileno()
+        self._number = None
+        return number
+
+    def fileno(self) -> int:
+        """
+        Return the descriptor, which stays here.
+
+        Raises:
+            ValueError: It was taken or closed before: our own bug.
+        """
         if self._number is None:
             raise ValueError("this descriptor was taken or closed before")
-        number, self._number = self._number, None
-        return number
+        return self._number
 
     def close(self) -> None:
         """Close the descriptor unless somebody took it; calling again does nothing."""

@@ -11,13 +11,16 @@ start of a queue.
 
 import asyncio
 import logging
+import select
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from vhostblk.engine.api import Counters, Fault
 from vhostblk.engine.reason import Reason
 from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.symptoms import looks_encrypted, stray_bits
+from vhostblk.protocol.fd import Fd
 from vhostblk.server import hints
 from vhostblk.server.glance import Glance, glance
 from vhostblk.server.guest_counters import GuestCounters
@@ -68,6 +71,7 @@ class Detector:
         self._log = log
         self._said: dict[tuple[str, int], int] = {}
         self._settled: dict[int, int] = {}
+        self._greetings: dict[int, int] = {}
         self._starts = 0
         self._looks: Iterator[float] = iter(())
         self._look_timer: asyncio.TimerHandle | None = None
@@ -184,6 +188,14 @@ class Detector:
 
     # ---- Z and H: what a start asks for first ---------------------------------------------
 
+    def armed(self, ring: Ring, kick: Fd | None) -> None:
+        """
+        Heed the descriptor a ring will be kicked by.
+
+        QEMU's are signalled when they come, at each start and for each queue, asked or not.
+        """
+        self._greetings[ring.index] = int(kick is not None and _is_signalled(kick.fileno()))
+
     def started(self) -> None:
         """Heed that a ring may have started."""
         starts = sum(ring.starts for ring in self._rings)
@@ -208,8 +220,10 @@ class Detector:
 
     def _look(self) -> None:
         terms = self._terms()
+        # One ring that is served shows that what the guest writes is seen.
+        seen = any(_good(_done(ring)) for ring in self._rings if ring.running)
         for ring in filter(self._waits, self._rings):
-            if self._makes_sense(ring) or self._is_silent(ring, terms):
+            if self._makes_sense(ring) or (not seen and self._is_silent(ring, terms)):
                 self._settled[ring.index] = ring.starts
         if any(map(self._waits, self._rings)):
             self._next_look()
@@ -218,9 +232,8 @@ class Detector:
 
     def _makes_sense(self, ring: Ring) -> bool:
         """Whether requests have shown what the driver is; say so if it is none."""
-        done = _since(ring.before, ring.queue.counters())
-        good = done.reads + done.writes + done.flushes + done.discards + done.write_zeroes
-        good += done.get_ids
+        done = _done(ring)
+        good = _good(done)
         nonsense = done.unsupported + done.malformed
         bad = nonsense + done.errors
         # Errors alone may be the disk's.
@@ -238,13 +251,12 @@ class Detector:
         """
         Whether a ring was kicked and reads as zeroes; say so.
 
-        One kick is enough: a driver kicks when it has asked for something, and what it wrote
-        before a kick that we have seen is there to be read.  There may never be another: Linux
-        waits for its first block without a limit, and so does firmware (of QEMU with share=off,
-        two kicks came in all: SeaBIOS's and one that QEMU itself gives at a start).
+        One kick of the driver's is enough: it kicks when it has asked for something, and what it
+        wrote before a kick that we have seen is there to be read.  There may never be another:
+        Linux waits for its first block without a limit, and so does firmware.
         """
-        kicks = ring.queue.counters().kicks - ring.before.kicks
-        seen = self._look_at(ring, terms) if kicks else None
+        kicks = _done(ring).kicks - self._greetings.get(ring.index, 0)
+        seen = self._look_at(ring, terms) if kicks > 0 else None
         if seen is None or not seen.blank:
             return False
         self._counters.zero_ring_kicks += kicks
@@ -252,7 +264,23 @@ class Detector:
         return True
 
 
-def _since(before: Counters, now: Counters) -> Counters:
-    """Return what was done since *before*."""
+def _is_signalled(fd: int) -> bool:
+    """Whether an eventfd has a count; anything else is not asked, as its answer may take long."""
+    if Path(f"/proc/self/fd/{fd}").readlink().name != "anon_inode:[eventfd]":
+        return False
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _done(ring: Ring) -> Counters:
+    """Return what a ring's queue has done since its last start."""
+    before, now = ring.before, ring.queue.counters()
     names = [field.name for field in fields(Counters)]
     return Counters(**{name: getattr(now, name) - getattr(before, name) for name in names})
+
+
+def _good(done: Counters) -> int:
+    """Return how many requests were served well."""
+    good = done.reads + done.writes + done.flushes + done.discards + done.write_zeroes
+    return good + done.get_ids

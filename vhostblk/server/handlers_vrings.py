@@ -51,7 +51,9 @@ async def set_vring_addr(attachment: Attachment, message: SetVringAddr) -> None:
 
 async def set_vring_kick(attachment: Attachment, message: SetVringKick) -> None:
     """Take the kick descriptor; an enabled ring starts."""
-    await attachment.rings[message.index].set_kick(message.fd, attachment.terms)
+    ring = attachment.rings[message.index]
+    attachment.detector.armed(ring, message.fd)
+    await ring.set_kick(message.fd, attachment.terms)
     attachment.detector.started()
 
 
