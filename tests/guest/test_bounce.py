@@ -215,6 +215,36 @@ def test_close_gives_everything_back(memory: GuestMemory) -> None:
     assert memory.shared_pages == frozenset()
 
 
+def test_a_mapping_is_synced(memory: GuestMemory) -> None:
+    """Either side sees the other's bytes when it is told, not before, and the mapping lasts."""
+    dma = Bounced(memory, small())
+    out, into = buffer(memory, b"first"), buffer(memory, b".....")
+    shown, written = dma.map(out, 5, writable=False), dma.map(into, 5, writable=True)
+    memory.write(out, b"again")
+    assert device_read(memory, shown, 5) == b"first"
+    dma.sync_for_device(shown)
+    assert device_read(memory, shown, 5) == b"again"
+    device_write(memory, written, b"heard")
+    assert memory.read(into, 5) == b"....."
+    dma.sync_for_cpu(written)
+    dma.sync_for_cpu(shown)
+    assert memory.read(into, 5) == b"heard"
+    dma.unmap(shown, 0)
+    dma.unmap(written, 5)
+    assert dma.used == 0
+
+
+def test_a_sync_forgives_nothing(memory: GuestMemory) -> None:
+    """What the device did to a buffer it may only read shows at the end all the same."""
+    dma = Bounced(memory, small())
+    shown = dma.map(buffer(memory, b"first"), 5, writable=False)
+    dma.sync_for_device(shown)
+    device_write(memory, shown, b"!")
+    dma.sync_for_cpu(shown)
+    with pytest.raises(BounceError, match="wrote into the read-only buffer"):
+        dma.unmap(shown, 0)
+
+
 def test_free_pages_are_recycled(memory: GuestMemory) -> None:
     """What holds no mapping becomes private and shared again, what holds one stays as it is."""
     dma = Bounced(memory, small())

@@ -112,6 +112,15 @@ class Bounced:
         if complaint is not None:
             raise BounceError(f"the device {complaint}")
 
+    def sync_for_cpu(self, address: int) -> None:
+        """Copy back what the device has written so far; the mapping stays (dma_sync_single)."""
+        self._live[address][1].sync_for_cpu()
+
+    def sync_for_device(self, address: int) -> None:
+        """Show the device what the buffer holds by now; the mapping stays."""
+        pool, copy = self._live[address]
+        self._live[address] = pool, copy.sync_for_device()
+
     def drop(self, address: int) -> None:
         """Take slots back unseen; see ``Dma.drop``."""
         pool, _ = self._live.pop(address)

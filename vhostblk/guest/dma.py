@@ -7,7 +7,7 @@ device sees all memory, so mapping does nothing; ``bounce`` and ``firmware`` are
 guests do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vhostblk.guest.errors import GuestError
@@ -213,6 +213,17 @@ class Copy:
             room=room,
             before=before,
         )
+
+    def sync_for_cpu(self) -> None:
+        """Copy what the device wrote to the buffer, and let the stand-in be."""
+        if self.writable:
+            self.memory.write(self.orig, self.memory.read(self.address, self.length))
+
+    def sync_for_device(self) -> "Copy":
+        """Copy the buffer to the stand-in once more; return what is known of it now."""
+        before = self.memory.read(self.orig, self.length)
+        self.memory.write(self.address, before)
+        return replace(self, before=before)
 
     def take_back(self, written: int, spare: int) -> str | None:
         """
