@@ -155,17 +155,39 @@ def test_eviction_takes_the_oldest() -> None:
     assert [one.iova // PAGE for one in iotlb.translations] == [0, 4, 6]
 
 
-def test_eviction_spares_a_waiting_chain() -> None:
-    """What is to be kept stays, however old; where all is to be kept the new one is refused."""
-    iotlb = Iotlb(limit=2)
+def pages(iotlb: Iotlb) -> list[int]:
+    return [one.iova // PAGE for one in iotlb.translations]
+
+
+def test_eviction_spares_waiting_chains() -> None:
+    """What they need stays, however old; where all is needed it is more than the limit for once."""
+    iotlb = Iotlb(limit=2, most=3)
     iotlb.update(at(0, PAGE, UVA))
     iotlb.update(at(2 * PAGE, PAGE, UVA))
     iotlb.update(at(4 * PAGE, PAGE, UVA), keep=[(100, 1)])
-    assert [one.iova // PAGE for one in iotlb.translations] == [0, 4]
+    assert pages(iotlb) == [0, 4]
+    needed = [(4 * PAGE, 1), (0, 8), (4, PAGE - 4)]
+    iotlb.update(at(6 * PAGE, PAGE, UVA), keep=needed)
+    assert pages(iotlb) == [0, 4, 6]
     with pytest.raises(Refused) as caught:
-        iotlb.update(at(6 * PAGE, PAGE, UVA), keep=[(0, PAGE), (4 * PAGE, 1)])
+        iotlb.update(at(8 * PAGE, PAGE, UVA), keep=[*needed, (6 * PAGE, PAGE)])
     assert caught.value.errno == ENOSPC
-    assert [one.iova // PAGE for one in iotlb.translations] == [0, 4]
+    assert pages(iotlb) == [0, 4, 6]
+    iotlb.update(at(8 * PAGE, PAGE, UVA), keep=[(6 * PAGE, PAGE)])
+    assert pages(iotlb) == [6, 8], "when they are through, the limit holds again"
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=8))
+def test_eviction_spares_exactly_what_is_needed(keep: list[tuple[int, int]]) -> None:
+    """Whatever overlaps: with no room for others, those that touch what is needed are left."""
+    iotlb = Iotlb(limit=0)
+    for i in range(16):
+        iotlb.update(at(5 * i, 3, UVA + 100 * i), keep=[(0, 100)])
+    iotlb.invalidate(1 << 40, 1, keep=keep)
+    left = {one.iova for one in iotlb.translations}
+    assert left == {
+        5 * i for i in range(16) if any(a < 5 * i + 3 and 5 * i < a + n for a, n in keep)
+    }
 
 
 def test_clear_forgets_everything() -> None:

@@ -4,6 +4,7 @@ The IOTLB suite: messages nobody waits for, in the middle of load, on either dat
 Source: CONFIDENTIAL.md, 6.3 and 3.4 to 3.6.
 """
 
+import random
 import threading
 
 import pytest
@@ -23,12 +24,14 @@ from server_kit.translated import (
 )
 
 from vhostblk.guest import (
+    Framing,
     Guest,
     Request,
     wire,
 )
 from vhostblk.guest.errors import NackError
 from vhostblk.guest.iommu import Flush
+from vhostblk.memory.iotlb import Iotlb
 from vhostblk.spec.vhost_user import IotlbType
 
 CAP = 2048
@@ -75,6 +78,24 @@ def test_bad_updates_in_the_middle_of_load(server: Serving, which: int) -> None:
         with pytest.raises(NackError):
             guest.frontend.iotlb(wire.Iotlb(*bad[which], IotlbType.UPDATE))
         assert [guest.wait(ticket).data for ticket in tickets] == data
+
+
+def test_more_is_needed_than_is_kept(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Two queues with a chain each need more translations than are kept: both are served.
+
+    Their pieces lie upwards in memory and downwards behind the IOMMU, so that none continues
+    another.
+    """
+    monkeypatch.setattr(Iotlb.__init__, "__defaults__", (32, 1 << 10))
+    with attach(server, queues=2) as guest:
+        data = random.Random(3).randbytes(40 * PAGE)
+        cut = Framing(readable=(16, *(PAGE,) * 40), writable=(PAGE,) * 40, align=PAGE)
+        guest.write(0, data, framing=cut)
+        request = Request.read(0, 40 * PAGE)
+        tickets = [guest.submit(request, queue=i, framing=cut) for i in range(2)]
+        assert [guest.wait(ticket).data for ticket in tickets] == [data, data]
+        assert table(guest).refused == 0
 
 
 @pytest.mark.parametrize("part", ["desc", "avail", "used"])

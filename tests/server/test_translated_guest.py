@@ -7,6 +7,7 @@ from server_kit.serving import Serving
 
 from vhostblk.disk.memory import Memory
 from vhostblk.guest import Framing, Guest, Request
+from vhostblk.guest.confidential import Kind
 from vhostblk.guest.errors import BrokenQueueError
 from vhostblk.guest.iommu import Flush, Mapped
 from vhostblk.spec.virtio_blk import Status
@@ -119,10 +120,11 @@ def test_stop_while_a_chain_waits(server: Serving) -> None:
         assert guest.wait(ticket).data.startswith(b"before")
 
 
-def test_translated_and_bounced(server: Serving) -> None:
+@pytest.mark.parametrize("kind", ["bounced", "sev", "snp", "tdx"])
+def test_translated_and_bounced(server: Serving, kind: Kind) -> None:
     """Both at once: the device sees slots, and those through the IOMMU."""
     path = server.add(Memory(4 * MIB))
-    with Guest.connect(path, confidential="bounced", iommu="page") as guest:
+    with Guest.connect(path, confidential=kind, iommu="page") as guest:
         data = random.Random(10).randbytes(64 * SECTOR)
         guest.write(0, data)
         assert guest.read(0, len(data)) == data

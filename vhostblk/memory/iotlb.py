@@ -17,6 +17,8 @@ from vhostblk.memory.space import Access, Translation
 
 MAX_ENTRIES = 2048
 """Translations kept, coalesced ones counted once; as many as DPDK keeps."""
+MOST_ENTRIES = 64 * MAX_ENTRIES
+"""Kept where waiting chains need them all: what 64 queues with a chain each can need."""
 _TOP = 1 << 64
 
 Range = tuple[int, int]
@@ -98,11 +100,13 @@ class Iotlb:
     Translations, disjoint and sorted; the newest wins.
 
     Args:
-        limit: How many are kept at most.
+        limit: How many are kept, beside those that waiting chains need.
+        most: How many are kept at most.
     """
 
-    def __init__(self, limit: int = MAX_ENTRIES) -> None:
+    def __init__(self, limit: int = MAX_ENTRIES, most: int = MOST_ENTRIES) -> None:
         self._limit = limit
+        self._most = most
         self._rows: list[_Row] = []
         self._ages = count()
 
@@ -117,19 +121,22 @@ class Iotlb:
 
         Args:
             new: From `checked`.
-            keep: IOVAs a waiting chain needs: what translates any of them is never evicted.
+            keep: IOVAs that waiting chains need: what translates any of them is never evicted,
+                though it be more than the limit.
 
         Raises:
-            Refused: There is no room, and everything is to be kept.
+            Refused: There is no room at all, and everything is to be kept.
         """
         self._forget(new.iova, new.iova + new.size)
         at = bisect_left(self._rows, new.iova, key=_start)
         self._rows.insert(at, _Row(new, next(self._ages)))
         self._coalesce(at)
-        while len(self._rows) > self._limit:
-            if not self._evict((*keep, (new.iova, new.size))):
-                self._forget(new.iova, new.iova + new.size)
-                raise Refused(ENOSPC, f"more than {self._limit} translations are needed at once")
+        if len(self._rows) <= self._limit:
+            return
+        self._evict((*keep, (new.iova, new.size)))
+        if len(self._rows) > self._most:
+            self._forget(new.iova, new.iova + new.size)
+            raise Refused(ENOSPC, f"more than {self._most} translations are needed at once")
 
     def _coalesce(self, at: int) -> None:
         for low in (at, at - 1):
@@ -137,11 +144,16 @@ class Iotlb:
                 joined = self._rows[low + 1].join(self._rows[low])
                 self._rows[low : low + 2] = [joined]
 
-    def _evict(self, keep: Sequence[Range]) -> bool:
-        free = [row for row in self._rows if not _touches(row, keep)]
-        if free:
-            self._rows.remove(min(free, key=lambda row: row.age))
-        return bool(free)
+    def _evict(self, keep: Sequence[Range]) -> None:
+        """Forget the oldest, as many as are too many, but none of what touches *keep*."""
+        spared = _merged(keep)
+        too_many = len(self._rows) - self._limit
+        for row in sorted(self._rows, key=lambda row: row.age):
+            if too_many <= 0:
+                break
+            if not _touches(row, spared):
+                del self._rows[bisect_left(self._rows, row.what.iova, key=_start)]
+                too_many -= 1
 
     def invalidate(self, iova: int, size: int, *, keep: Sequence[Range] = ()) -> tuple[Range, ...]:
         """
@@ -161,8 +173,8 @@ class Iotlb:
         ranges = ((iova, size),) if end <= _TOP else ((iova, _TOP - iova), (0, end - _TOP))
         for start, length in ranges:
             self._forget(start, start + length)
-        while len(self._rows) > self._limit and self._evict(keep):
-            pass
+        if len(self._rows) > self._limit:
+            self._evict(keep)
         return ranges
 
     def _forget(self, start: int, end: int) -> None:
@@ -207,5 +219,18 @@ class Iotlb:
         return found
 
 
-def _touches(row: _Row, ranges: Sequence[Range]) -> bool:
-    return any(iova < row.end and row.what.iova < iova + length for iova, length in ranges)
+def _merged(ranges: Sequence[Range]) -> list[Range]:
+    """Return the same bytes as sorted ranges that do not meet."""
+    merged: list[Range] = []
+    for iova, length in sorted(ranges):
+        if merged and iova <= sum(merged[-1]):
+            start, before = merged.pop()
+            iova, length = start, max(before, iova + length - start)  # noqa: PLW2901 - the sum
+        merged.append((iova, length))
+    return merged
+
+
+def _touches(row: _Row, spared: Sequence[Range]) -> bool:
+    """Tell whether a row meets one of some ranges, sorted and disjoint."""
+    last = bisect_left(spared, row.end, key=lambda one: one[0]) - 1
+    return last >= 0 and row.what.iova < sum(spared[last])
