@@ -18,8 +18,10 @@ from proc import mapped, status
 from vhostblk.guest import Guest, GuestMemory, Range, Region, Request
 from vhostblk.guest.bounce import Bounced
 from vhostblk.guest.confidential import Kind
-from vhostblk.guest.dma import pages_of
+from vhostblk.guest.dma import Direct, pages_of
+from vhostblk.guest.iommu import Flush
 from vhostblk.guest.layout import MIB, PAGE
+from vhostblk.guest.ring import RingAddresses, avail_bytes, desc_bytes, used_bytes
 from vhostblk.spec.virtio_blk import Status
 
 Connect = Callable[..., Guest]
@@ -82,6 +84,42 @@ def test_only_rings_and_descriptors_are_touched(
         assert isinstance(guest.dma, Bounced)
         touched = server.auditor.touched(memory)
         assert touched <= guest.dma.exposed
+        assert len(touched) > 32, "the longest write alone"
+        guest.close()
+
+
+@pytest.fixture
+def exposed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Return the pages that a driver without bounce buffers names, as they come to be."""
+    pages: set[int] = set()
+    show, ring = Direct.map, Direct.allocate_ring
+
+    def map_(self: Direct, gpa: int, length: int, *, writable: bool, cpu: int = 0) -> int:
+        pages.update(pages_of(gpa, length))
+        return show(self, gpa, length, writable=writable, cpu=cpu)
+
+    def allocate_ring(self: Direct, size: int) -> RingAddresses:
+        made = ring(self, size)
+        pages.update(pages_of(made.desc, desc_bytes(size)))
+        pages.update(pages_of(made.avail, avail_bytes(size)))
+        pages.update(pages_of(made.used, used_bytes(size)))
+        return made
+
+    monkeypatch.setattr(Direct, "map", map_)
+    monkeypatch.setattr(Direct, "allocate_ring", allocate_ring)
+    return pages
+
+
+@pytest.mark.parametrize("iommu", [None, "page", "global"])
+def test_also_of_an_ordinary_guest_and_behind_an_iommu(
+    iommu: Flush | None, server: Audited, exposed: set[int], vhost_user_guest: Connect
+) -> None:
+    """Where buffers lie anywhere in memory, and where the device knows them by IOVA only."""
+    with memory_of("bounced") as memory:
+        guest = vhost_user_guest(server.socket, memory=memory, iommu=iommu)
+        load(guest)
+        touched = server.auditor.touched(memory)
+        assert touched <= exposed
         assert len(touched) > 32, "the longest write alone"
         guest.close()
 
