@@ -23,8 +23,10 @@
 /* ---- values ------------------------------------------------------------------------- */
 
 enum {
-    VHB_ACCESS_READ = 1, /* the device may read */
-    VHB_ACCESS_WRITE = 2 /* the device may write */
+    VHB_ACCESS_READ = 1,  /* the device may read */
+    VHB_ACCESS_WRITE = 2, /* the device may write */
+    VHB_ACCESS_NOTED = 4, /* it may, but a request that goes there is counted and sampled */
+    VHB_ACCESS_FATAL = 8  /* it may not, whatever else is set; going there breaks the queue */
 };
 
 /* One row of the flat table: guest addresses [iova, iova + len) live at host.
@@ -88,39 +90,60 @@ enum {
     VHB_DRAINED = 2, /* as asked: nothing is in flight, all that completed is pushed */
     VHB_BROKEN = 4,  /* the ring is not a ring; vhb_queue_fault() says why */
     VHB_DETACHED = 8, /* as asked: the worker has forgotten the queue, it may be freed */
-    VHB_MISS = 16 /* a queue that asks needs an address that is in no segment: vhb_queue_miss() */
+    VHB_MISS = 16, /* a queue that asks needs an address that is in no segment: vhb_queue_miss() */
+    VHB_SAMPLED = 32 /* samples should be taken: vhb_queue_take_samples() */
 };
 
 /* What a chain waits for.  Its head is not consumed; an indirect table is named before what it
  * names, and a miss may repeat. */
 struct vhb_miss {
-    uint64_t iova;   /* the first address that is in no segment, or in one without *access* */
-    uint64_t len;    /* bytes that are needed from there on */
+    uint64_t iova; /* the first address that is in no segment, or in one without *access* */
+    uint64_t len; /* bytes that are needed from there on */
     uint32_t access; /* VHB_ACCESS_* */
-    uint32_t index;  /* avail index of the chain */
+    uint32_t index; /* avail index of the chain */
 };
 
 /* Why a queue broke. */
 enum vhb_reason {
     VHB_OK = 0,
-    VHB_AVAIL_INDEX = 1,   /* value: avail idx, further ahead than the ring is long */
-    VHB_HEAD = 2,          /* value: a head out of range */
-    VHB_NEXT = 3,          /* value: a next field out of range */
-    VHB_LOOP = 4,          /* value: descriptors walked; a chain longer than its table */
-    VHB_INDIRECT = 5,      /* value: length of a malformed, nested or unwanted indirect table */
+    VHB_AVAIL_INDEX = 1, /* value: avail idx, further ahead than the ring is long */
+    VHB_HEAD = 2, /* value: a head out of range */
+    VHB_NEXT = 3, /* value: a next field out of range */
+    VHB_LOOP = 4, /* value: descriptors walked; a chain longer than its table */
+    VHB_INDIRECT = 5, /* value: length of a malformed, nested or unwanted indirect table */
     VHB_TABLE_ADDRESS = 6, /* value: address of an indirect table that may not be read */
     VHB_STATUS_ADDRESS = 7, /* value: address of a status byte that may not be written */
-    VHB_MEMORY_GONE = 8,    /* the guest's memory vanished (SIGBUS) under the ring or a request */
-    VHB_DISK_KEPT_VIEW = 9  /* value: byte offset of the request whose memory the disk kept */
+    VHB_MEMORY_GONE = 8, /* the guest's memory vanished (SIGBUS) under the ring or a request */
+    VHB_DISK_KEPT_VIEW = 9, /* value: byte offset of the request whose memory the disk kept */
+    VHB_OUTSIDE = 10, /* value: an address in a segment that is VHB_ACCESS_FATAL; index: head */
+    VHB_CONDEMNED = 11 /* by vhb_queue_condemn() */
 };
 
 struct vhb_fault {
     uint32_t reason; /* enum vhb_reason */
-    uint32_t index;  /* avail or descriptor index it was met at */
+    uint32_t index; /* avail or descriptor index it was met at */
     uint64_t value;
 };
 
-/* Counted by the worker, read at any time; each only grows but the last two. */
+enum {
+    VHB_ROLE_READABLE = 0,
+    VHB_ROLE_WRITABLE = 1,
+    VHB_ROLE_TABLE = 2, /* an indirect table; behind the descriptors that are in it */
+    VHB_ROLE_OUTSIDE = 0x8000 /* added where it was denied or is noted */
+};
+
+/* What the driver wrote in one descriptor of a chain: recorded, never judged. */
+struct vhb_sample {
+    uint64_t iova;
+    uint32_t len;
+    uint16_t role; /* VHB_ROLE_* */
+    uint16_t chain; /* number of the chain since vhb_queue_set_sampling(), modulo 65536 */
+};
+
+/* A slot is what a bouncing guest allocates by (swiotlb). */
+enum { VHB_SAMPLES = 8192, VHB_BOUNCE_SLOT = 2048 };
+
+/* Counted by the worker, read at any time; each only grows but the last three. */
 struct vhb_counters {
     uint64_t reads;
     uint64_t writes;
@@ -130,12 +153,18 @@ struct vhb_counters {
     uint64_t get_ids;
     uint64_t bytes_read;
     uint64_t bytes_written;
-    uint64_t errors;      /* requests that ended with IOERR */
+    uint64_t errors; /* requests that ended with IOERR */
     uint64_t unsupported; /* requests that ended with UNSUPP */
-    uint64_t malformed;   /* chains without room for a status, given back with length 0 */
+    uint64_t malformed; /* chains without room for a status, given back with length 0 */
     uint64_t kicks;
     uint64_t calls;
     uint64_t faults; /* SIGBUS or EFAULT on guest memory */
+    uint64_t descriptors; /* of requests, without those that name a table */
+    uint64_t segment_max; /* bytes of the longest of them */
+    uint64_t slots_high; /* the most that *slots* ever was */
+    uint64_t outside; /* chains that named an address that is denied or noted */
+    uint64_t slots; /* bounce slots that the descriptors and tables of what is not given
+                     * back would fill, if the guest bounces */
     uint64_t in_flight;
     uint64_t dead; /* cancelled, not yet returned by the disk */
 };
@@ -145,7 +174,7 @@ struct vhb_counters {
 struct vhb_disk;
 
 enum {
-    VHB_FILE_DIRECT = 1,      /* fd is O_DIRECT: misaligned requests are bounced */
+    VHB_FILE_DIRECT = 1, /* fd is O_DIRECT: misaligned requests are bounced */
     VHB_FILE_BLOCK_DEVICE = 2 /* discard is BLKDISCARD */
 };
 
@@ -169,11 +198,11 @@ int vhb_disk_free(struct vhb_disk *disk);
 struct vhb_mailbox;
 
 struct vhb_job {
-    uint64_t tag;    /* names the job towards vhb_mailbox_complete(), once */
+    uint64_t tag; /* names the job towards vhb_mailbox_complete(), once */
     uint64_t offset; /* bytes */
-    uint64_t len;    /* bytes; the pieces add up to it (READ, WRITE) */
-    uint32_t op;     /* enum vhb_op */
-    uint32_t flags;  /* VHB_REQ_* */
+    uint64_t len; /* bytes; the pieces add up to it (READ, WRITE) */
+    uint32_t op; /* enum vhb_op */
+    uint32_t flags; /* VHB_REQ_* */
     uint32_t n_pieces;
     uint32_t reserved;
     const struct vhb_piece *pieces; /* valid until the job is completed */
@@ -204,7 +233,7 @@ struct vhb_queue;
 enum { VHB_WORKER_NO_URING = 1 };
 
 struct vhb_worker_config {
-    uint32_t flags;   /* VHB_WORKER_* */
+    uint32_t flags; /* VHB_WORKER_* */
     uint32_t spin_us; /* how long to look on after the last request before sleeping */
 };
 
@@ -273,6 +302,21 @@ int vhb_queue_set_err(struct vhb_queue *queue, int fd);
 int vhb_queue_set_enabled(struct vhb_queue *queue, bool enabled);
 int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features); /* acked bits */
 int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
+
+/* Begin a new count of chains, and forget what was not taken.  All of the first *first* are
+ * sampled, and while there is no room for one of half of VHB_SAMPLES the queue pops nothing: none
+ * is lost but the rest of a longer one.  Then one chain in *every* (0: none), where there is room.
+ * A descriptor that is outside is sampled in any chain, where there is room; in a chain that is
+ * seen to be no request what follows is not looked at. */
+int vhb_queue_set_sampling(struct vhb_queue *queue, uint32_t first, uint32_t every);
+
+/* Up to *n* samples into *out*, the oldest first; how many.  Legal at any time.  VHB_SAMPLED says
+ * when: the first chains are complete, the room is half used, or (once until then) one is outside;
+ * it comes again only behind a take that returned 0. */
+int vhb_queue_take_samples(struct vhb_queue *queue, struct vhb_sample *out, uint32_t n);
+
+/* Break a queue that the control plane owns, as the worker would.  VHB_BROKEN follows. */
+int vhb_queue_condemn(struct vhb_queue *queue);
 
 /* Hand the ring to the worker.  -EINVAL: size, parts or space are missing or too small.
  * The ring is looked at once without waiting for a kick, and a new call fd is signalled once. */

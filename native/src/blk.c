@@ -72,6 +72,8 @@ void vhb_req_release(struct vhb_req *req)
         q->starved = false;
         req->vec = req->own;
     }
+    q->bounce_slots -= req->bounce_slots;
+    store_relaxed(&q->counters.slots, q->bounce_slots);
     req->state = VHB_REQ_FREE;
     q->free_slots[q->n_free++] = (uint16_t)req->tag;
 }
@@ -201,6 +203,8 @@ void vhb_blk_abandon(struct vhb_req *req)
     ghost->status = req->status;
     ghost->vec = ghost->own;
     ghost->written = 0;
+    ghost->bounce_slots = req->bounce_slots; /* the guest has them back with the head */
+    req->bounce_slots = 0;
     ghost->state = VHB_REQ_LIVE; /* takes over req's place among those in flight */
     req->state = VHB_REQ_DEAD;
     q->dead++;

@@ -67,6 +67,7 @@ struct vhb_req {
     uint32_t n_readable, n_writable; /* pieces */
     bool bad;     /* completes with IOERR, whatever it asks */
     uint8_t result; /* VIRTIO_BLK_S_* */
+    uint64_t bounce_slots; /* VHB_BOUNCE_SLOTs of its descriptors and table */
     uint32_t n_ranges, range;
     struct vhb_range ranges[VHB_MAX_RANGES];
     struct vhb_req *buried_next; /* in the graveyard */

@@ -52,7 +52,8 @@ void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint3
     const struct vhb_segment *seg = space->hint < space->n ? &space->segments[space->hint] : NULL;
     if (!seg || iova < seg->iova || iova - seg->iova >= seg->len)
         seg = space_search(space, iova);
-    if (!seg || (seg->access & access) != access)
+    space->access = seg ? seg->access : 0;
+    if ((space->access & (access | VHB_ACCESS_FATAL)) != access)
         return NULL;
     uint64_t offset = iova - seg->iova;
     uint64_t left = seg->len - offset;
@@ -74,7 +75,9 @@ bool vhb_space_missing(struct vhb_space *space, uint64_t iova, uint64_t len, uin
     if (!space->asks)
         return false;
     const struct vhb_segment *seg = space_search(space, iova);
-    if (seg && !seg->access)
+    if (seg && !(seg->access & (VHB_ACCESS_READ | VHB_ACCESS_WRITE)))
+        return false;
+    if (seg && (seg->access & VHB_ACCESS_FATAL))
         return false;
     for (uint32_t i = 0; i < space->n_denied; i++) {
         if (iova >= space->denied[i].iova && iova - space->denied[i].iova < space->denied[i].len)

@@ -21,6 +21,7 @@ static size_t slots_size(const struct vhb_queue *q)
     return slot_count(q) * sizeof(struct vhb_req);
 }
 
+static const size_t samples_size = VHB_SAMPLES * sizeof(struct vhb_sample);
 static const size_t borrow_size = VHB_BORROW_COUNT * VHB_MAX_IOV * sizeof(struct iovec);
 
 static void queue_dispose(struct vhb_queue *q)
@@ -29,6 +30,8 @@ static void queue_dispose(struct vhb_queue *q)
         munmap(q->slots, slots_size(q));
     if (q->borrow)
         munmap(q->borrow, borrow_size);
+    if (q->samples.ring)
+        munmap(q->samples.ring, samples_size);
     for (int i = 0; i < 3; i++)
         free(q->part[i].pieces);
     free(q->free_slots);
@@ -60,8 +63,9 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
     q->held_tail = &q->held;
     q->slots = reserve(slots_size(q));
     q->borrow = reserve(borrow_size);
+    q->samples.ring = reserve(samples_size);
     q->free_slots = calloc(slot_count(q), sizeof(*q->free_slots));
-    if (!q->slots || !q->borrow || !q->free_slots) {
+    if (!q->slots || !q->borrow || !q->samples.ring || !q->free_slots) {
         queue_dispose(q);
         return -ENOMEM;
     }
@@ -222,6 +226,28 @@ int vhb_queue_set_blk(struct vhb_queue *q, const struct vhb_blk *blk)
         blk->max_write_zeroes_seg > VHB_MAX_RANGES)
         return -EINVAL;
     q->blk = *blk;
+    return 0;
+}
+
+int vhb_queue_set_sampling(struct vhb_queue *q, uint32_t first, uint32_t every)
+{
+    if (!ours(q))
+        return -EBUSY;
+    struct vhb_samples *s = &q->samples;
+    *s = (struct vhb_samples){.ring = s->ring,
+                              .stored = s->stored,
+                              .taken = s->stored,
+                              .first = first,
+                              .every = every,
+                              .wait = every};
+    return 0;
+}
+
+int vhb_queue_condemn(struct vhb_queue *q)
+{
+    if (!ours(q))
+        return -EBUSY;
+    vhb_break_as(q, VHB_CONDEMNED, q->next_avail, 0);
     return 0;
 }
 

@@ -4,54 +4,12 @@
  * into a local, and only the local is checked and used. */
 #include <errno.h>
 
-#include "vq.h"
+#include "split.h"
 
 enum { MAX_TABLE = 32768 }; /* descriptors of an indirect table; virtio 1.3, 2.6 */
 
 _Static_assert(sizeof(struct vring_desc) == 16, "virtio 1.3, 2.7.5");
 _Static_assert(sizeof(struct vring_used_elem) == 8, "virtio 1.3, 2.7.8");
-
-/* ---- fields of the ring -------------------------------------------------------------- */
-
-static uint16_t *avail_flags(struct vhb_queue *q)
-{
-    return part_at(&q->part[VHB_PART_AVAIL], 0);
-}
-
-static uint16_t *avail_idx(struct vhb_queue *q)
-{
-    return (uint16_t *)part_at(&q->part[VHB_PART_AVAIL], 0) + 1;
-}
-
-static uint16_t *avail_ring(struct vhb_queue *q, uint32_t i)
-{
-    return part_at(&q->part[VHB_PART_AVAIL], 4 + 2 * (size_t)i);
-}
-
-static uint16_t *used_event(struct vhb_queue *q)
-{
-    return avail_ring(q, q->size);
-}
-
-static uint16_t *used_flags(struct vhb_queue *q)
-{
-    return part_at(&q->part[VHB_PART_USED], 0);
-}
-
-static uint16_t *used_idx(struct vhb_queue *q)
-{
-    return (uint16_t *)part_at(&q->part[VHB_PART_USED], 0) + 1;
-}
-
-static struct vring_used_elem *used_elem(struct vhb_queue *q, uint32_t i)
-{
-    return part_at(&q->part[VHB_PART_USED], 4 + 8 * (size_t)i);
-}
-
-static uint16_t *avail_event(struct vhb_queue *q)
-{
-    return part_at(&q->part[VHB_PART_USED], 4 + 8 * (size_t)q->size);
-}
 
 /* ---- pop ----------------------------------------------------------------------------- */
 
@@ -63,7 +21,41 @@ struct walk {
     uint32_t room;      /* pieces that fit */
     uint64_t status_at; /* guest address of the last writable byte */
     bool writable;      /* a writable descriptor was seen */
+    bool sampled;
+    bool noted;   /* this descriptor, or the table, is outside */
+    bool outside; /* one of the chain is */
+    uint32_t n_samples;
+    uint32_t n_descriptors, longest;
+    uint64_t bounce_slots;
 };
+
+static void walk_sample(struct walk *walk, uint64_t iova, uint32_t len, uint32_t role)
+{
+    walk->outside |= walk->noted;
+    if (!walk->sampled && !walk->noted)
+        return;
+    uint32_t flag = walk->noted ? VHB_ROLE_OUTSIDE : 0;
+    struct vhb_sample sample = {.iova = iova, .len = len, .role = (uint16_t)(role | flag)};
+    walk->n_samples = vhb_samples_store(walk->q, walk->n_samples, sample);
+}
+
+static uint64_t bounce_slots(uint32_t len)
+{
+    return ((uint64_t)len + VHB_BOUNCE_SLOT - 1) / VHB_BOUNCE_SLOT;
+}
+
+/* What was looked up is not for us: -ENODATA if it is asked for, -EPROTO if going there is fatal,
+ * 0 if it is denied. */
+static int walk_denied(struct walk *walk, uint64_t at, uint64_t len, uint32_t access)
+{
+    struct vhb_queue *q = walk->q;
+    if (vhb_space_missing(&q->space, at, len, access))
+        return -ENODATA;
+    walk->noted = true;
+    if (q->space.access & VHB_ACCESS_FATAL)
+        return vhb_break(q, VHB_OUTSIDE, walk->req->head, at);
+    return 0;
+}
 
 /* Move a long chain to a borrowed array.  -EAGAIN: all are lent. */
 static int walk_grow(struct walk *walk)
@@ -100,9 +92,8 @@ static int walk_add_piece(struct walk *walk, void *host, size_t len, bool writab
 }
 
 /* One descriptor: what is wrong with the request is remembered, not returned. */
-static int walk_add(struct walk *walk, const struct vring_desc *d)
+static int walk_map(struct walk *walk, const struct vring_desc *d, bool writable)
 {
-    bool writable = d->flags & VRING_DESC_F_WRITE;
     uint64_t addr = d->addr, left = d->len, end;
     if (writable && left) {
         walk->writable = true;
@@ -115,11 +106,10 @@ static int walk_add(struct walk *walk, const struct vring_desc *d)
         uint32_t access = writable ? VHB_ACCESS_WRITE : VHB_ACCESS_READ;
         void *host = vhb_space_find(&walk->q->space, addr, left, access, &run);
         if (!host) {
-            if (vhb_space_missing(&walk->q->space, addr, left, access))
-                return -ENODATA;
             walk->req->bad = true;
-            break;
+            return walk_denied(walk, addr, left, access);
         }
+        walk->noted |= (walk->q->space.access & VHB_ACCESS_NOTED) != 0;
         int r = walk_add_piece(walk, host, run, writable);
         if (r < 0)
             return r;
@@ -127,6 +117,19 @@ static int walk_add(struct walk *walk, const struct vring_desc *d)
         left -= run;
     }
     return 0;
+}
+
+static int walk_add(struct walk *walk, const struct vring_desc *d)
+{
+    bool writable = d->flags & VRING_DESC_F_WRITE;
+    walk->n_descriptors++;
+    walk->bounce_slots += bounce_slots(d->len);
+    if (d->len > walk->longest)
+        walk->longest = d->len;
+    walk->noted = false;
+    int r = walk_map(walk, d, writable);
+    walk_sample(walk, d->addr, d->len, writable ? VHB_ROLE_WRITABLE : VHB_ROLE_READABLE);
+    return r;
 }
 
 /* A packed view: an indirect table may stand at any address. */
@@ -144,11 +147,13 @@ static void load_desc(const void *from, struct vring_desc *d)
 
 /* Descriptor *i* of an indirect table, which may lie across segments.  -ENODATA: it is asked for.
  */
-static int load_indirect(struct vhb_queue *q, const struct vring_desc *table, uint32_t i,
+static int load_indirect(struct walk *walk, const struct vring_desc *table, uint32_t i,
                          struct vring_desc *d)
 {
+    struct vhb_queue *q = walk->q;
     uint64_t run, skip = (uint64_t)i * sizeof(*d);
     void *host = vhb_space_find(&q->space, table->addr + skip, sizeof(*d), VHB_ACCESS_READ, &run);
+    walk->noted = host && (q->space.access & VHB_ACCESS_NOTED);
     if (host && run == sizeof(*d)) {
         load_desc(host, d);
         return 0;
@@ -156,31 +161,26 @@ static int load_indirect(struct vhb_queue *q, const struct vring_desc *table, ui
     for (size_t byte = 0; byte < sizeof(*d); byte++) {
         uint64_t at = table->addr + skip + byte;
         host = vhb_space_find(&q->space, at, 1, VHB_ACCESS_READ, &run);
-        if (!host && vhb_space_missing(&q->space, at, table->len - skip - byte, VHB_ACCESS_READ))
-            return -ENODATA;
-        if (!host)
-            return vhb_break(q, VHB_TABLE_ADDRESS, i, table->addr);
+        if (!host) {
+            int r = walk_denied(walk, at, table->len - skip - byte, VHB_ACCESS_READ);
+            return r < 0 ? r : vhb_break(q, VHB_TABLE_ADDRESS, i, table->addr);
+        }
+        walk->noted |= (q->space.access & VHB_ACCESS_NOTED) != 0;
         copy_in((uint8_t *)d + byte, host, 1);
     }
     return 0;
 }
 
-/* Spec: virtio 1.3, 2.7.5.3. */
-static int walk_table(struct walk *walk, const struct vring_desc *table, uint32_t index)
+/* Follow the chain in a table of *n*; *noted*: a descriptor of it was read outside. */
+static int walk_entries(struct walk *walk, const struct vring_desc *table, uint32_t n,
+                        uint32_t index, bool *noted)
 {
     struct vhb_queue *q = walk->q;
-    uint64_t end;
-    if (!q->indirect || (table->flags & VRING_DESC_F_NEXT) || table->len == 0 ||
-        table->len % sizeof(struct vring_desc) || table->len / sizeof(*table) > MAX_TABLE)
-        return vhb_break(q, VHB_INDIRECT, index, table->len);
-    if (__builtin_add_overflow(table->addr, (uint64_t)table->len, &end))
-        return vhb_break(q, VHB_TABLE_ADDRESS, index, table->addr);
-
-    uint32_t n = table->len / (uint32_t)sizeof(*table);
     uint32_t i = 0;
     for (uint32_t walked = 0; walked < n; walked++) {
         struct vring_desc d;
-        int r = load_indirect(q, table, i, &d);
+        int r = load_indirect(walk, table, i, &d);
+        *noted |= walk->noted;
         if (r < 0)
             return r;
         if (d.flags & VRING_DESC_F_INDIRECT)
@@ -195,6 +195,25 @@ static int walk_table(struct walk *walk, const struct vring_desc *table, uint32_
         i = d.next;
     }
     return vhb_break(q, VHB_LOOP, index, n);
+}
+
+/* Spec: virtio 1.3, 2.7.5.3. */
+static int walk_table(struct walk *walk, const struct vring_desc *table, uint32_t index)
+{
+    struct vhb_queue *q = walk->q;
+    uint64_t end;
+    if (!q->indirect || (table->flags & VRING_DESC_F_NEXT) || table->len == 0 ||
+        table->len % sizeof(struct vring_desc) || table->len / sizeof(*table) > MAX_TABLE)
+        return vhb_break(q, VHB_INDIRECT, index, table->len);
+    if (__builtin_add_overflow(table->addr, (uint64_t)table->len, &end))
+        return vhb_break(q, VHB_TABLE_ADDRESS, index, table->addr);
+
+    walk->bounce_slots += bounce_slots(table->len);
+    bool noted = false;
+    int r = walk_entries(walk, table, table->len / (uint32_t)sizeof(*table), index, &noted);
+    walk->noted = noted;
+    walk_sample(walk, table->addr, table->len, VHB_ROLE_TABLE);
+    return r;
 }
 
 static int walk_chain(struct walk *walk, uint32_t head)
@@ -226,15 +245,48 @@ static void give_back_array(struct vhb_queue *q, struct vhb_req *req)
     req->vec = req->own;
 }
 
-static int find_status(struct vhb_queue *q, struct vhb_req *req, uint64_t at)
+static int find_status(struct walk *walk)
 {
-    uint64_t run;
+    struct vhb_queue *q = walk->q;
+    struct vhb_req *req = walk->req;
+    uint64_t run, at = walk->status_at;
+    int r = 0;
     req->status = vhb_space_find(&q->space, at, 1, VHB_ACCESS_WRITE, &run);
-    if (req->status)
-        return 0;
-    if (vhb_space_missing(&q->space, at, 1, VHB_ACCESS_WRITE))
-        return -ENODATA;
-    return vhb_break(q, VHB_STATUS_ADDRESS, req->head, at);
+    walk->noted = req->status && (q->space.access & VHB_ACCESS_NOTED);
+    if (!req->status) {
+        r = walk_denied(walk, at, 1, VHB_ACCESS_WRITE);
+        if (r == 0)
+            r = vhb_break(q, VHB_STATUS_ADDRESS, req->head, at);
+    }
+    if (walk->noted && !walk->outside) /* of a bad chain: its descriptor was not looked at */
+        walk_sample(walk, at, 1, VHB_ROLE_WRITABLE);
+    return r;
+}
+
+/* The chain is popped, or the queue broke on it.  For one that is neither sampled nor outside this
+ * is all that sampling costs. */
+static void count_chain(struct walk *walk)
+{
+    struct vhb_samples *s = &walk->q->samples;
+    bool due = s->first || (s->wait && --s->wait == 0);
+    if (walk->outside)
+        count(&walk->q->counters.outside, 1);
+    if (due || walk->outside)
+        vhb_samples_publish(walk->q, walk->n_samples, walk->outside);
+    s->chain++;
+}
+
+static void count_request(struct walk *walk)
+{
+    struct vhb_queue *q = walk->q;
+    count(&q->counters.descriptors, walk->n_descriptors);
+    if (walk->longest > q->counters.segment_max)
+        store_relaxed(&q->counters.segment_max, walk->longest);
+    walk->req->bounce_slots = walk->bounce_slots;
+    q->bounce_slots += walk->bounce_slots;
+    store_relaxed(&q->counters.slots, q->bounce_slots);
+    if (q->bounce_slots > q->counters.slots_high)
+        store_relaxed(&q->counters.slots_high, q->bounce_slots);
 }
 
 int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
@@ -255,16 +307,20 @@ int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
     req->bad = false;
     req->status = NULL;
     struct walk walk = {.q = q, .req = req, .room = VHB_SLOT_IOV};
+    walk.sampled = q->samples.first || q->samples.wait == 1;
     int r = walk_chain(&walk, head);
     if (r == 0 && walk.writable)
-        r = find_status(q, req, walk.status_at);
+        r = find_status(&walk);
     if (r == 0 && lost_memory(q))
         r = vhb_break(q, VHB_MEMORY_GONE, head, 0);
+    if (r == 0 || r == -EPROTO)
+        count_chain(&walk);
     if (r < 0) {
         give_back_array(q, req);
         q->space.miss.index = q->next_avail;
         return r;
     }
+    count_request(&walk);
     q->space.n_denied = 0;
     q->next_avail++;
     return 1;

@@ -25,20 +25,24 @@ static void signal_fd(int fd)
         eventfd_write(fd, 1);
 }
 
+void vhb_break_as(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint64_t value)
+{
+    if (q->broken)
+        return;
+    q->broken = true;
+    q->fault.index = index;
+    q->fault.value = value;
+    store_release(&q->fault.reason, (uint32_t)reason); /* pair: fault */
+    signal_fd(q->err);
+    vhb_queue_post(q, VHB_BROKEN);
+}
+
 int vhb_break(struct vhb_queue *q, enum vhb_reason reason, uint32_t index, uint64_t value)
 {
-    if (!q->broken) {
-        q->broken = true;
-        if (lost_memory(q)) { /* what looks wrong is a page of zeroes */
-            reason = VHB_MEMORY_GONE;
-            value = 0;
-        }
-        q->fault.index = index;
-        q->fault.value = value;
-        store_release(&q->fault.reason, (uint32_t)reason); /* pair: fault */
-        signal_fd(q->err);
-        vhb_queue_post(q, VHB_BROKEN);
-    }
+    if (lost_memory(q)) /* what looks wrong is a page of zeroes */
+        vhb_break_as(q, VHB_MEMORY_GONE, index, 0);
+    else
+        vhb_break_as(q, reason, index, value);
     return -EPROTO;
 }
 
@@ -96,7 +100,8 @@ static bool has_slot(const struct vhb_queue *q)
 {
     /* One for the request, and one for each that may have to be cancelled.  More than the ring is
      * long are under way only where a head is made available again before it is given back. */
-    return q->n_free >= q->in_flight + 2 && q->in_flight < q->size && !q->starved;
+    return q->n_free >= q->in_flight + 2 && q->in_flight < q->size && !q->starved &&
+           samples_have_room(&q->samples);
 }
 
 static int pop_some(struct vhb_queue *q, struct vhb_io *io)

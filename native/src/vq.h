@@ -32,12 +32,29 @@ struct vhb_space {
     size_t n;
     size_t hint; /* index of the last hit */
     bool asks;   /* what is in no segment is asked for */
+    uint32_t access; /* of the segment that was found last, 0: none */
     struct vhb_miss miss;
     /* What was asked for in vain, for the chain that waits; the newest first. */
     struct {
         uint64_t iova, len;
     } denied[VHB_DENIED_RANGES];
     uint32_t n_denied;
+};
+
+/* Samples on their way from the worker to the control plane: one producer, one consumer.  The
+ * indexes run on; the ring is touched as far as it is used. */
+struct vhb_samples {
+    struct vhb_sample *ring; /* VHB_SAMPLES */
+    uint32_t stored;         /* the worker's; pair: samples-stored */
+    uint32_t taken;          /* the control plane's; pair: samples-taken */
+
+    /* The owner's of the ring. */
+    uint32_t first; /* chains still to be sampled without a loss */
+    uint32_t every;
+    uint32_t wait; /* chains until the next that is sampled; 0: none ever */
+    uint16_t chain;
+    bool told; /* VHB_SAMPLED was posted when *taken* was told_at */
+    uint32_t told_at;
 };
 
 struct vhb_queue {
@@ -56,6 +73,7 @@ struct vhb_queue {
     bool broken;
     bool missing; /* the next chain waits for an answer: space.miss */
     struct vhb_fault fault;
+    struct vhb_samples samples;
 
     /* settings */
     struct vhb_space space;
@@ -78,6 +96,7 @@ struct vhb_queue {
     struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
     uint32_t borrow_free; /* one bit each */
     uint32_t in_flight, dead;
+    uint64_t bounce_slots; /* of what is not given back */
     struct vhb_fault doom; /* found outside a visit */
     uint32_t lost;         /* vhb_fault_seen() when the visit began */
     uint32_t losses;       /* vhb_fault_total() when the mappings were looked at; 0: not yet */
@@ -125,6 +144,8 @@ void vhb_split_load(struct vhb_queue *queue);
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */
 int vhb_break(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
+/* The same for a reason that stands even where memory was lost; either context. */
+void vhb_break_as(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
 /* The same outside a visit, when the ring may be the control plane's: breaks at the next visit.
  */
 void vhb_doom(struct vhb_queue *queue, enum vhb_reason reason, uint32_t index, uint64_t value);
@@ -149,10 +170,30 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io);
 void vhb_blk_abandon(struct vhb_req *req); /* cancelled: IOERR now, its slot stays taken */
 void vhb_req_release(struct vhb_req *req); /* the slot is free again */
 
+/* ---- sample.c ---- */
+
+/* Store one sample behind the *n* that this chain has; how many it has now. */
+uint32_t vhb_samples_store(struct vhb_queue *queue, uint32_t n, struct vhb_sample sample);
+/* A chain is over that was sampled or is outside: its *n* samples may be taken. */
+void vhb_samples_publish(struct vhb_queue *queue, uint32_t n, bool outside);
+
+static inline uint32_t samples_waiting(const struct vhb_samples *samples)
+{
+    /* What was there is copied.  pair: samples-taken */
+    return samples->stored - load_acquire(&samples->taken);
+}
+
+/* Whether a chain may be popped: the first are not to be lost. */
+static inline bool samples_have_room(const struct vhb_samples *samples)
+{
+    return !samples->first || samples_waiting(samples) <= VHB_SAMPLES / 2;
+}
+
 /* ---- mem.c ---- */
 
 int vhb_space_set(struct vhb_space *space, const struct vhb_segment *segments, size_t n);
-/* Where [iova, …) lives, how much is contiguous there (at most len); NULL: denied. */
+/* Where [iova, …) lives, how much is contiguous there (at most len); NULL: denied.  What its
+ * segment allows is in space.access. */
 void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access,
                      uint64_t *contiguous);
 /* It was not found: whether to ask for it, which space.miss then says, or to deny it. */

@@ -58,6 +58,20 @@ def _holes(lane: Lane) -> list[Segment]:
     ]
 
 
+def _fenced(lane: Lane) -> list[Segment]:
+    """Return memory that is noted in places, and fatal in one."""
+    data, segment = GPA + HEAP, lane.memory.segment
+    return [
+        *_front(lane),
+        segment(data, 32 * KIB),
+        segment(data + 32 * KIB, 16 * KIB, 8),
+        segment(data + 48 * KIB, 208 * KIB),
+        segment(data + 256 * KIB, 256 * KIB, 7),
+        segment(data + 512 * KIB, 128 * KIB, 5),
+        segment(data + 640 * KIB, 384 * KIB),
+    ]
+
+
 def _shards(lane: Lane) -> list[Segment]:
     """Return memory in pieces of 1,000 bytes."""
     data, segment = GPA + HEAP, lane.memory.segment
@@ -67,7 +81,7 @@ def _shards(lane: Lane) -> list[Segment]:
     ]
 
 
-LAYOUTS = (_whole, _whole, _holes, _shards)
+LAYOUTS = (_whole, _whole, _holes, _shards, _fenced, _fenced)
 DEVICES = (
     BLK,
     BLK,
@@ -99,7 +113,13 @@ def _ask(*, asks: bool) -> Change:
     return lambda side: side.set_ask(asks=asks)
 
 
+def _sampling(first: int, every: int) -> Change:
+    return lambda side: side.set_sampling(first, every)
+
+
 changes = st.one_of(
+    st.builds(_sampling, st.sampled_from((0, 1, 5, 1000)), st.sampled_from((0, 1, 3))),
+    st.builds(_sampling, st.sampled_from((0, 1, 5, 1000)), st.sampled_from((0, 1, 3))),
     st.builds(_enable, enabled=st.booleans()),
     st.builds(_features, st.sampled_from((FEATURES, FEATURES, F_VERSION_1))),
     st.builds(_space, st.sampled_from(LAYOUTS)),
@@ -107,6 +127,7 @@ changes = st.one_of(
     st.builds(_ask, asks=st.booleans()),
     st.just(Side.deny),
     st.just(Side.set_call),
+    st.just(Side.condemn),
 )
 RESULTS = (*(0,) * 12, errno.EIO, errno.ENOSPC, 9999, KEEP)
 Ends = list[tuple[int, int]]
@@ -140,6 +161,7 @@ class Both(RuleBasedStateMachine):
         self.twins = Twins([ENGINES["native"], ENGINES["reference"]], largest)
         for n in range(QUEUES):
             self.change(n, _ask(asks=asks), then_run=False)
+            self.change(n, _sampling(5, 3), then_run=False)
             self.change(n, _space(layout), then_run=True)
 
     def teardown(self) -> None:

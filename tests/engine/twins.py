@@ -17,10 +17,11 @@ from engine.driver import GPA, MEMORY, Lane
 from engine.harness import Rig, SteppedEngine
 
 from vhostblk.engine.api import Counters, Fault, Job, Miss, Op, Queue
+from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
 
-_TIMING = ("kicks", "calls")
-"""Counters of how often an engine happened to look."""
+_TIMING = ("kicks", "calls", "slots_high")
+"""Counters of how often an engine happened to look, and of how much it took in one look."""
 
 KEEP = -1
 """In place of an errno: the disk keeps a view of the request's memory."""
@@ -42,6 +43,8 @@ class Seen:
     flags: int | None
     counters: dict[str, int]
     jobs: list[tuple[object, ...]]
+    told: bool
+    samples: list[Sample]
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Side:
     lane: Lane
     open: list[Job] = field(default_factory=list)
     missed: list[Miss] = field(default_factory=list)
+    told_of_samples: bool = False
     asks: bool = False  # so that whether kicks are wanted meanwhile is the engine's affair
     told: int = 0  # used index of the last look
     pushed: int = 0  # elements published at the last look
@@ -80,7 +84,10 @@ class Side:
             flags=None if fault or self.asks else lane.used_flags(),
             counters=_comparable(lane.queue.counters()),
             jobs=sorted(jobs, key=repr) if sort else jobs,
+            told=self.told_of_samples,
+            samples=lane.queue.samples(),
         )
+        self.told_of_samples = False
         self.rig.jobs.clear()
         return seen
 
@@ -121,6 +128,18 @@ class Side:
         self.lane.queue.set_ask(self.missed.append if asks else None)
         self.asks |= asks
         self.missed.clear()
+
+    def set_sampling(self, first: int, every: int) -> None:
+        """Begin a new count of chains."""
+
+        def tell() -> None:
+            self.told_of_samples = True
+
+        self.lane.queue.set_sampling(first=first, every=every, on_samples=tell)
+
+    def condemn(self) -> None:
+        """Break the queue."""
+        self.lane.queue.condemn("for a reason")
 
     def deny(self) -> None:
         """Answer no to what was asked for."""

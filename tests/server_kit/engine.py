@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, Piece
+from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
 
 
@@ -68,6 +69,9 @@ class FakeQueue:
         self.may_drain.set()
         self._on_broken = on_broken
         self.on_miss: Callable[[Miss], None] | None = None
+        self.sampling: tuple[int, int] | None = None
+        self.on_samples: Callable[[], None] | None = None
+        self.seen: list[Sample] = []
         self._mailbox = mailbox
         self._fds: dict[str, int | None] = {}
 
@@ -143,6 +147,23 @@ class FakeQueue:
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         assert blk.capacity_sectors
         self._note("blk", writethrough)
+
+    def set_sampling(
+        self, *, first: int, every: int, on_samples: Callable[[], None] | None
+    ) -> None:
+        if self.running:
+            raise Busy("sampling while the worker owns the queue")
+        self.sampling = (first, every)
+        self.on_samples = on_samples
+
+    def samples(self) -> list[Sample]:
+        taken, self.seen = self.seen, []
+        return taken
+
+    def condemn(self, why: str) -> None:
+        self._note("condemn", why)
+        self.broken = Fault(why, self.next, 0)
+        self._on_broken()
 
     def run(self) -> None:
         self._note("run")

@@ -17,6 +17,7 @@ from weakref import ref
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
 from vhostblk.errors import VhostBlkError
+from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Access, Segment
 
 Piece = tuple[int, int]
@@ -144,7 +145,17 @@ class Miss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What a queue has done since it was made; names as in ``struct vhb_counters``."""
+    """
+    What a queue has done since it was made; names as in ``struct vhb_counters``.
+
+    Args:
+        descriptors: Of its requests; one that names an indirect table is not counted.
+        segment_max: Bytes of the longest of them.
+        outside: Chains that named an address that is denied or NOTED.
+        slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
+            way would fill, if the guest bounces.
+        slots_high: The most that *slots* ever was.
+    """
 
     reads: int = 0
     writes: int = 0
@@ -160,6 +171,11 @@ class Counters:
     kicks: int = 0
     calls: int = 0
     faults: int = 0
+    descriptors: int = 0
+    segment_max: int = 0
+    slots_high: int = 0
+    outside: int = 0
+    slots: int = 0
     in_flight: int = 0
     dead: int = 0
 
@@ -246,6 +262,38 @@ class Queue(Protocol):
 
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         """Set what requests are checked against, and whether every write must be stable."""
+        ...
+
+    def set_sampling(
+        self, *, first: int, every: int, on_samples: Callable[[], None] | None
+    ) -> None:
+        """
+        Begin a new count of chains, and forget the samples that were not taken.
+
+        Args:
+            first: So many chains are all sampled: while there is no room the queue pops nothing.
+                Only of one with more than 4096 descriptors the rest is lost.
+            every: Then one chain in so many is, where there is room; 0: none.
+            on_samples: Called on the control thread when the first chains are complete, when the
+                room is half used, and when a descriptor is outside; then not again until `samples`
+                was called.
+
+        A descriptor that is denied or NOTED is sampled in every chain, where there is room.  In a
+        chain that is seen to be no request, what follows is not looked at.
+        """
+        ...
+
+    def samples(self) -> list[Sample]:
+        """Take the samples there are, the oldest first; legal at any time."""
+        ...
+
+    def condemn(self, why: str) -> None:
+        """
+        Break a queue that is parked or drained, as a ring that is none would.
+
+        Args:
+            why: The fault's reason, where it has none yet.
+        """
         ...
 
     def run(self) -> None:

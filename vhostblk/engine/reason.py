@@ -19,6 +19,8 @@ class Reason(IntEnum):
     STATUS_ADDRESS = 7
     MEMORY_GONE = 8
     DISK_KEPT_VIEW = 9
+    OUTSIDE = 10
+    CONDEMNED = 11
 
     @property
     def text(self) -> str:
@@ -36,4 +38,6 @@ _TEXT = {
     Reason.STATUS_ADDRESS: "status byte that may not be written",
     Reason.MEMORY_GONE: "guest memory vanished",
     Reason.DISK_KEPT_VIEW: "disk kept a view of guest memory",
+    Reason.OUTSIDE: "outside the shared ranges",
+    Reason.CONDEMNED: "condemned",
 }

@@ -115,12 +115,14 @@ class Denied(VhostBlkError):  # noqa: N818 - a verdict, not an error of ours
     Args:
         iova: The first address it may not touch.
         access: What it was about to do.
+        fatal: To go there breaks the queue.
     """
 
-    def __init__(self, iova: int, access: Access) -> None:
+    def __init__(self, iova: int, access: Access, *, fatal: bool = False) -> None:
         super().__init__(f"{access!r} denied at {iova:#x}")
         self.iova = iova
         self.access = access
+        self.fatal = fatal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +216,8 @@ class AddressSpace:
 
         Raises:
             Missing: A byte of it is not mapped, or mapped without *access*, and this space asks.
-            Denied: The same where it does not, or the byte is in a segment that allows nothing.
+            Denied: The same where it does not, or the byte is in a segment that allows nothing or
+                is FATAL.
 
         Spec: vhost-user, "Memory access"; "IOMMU support".
         """
@@ -225,10 +228,12 @@ class AddressSpace:
             segment = self.segments[row] if 0 <= row < len(self.segments) else None
             if segment is not None and not segment.iova <= at < segment.iova + segment.length:
                 segment = None
-            if segment is None or access not in segment.access:
-                if self.asks and (segment is None or segment.access & _ANY):
+            allowed = Access(0) if segment is None else segment.access
+            fatal = Access.FATAL in allowed
+            if segment is None or fatal or access not in allowed:
+                if self.asks and not fatal and (segment is None or allowed & _ANY):
                     raise Missing(at, end - at, access)
-                raise Denied(at, access)
+                raise Denied(at, access, fatal=fatal)
             here = min(end, segment.iova + segment.length) - at
             pieces.append(segment.part(at, here))
             at += here

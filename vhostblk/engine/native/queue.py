@@ -12,10 +12,13 @@ from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
+from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.space import Access, Segment
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
+TAKE_SAMPLES = 512
+"""Samples taken from a queue at once."""
 SLOTS = 2 * MAX_QUEUE_SIZE
 """Requests a queue can have with its disk, dead ones among them."""
 
@@ -54,8 +57,11 @@ class NativeQueue:
         self._device = device
         self._on_broken = on_broken
         self._on_miss: Callable[[Miss], None] | None = None
+        self._on_samples: Callable[[], None] | None = None
+        self._condemned_for = ""
         self._closed = False
         self._detached = False
+        self._freed = False
         self._news = asyncio.Event()
         self._fds: dict[str, int] = {}
         worker.queues.add(self)
@@ -157,6 +163,19 @@ class NativeQueue:
         value = ffi.new("struct vhb_blk *", settings)
         check(lib.vhb_queue_set_blk(self.handle, value), "device settings")
 
+    def set_sampling(
+        self, *, first: int, every: int, on_samples: Callable[[], None] | None
+    ) -> None:
+        """Begin a new count of chains, and say which are sampled."""
+        check(lib.vhb_queue_set_sampling(self.handle, first, every), "sampling")
+        self._on_samples = on_samples
+
+    def condemn(self, why: str) -> None:
+        """Break the queue."""
+        if self.fault() is None:
+            self._condemned_for = why
+        check(lib.vhb_queue_condemn(self.handle), "condemn")
+
     # ---- ownership ------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -196,6 +215,8 @@ class NativeQueue:
             self._detached = True
         if events:
             self._news.set()
+        if events & lib.VHB_SAMPLED and self._on_samples is not None:
+            self._on_samples()
         if events & lib.VHB_BROKEN:
             self._on_broken()
         if events & lib.VHB_MISS:
@@ -214,13 +235,25 @@ class NativeQueue:
         lib.vhb_queue_fault(self.handle, out)
         if out.reason == lib.VHB_OK:
             return None
-        return Fault(Reason(out.reason).text, out.index, out.value)
+        reason = Reason(out.reason)
+        text = self._condemned_for if reason is Reason.CONDEMNED else reason.text
+        return Fault(text, out.index, out.value)
 
     def counters(self) -> Counters:
         """Return what the queue has counted."""
         out = ffi.new("struct vhb_counters *")
         lib.vhb_queue_counters(self.handle, out)
         return Counters(**{field.name: getattr(out, field.name) for field in fields(Counters)})
+
+    def samples(self) -> list[Sample]:
+        """Return the samples there are, and forget them."""
+        taken: list[Sample] = []
+        table = ffi.new("struct vhb_sample[]", TAKE_SAMPLES)
+        while not self._freed and (
+            n := lib.vhb_queue_take_samples(self.handle, table, TAKE_SAMPLES)
+        ):
+            taken += [_sample(table[i]) for i in range(n)]
+        return taken
 
     async def close(self) -> None:
         """Forget the ring and close its eventfds; waits for dead requests in the background."""
@@ -240,4 +273,11 @@ class NativeQueue:
         self._device.forget(self)
         for fd in self._fds.values():
             os.close(fd)
+        self._freed = True
         check(lib.vhb_queue_free(self.handle), "free")
+
+
+def _sample(raw: Any) -> Sample:
+    role = Role(raw.role & ~lib.VHB_ROLE_OUTSIDE)
+    outside = bool(raw.role & lib.VHB_ROLE_OUTSIDE)
+    return Sample(raw.chain, raw.iova, raw.len, role, outside)

@@ -19,8 +19,9 @@ from vhostblk.blk.request import (
 from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.memory import GuestMemory, copy_in, copy_out
 from vhostblk.engine.reference.needs import MAX_PIECES
+from vhostblk.engine.reference.record import Trace
 from vhostblk.engine.reference.ring import Broken, Chain
-from vhostblk.memory.space import Denied
+from vhostblk.memory.space import Access, Denied
 from vhostblk.spec.virtio_blk import RequestType, Status
 
 
@@ -37,6 +38,7 @@ class Request:
         status: Its status, once nothing is to do.
         written: Bytes of data given to the driver.
         get_id: It asked for the serial.
+        slots: Bounce slots of its descriptors and table.
     """
 
     head: int
@@ -46,6 +48,7 @@ class Request:
     status: Status = Status.OK
     written: int = 0
     get_id: bool = False
+    slots: int = 0
 
     def fail(self) -> None:
         """End it with IOERR."""
@@ -58,7 +61,7 @@ class Request:
         return 0 if self.status_at is None else self.written + 1
 
 
-def open_request(chain: Chain, memory: GuestMemory, rules: Rules) -> Request:
+def open_request(chain: Chain, memory: GuestMemory, rules: Rules, trace: Trace) -> Request:
     """
     Make a request of a chain.
 
@@ -66,6 +69,7 @@ def open_request(chain: Chain, memory: GuestMemory, rules: Rules) -> Request:
         chain: As popped.
         memory: What its addresses mean.
         rules: What it is checked against.
+        trace: What was noted of the chain.
 
     Returns:
         The request; it is over already if it has nothing to do.
@@ -79,8 +83,9 @@ def open_request(chain: Chain, memory: GuestMemory, rules: Rules) -> Request:
     """
     asked = frame(chain.buffers)
     if asked.status is None:
-        return Request(chain.head, None)
-    request = Request(chain.head, _locate_status(asked.status, chain.head, memory))
+        return Request(chain.head, None, slots=trace.slots)
+    status_at = _locate_status(asked.status, chain.head, memory, trace)
+    request = Request(chain.head, status_at, slots=trace.slots)
     located = _locate(chain.buffers, memory) if asked.valid else None
     if located is None:
         request.fail()
@@ -90,12 +95,15 @@ def open_request(chain: Chain, memory: GuestMemory, rules: Rules) -> Request:
     return request
 
 
-def _locate_status(address: int, head: int, memory: GuestMemory) -> int:
+def _locate_status(address: int, head: int, memory: GuestMemory, trace: Trace) -> int:
     try:
-        (byte,) = memory.locate(Buffer(address, 1, writable=True))
-    except Denied:
-        raise Broken(Reason.STATUS_ADDRESS, head, address) from None
-    return byte.address
+        (byte,) = memory.find(Buffer(address, 1, writable=True))
+    except Denied as denied:
+        trace.see_status(address, outside=True)
+        reason = Reason.OUTSIDE if denied.fatal else Reason.STATUS_ADDRESS
+        raise Broken(reason, head, address) from None
+    trace.see_status(address, outside=Access.NOTED in byte.access)
+    return byte.host
 
 
 def _locate(buffers: Sequence[Buffer], memory: GuestMemory) -> list[Buffer] | None:

@@ -97,27 +97,28 @@ class GuestMemory:
             Missing: A byte of it must be asked for.
             Denied: A byte of it is not mapped, or not for this direction.
         """
+        return [Buffer(one.host, one.length, part.writable) for one in self.find(part)]
+
+    def find(self, part: Buffer) -> list[Segment]:
+        """
+        Find what gives one descriptor's buffer.
+
+        Returns:
+            The parts of segments it is in, in order; none for an empty one.
+
+        Raises:
+            Missing: A byte of it must be asked for.
+            Denied: A byte of it is not mapped, or not for this direction.
+        """
         if part.length == 0:
             return []
         access = Access.WRITE if part.writable else Access.READ
         try:
-            found = self._space.translate(part.address, part.length, access)
+            return self._space.translate(part.address, part.length, access)
         except Missing as missing:
             if any(iova <= missing.iova < iova + length for iova, length in self.denied):
                 raise Denied(missing.iova, access) from None
             raise
-        return [Buffer(segment.host, segment.length, part.writable) for segment in found]
-
-    def read(self, iova: int, length: int) -> bytes:
-        """
-        Return what the guest has at *iova*, copied once.
-
-        Raises:
-            Missing: A byte of it must be asked for.
-            Denied: A byte of it is not mapped, or not readable.
-        """
-        found = self.locate(Buffer(iova, length, writable=False))
-        return b"".join(copy_in(part.address, part.length) for part in found)
 
 
 class Part:

@@ -9,7 +9,6 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from enum import Enum, auto
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
@@ -17,32 +16,16 @@ from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, Piece
 from vhostblk.engine.reference.chain import open_request
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
+from vhostblk.engine.reference.ownership import Ask, Owner
+from vhostblk.engine.reference.record import Record, Trace
 from vhostblk.engine.reference.ring import Broken, Position, SplitRing
 from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.work import Work
+from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Missing, Segment
-from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
-MOST = 2 * MAX_QUEUE_SIZE
-"""Requests of a queue, dead ones among them; each one under way may have to be cancelled."""
 BUDGET = 64
 """Requests taken in one visit: a driver that never stops must not keep us from anything else."""
-
-
-class Owner(Enum):
-    """Whose the ring is."""
-
-    CONTROL = auto()
-    WORKER = auto()
-
-
-class Ask(Enum):
-    """What the control plane wants of the worker."""
-
-    RUN = auto()
-    PARK = auto()
-    DRAIN = auto()
-    CANCEL = auto()
 
 
 class ReferenceQueue:
@@ -71,7 +54,8 @@ class ReferenceQueue:
         self._wake = wake
         self._on_broken = on_broken
         self._box = JobBox(wake)
-        self._work = Work(self._box, graveyard)
+        self._record = Record(self._post)
+        self._work = Work(self._box, graveyard, self._record)
         self._lock = threading.Lock()
         self._owner = Owner.CONTROL
         self._ask = Ask.PARK
@@ -176,6 +160,18 @@ class ReferenceQueue:
         """Set what requests are checked against."""
         self._ours().rules = Rules(blk, writethrough)
 
+    def set_sampling(
+        self, *, first: int, every: int, on_samples: Callable[[], None] | None
+    ) -> None:
+        """Begin a new count of chains, and say which are sampled."""
+        self._ours()
+        self._record.begin(first, every, on_samples)
+
+    def condemn(self, why: str) -> None:
+        """Break the queue."""
+        self._ours()
+        self.give_up(Fault(why, self.base(), 0))
+
     # ---- asking: the control plane -------------------------------------------------------
 
     def run(self) -> None:
@@ -243,6 +239,13 @@ class ReferenceQueue:
     def counters(self) -> Counters:
         """Return what the queue has counted."""
         return self._work.counters()
+
+    def samples(self) -> list[Sample]:
+        """Return the samples there are, and forget them."""
+        taken = self._record.take()
+        if taken:
+            self._wake()  # it may wait for room
+        return taken
 
     async def close(self) -> None:
         """Cancel what is in flight, forget the ring, close its eventfds."""
@@ -321,32 +324,27 @@ class ReferenceQueue:
             self._call()
         if ring is None or self._fault or self._miss or not self._settings.enabled:
             return 0
-        n = 0
-        while n < BUDGET and self._has_room(ring) and self._pop_one(ring):
+        n, has_room = 0, self._work.has_room
+        while n < BUDGET and has_room(ring.size) and self._pop_one(ring):
             ring.quiet()
             n += 1
-        slipped_in = not self._fault and not self._miss and ring.arm() and self._has_room(ring)
+        slipped_in = not self._fault and not self._miss and ring.arm() and has_room(ring.size)
         return n + slipped_in
-
-    def _has_room(self, ring: SplitRing) -> bool:
-        """Say whether an honest driver could have one more request under way."""
-        # A head may be made available again and again before it is given back; and what is
-        # cancelled again and again stays with the disk.
-        in_flight = self._work.in_flight
-        return in_flight < ring.size and 2 * in_flight + self._work.dead < MOST
 
     def _pop_one(self, ring: SplitRing) -> bool:
         before = ring.position()
         rules = self._settings.rules
+        trace = Trace()
         if rules is None:
             return False
         try:
-            chain = ring.pop(self._settings.memory)
+            chain = ring.pop(self._settings.memory, trace)
             if chain is None:
                 return False
-            request = open_request(chain, self._settings.memory, rules)
+            request = open_request(chain, self._settings.memory, rules, trace)
         except Broken as broken:
             ring.rewind(before)
+            self._work.note(trace)
             self.give_up(broken.fault)
             return False
         except Missing as missing:
@@ -354,7 +352,8 @@ class ReferenceQueue:
             self._ask_for(Miss(missing.iova, missing.length, missing.access, before.avail))
             return False
         self._settings.memory.denied.clear()
-        self._work.start(request)
+        self._work.note(trace)
+        self._work.start(request, trace)
         return True
 
     def _ask_for(self, miss: Miss) -> None:

@@ -24,7 +24,8 @@ from vhostblk.engine.reference.memory import (
     store16,
 )
 from vhostblk.engine.reference.needs import Needs
-from vhostblk.memory.space import Denied, Missing
+from vhostblk.engine.reference.record import Trace
+from vhostblk.memory.space import Access, Denied, Missing
 from vhostblk.spec.virtio_ring import (
     AVAIL_ELEM_SIZE,
     AVAIL_F_NO_INTERRUPT,
@@ -146,12 +147,13 @@ class SplitRing:
         """Put back what was popped since *position*, of which nothing was pushed."""
         self._next_avail = position.avail
 
-    def pop(self, memory: GuestMemory) -> Chain | None:
+    def pop(self, memory: GuestMemory, trace: Trace) -> Chain | None:
         """
         Take the next chain.
 
         Args:
             memory: Where indirect tables and buffers are.
+            trace: Where what it names is noted.
 
         Returns:
             The chain; None where there is none.
@@ -172,20 +174,28 @@ class SplitRing:
         head = load16(self._avail.at(AVAIL_HEADER_SIZE + AVAIL_ELEM_SIZE * slot))
         if head >= self.size:
             raise Broken(Reason.HEAD, self._next_avail, head)
-        chain = Chain(head, tuple(self._walk(head, memory)))
+        try:
+            chain = Chain(head, tuple(self._walk(head, memory, trace)))
+        except Denied as denied:
+            raise Broken(Reason.OUTSIDE, head, denied.iova) from None
         self._next_avail = (self._next_avail + 1) & _U16
         return chain
 
-    def _walk(self, head: int, memory: GuestMemory) -> list[Buffer]:
+    def _walk(self, head: int, memory: GuestMemory, trace: Trace) -> list[Buffer]:
         """Follow a chain through the descriptor table.  Spec: virtio 1.3, 2.7.5."""
-        needs = Needs(memory)
+        trace.begun = True
+        needs = Needs(memory, trace)
         buffers: list[Buffer] = []
         index = head
         for _ in range(self.size):
             raw = copy_in(self._desc.at(DESC_SIZE * index), DESC_SIZE)
             descriptor = Descriptor(*_DESC.unpack(raw))
             if descriptor.flags & DESC_F_INDIRECT:
-                return buffers + self._walk_table(descriptor, index, memory, needs)
+                table = self._table(descriptor, index, memory)
+                try:
+                    return buffers + _walk_table(table, needs)
+                finally:
+                    trace.see_table(table.address, table.length, outside=table.outside)
             buffers.append(descriptor.buffer)
             needs.see(descriptor.buffer)
             if not descriptor.flags & DESC_F_NEXT:
@@ -193,28 +203,15 @@ class SplitRing:
             index = _next(descriptor, index, self.size)
         raise Broken(Reason.LOOP, head, self.size)
 
-    def _walk_table(
-        self, table: Descriptor, at: int, memory: GuestMemory, needs: Needs
-    ) -> list[Buffer]:
-        """Follow a chain through an indirect table.  Spec: virtio 1.3, 2.7.5.3."""
-        size, rest = divmod(table.length, DESC_SIZE)
-        usable = self._indirect and not table.flags & DESC_F_NEXT
+    def _table(self, named: Descriptor, at: int, memory: GuestMemory) -> "IndirectTable":
+        """Check what a descriptor says of its table.  Spec: virtio 1.3, 2.7.5.3."""
+        size, rest = divmod(named.length, DESC_SIZE)
+        usable = self._indirect and not named.flags & DESC_F_NEXT
         if not usable or rest or not 1 <= size <= MAX_TABLE:
-            raise Broken(Reason.INDIRECT, at, table.length)
-        if table.address + table.length >= _ADDRESSES:
-            raise Broken(Reason.TABLE_ADDRESS, at, table.address)
-        buffers: list[Buffer] = []
-        index = 0
-        for _ in range(size):
-            descriptor = _load_indirect(table, index, memory)
-            if descriptor.flags & DESC_F_INDIRECT:
-                raise Broken(Reason.INDIRECT, index, descriptor.length)
-            buffers.append(descriptor.buffer)
-            needs.see(descriptor.buffer)
-            if not descriptor.flags & DESC_F_NEXT:
-                return buffers
-            index = _next(descriptor, index, size)
-        raise Broken(Reason.LOOP, at, size)
+            raise Broken(Reason.INDIRECT, at, named.length)
+        if named.address + named.length >= _ADDRESSES:
+            raise Broken(Reason.TABLE_ADDRESS, at, named.address)
+        return IndirectTable(named, at, memory)
 
     def push(self, done: Iterable[tuple[int, int]]) -> None:
         """
@@ -256,13 +253,61 @@ def _next(descriptor: Descriptor, index: int, size: int) -> int:
     return descriptor.next
 
 
-def _load_indirect(table: Descriptor, index: int, memory: GuestMemory) -> Descriptor:
-    skip = DESC_SIZE * index
-    try:
-        raw = memory.read(table.address + skip, DESC_SIZE)
-    except Missing as missing:
-        needed = table.address + table.length - missing.iova
-        raise Missing(missing.iova, needed, missing.access) from None
-    except Denied:
-        raise Broken(Reason.TABLE_ADDRESS, index, table.address) from None
-    return Descriptor(*_DESC.unpack(raw))
+class IndirectTable:
+    """
+    An indirect table.
+
+    Args:
+        named: The descriptor that says where it is; checked.
+        at: Index of that.
+        memory: What its address means.
+    """
+
+    def __init__(self, named: Descriptor, at: int, memory: GuestMemory) -> None:
+        self.address = named.address
+        self.length = named.length
+        self.size = named.length // DESC_SIZE
+        self.at = at
+        self.outside = False
+        """What was read of it so far is denied or noted."""
+        self._memory = memory
+
+    def load(self, index: int) -> Descriptor:
+        """
+        Copy a descriptor out of it, once.
+
+        Raises:
+            Missing: It must be asked for, and with it the rest of the table.
+            Denied: To go there is fatal.
+            Broken: It may not be read.
+        """
+        address = self.address + DESC_SIZE * index
+        try:
+            found = self._memory.find(Buffer(address, DESC_SIZE, writable=False))
+        except Missing as missing:
+            needed = self.address + self.length - missing.iova
+            raise Missing(missing.iova, needed, missing.access) from None
+        except Denied as denied:
+            self.outside = True
+            if denied.fatal:
+                raise
+            raise Broken(Reason.TABLE_ADDRESS, index, self.address) from None
+        self.outside |= any(Access.NOTED in one.access for one in found)
+        raw = b"".join(copy_in(one.host, one.length) for one in found)
+        return Descriptor(*_DESC.unpack(raw))
+
+
+def _walk_table(table: IndirectTable, needs: Needs) -> list[Buffer]:
+    """Follow a chain through an indirect table."""
+    buffers: list[Buffer] = []
+    index = 0
+    for _ in range(table.size):
+        descriptor = table.load(index)
+        if descriptor.flags & DESC_F_INDIRECT:
+            raise Broken(Reason.INDIRECT, index, descriptor.length)
+        buffers.append(descriptor.buffer)
+        needs.see(descriptor.buffer)
+        if not descriptor.flags & DESC_F_NEXT:
+            return buffers
+        index = _next(descriptor, index, table.size)
+    raise Broken(Reason.LOOP, table.at, table.size)

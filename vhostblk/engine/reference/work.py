@@ -10,7 +10,12 @@ from vhostblk.engine.reference.chain import Request
 from vhostblk.engine.reference.graveyard import Grave, Graveyard
 from vhostblk.engine.reference.mailbox import JobBox, Result
 from vhostblk.engine.reference.memory import copy_out, view
+from vhostblk.engine.reference.record import Record, Trace
 from vhostblk.spec.virtio_blk import RequestType, Status
+from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
+
+MOST = 2 * MAX_QUEUE_SIZE
+"""Requests of a queue, dead ones among them; each one under way may have to be cancelled."""
 
 _OPS = {
     RequestType.IN: Op.READ,
@@ -35,16 +40,19 @@ class Work:
     Args:
         box: Where the disk's jobs go.
         graveyard: The device's dead.
+        record: Where the chains are recorded.
     """
 
-    def __init__(self, box: JobBox, graveyard: Graveyard) -> None:
+    def __init__(self, box: JobBox, graveyard: Graveyard, record: Record) -> None:
         self._box = box
+        self._record = record
         self._graveyard = graveyard
         self._tags = count(1)
         self._live: dict[int, Request] = {}
         self._dead: dict[int, Grave] = {}
         self._held: list[Request] = []
         self._done: list[Request] = []
+        self._slots = 0
         self.tally: Counter[str] = Counter()
         self.fault: Fault | None = None
         """The disk did what the queue cannot go on after."""
@@ -59,12 +67,28 @@ class Work:
         """Requests that were cancelled and are still with the disk."""
         return len(self._dead)
 
+    def has_room(self, size: int) -> bool:
+        """Say whether a chain of a ring of *size* may be popped."""
+        # A head may be made available again and again before it is given back; and what is
+        # cancelled again and again stays with the disk.
+        fits = self.in_flight < size and 2 * self.in_flight + self.dead < MOST
+        return fits and self._record.has_room()
+
+    def note(self, trace: Trace) -> None:
+        """Record a chain that was popped, or that broke the queue."""
+        self._record.commit(trace)
+        self.tally["outside"] += trace.outside
+
     def counters(self) -> Counters:
         """Return what was counted; legal at any time."""
-        return Counters(**self.tally, in_flight=self.in_flight, dead=self.dead)
+        return Counters(**self.tally, slots=self._slots, in_flight=self.in_flight, dead=self.dead)
 
-    def start(self, request: Request) -> None:
+    def start(self, request: Request, trace: Trace) -> None:
         """Begin a request, which may be done by this."""
+        self._slots += request.slots
+        self.tally["slots_high"] = max(self.tally["slots_high"], self._slots)
+        self.tally["segment_max"] = max(self.tally["segment_max"], trace.longest)
+        self.tally["descriptors"] += trace.descriptors
         if request.todo:
             self._submit(request)
         else:
@@ -96,6 +120,7 @@ class Work:
     def take_done(self) -> list[Request]:
         """Return the requests that wait to be pushed, and forget them."""
         done, self._done = self._done, []
+        self._slots -= sum(request.slots for request in done)
         return done
 
     def reap(self) -> int:
@@ -122,6 +147,7 @@ class Work:
         operation = request.todo[0]
         self._note_kept(result, operation, request.head)
         if result.kept:
+            self._slots -= request.slots
             return  # given back, its memory would be used again
         if result.errno:
             request.fail()

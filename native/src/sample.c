@@ -1,0 +1,62 @@
+/* sample.c - what a driver writes in its descriptors, recorded for the control plane.
+ *
+ * The worker stores, the control plane takes, neither waits for the other; but the first chains are
+ * not popped before there is room (samples_have_room). */
+#include "vq.h"
+
+uint32_t vhb_samples_store(struct vhb_queue *q, uint32_t n, struct vhb_sample sample)
+{
+    struct vhb_samples *s = &q->samples;
+    if (samples_waiting(s) + n >= VHB_SAMPLES)
+        return n;
+    sample.chain = s->chain;
+    s->ring[(s->stored + n) % VHB_SAMPLES] = sample;
+    return n + 1;
+}
+
+/* The chain that is over was one of the first, or the one in so many; whether it was the last of
+ * the first. */
+static bool next_turn(struct vhb_samples *s)
+{
+    if (s->first)
+        return --s->first == 0;
+    if (s->wait == 0)
+        s->wait = s->every;
+    return false;
+}
+
+void vhb_samples_publish(struct vhb_queue *q, uint32_t n, bool outside)
+{
+    struct vhb_samples *s = &q->samples;
+    bool complete = next_turn(s);
+    /* Published last: the samples are stored.  pair: samples-stored */
+    store_release(&s->stored, s->stored + n);
+    if (s->told) {
+        /* Either we see that something was taken, or who took it sees these: it looks again until
+         * there are none.  pair: samples-told */
+        full_fence();
+        s->told = load_acquire(&s->taken) == s->told_at;
+    }
+    bool half = samples_waiting(s) >= VHB_SAMPLES / 2;
+    if (!complete && (s->told || !(outside || half)))
+        return;
+    s->told = true;
+    s->told_at = load_acquire(&s->taken);
+    vhb_queue_post(q, VHB_SAMPLED);
+}
+
+int vhb_queue_take_samples(struct vhb_queue *q, struct vhb_sample *out, uint32_t n)
+{
+    struct vhb_samples *s = &q->samples;
+    uint32_t waiting = load_acquire(&s->stored) - s->taken; /* pair: samples-stored */
+    if (n > waiting)
+        n = waiting;
+    if (n == 0)
+        return 0;
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = s->ring[(s->taken + i) % VHB_SAMPLES];
+    /* Only now may the worker store there again.  pair: samples-taken */
+    store_release(&s->taken, s->taken + n);
+    vhb_worker_wake(q->worker); /* it may wait for room; has a fence.  pair: samples-told */
+    return (int)n;
+}
