@@ -19,13 +19,14 @@ from server_kit.wire import QUIET, wired
 from vhostblk.engine.api import Counters, Fault
 from vhostblk.server import detect
 from vhostblk.server.guest_counters import GuestCounters
+from vhostblk.server.terms import Addresses
 
 ZEROES, NO_DRIVER, NONSENSE = "reads as zeroes", "no driver has set up a ring", "makes sense"
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(detect, "LOOKS", (QUIET / 4,) * 4)
+    monkeypatch.setattr(detect, "LOOKS", (QUIET / 4,) * 400)
     monkeypatch.setattr(detect, "DRIVER_SECONDS", QUIET / 4)
     caplog.set_level(logging.INFO)
 
@@ -110,22 +111,37 @@ def test_a_kick_descriptor_that_is_no_eventfd_is_not_asked(
     uvloop.run(kick())
 
 
+@pytest.mark.parametrize(("looks", "told"), [(1000, True), (3, False)])
 def test_a_kick_may_come_late(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    looks: int,
+    told: bool,  # noqa: FBT001 - by name
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A driver that asks for nothing for a while is looked at again, but not for ever."""
-    monkeypatch.setattr(detect, "LOOKS", (QUIET / 4, QUIET / 2))
+    monkeypatch.setattr(detect, "LOOKS", (QUIET / 20,) * looks)
+    looked, enough = 0, asyncio.Event()
+    look = detect.Detector._look
 
-    async def kick(wait: float) -> None:
+    def counting(detector: detect.Detector) -> None:
+        nonlocal looked
+        look(detector)
+        looked += 1
+        if looked == 3:
+            enough.set()
+
+    monkeypatch.setattr(detect.Detector, "_look", counting)
+
+    async def kick() -> None:
         async with attached() as (wire, _):
-            await asyncio.sleep(wait)
+            await enough.wait()
             wire.queue.done = Counters(kicks=1)
+            if told:
+                await said(caplog, ZEROES)
             await asyncio.sleep(QUIET)
 
-    uvloop.run(kick(QUIET * 2))
-    assert ZEROES not in caplog.text
-    uvloop.run(kick(QUIET / 2))
-    assert ZEROES in caplog.text
+    uvloop.run(kick())
+    assert (ZEROES in caplog.text) is told
 
 
 @pytest.mark.parametrize("at", [0, 16 * NUM - 1, AVAIL + 2, AVAIL + 5 + 2 * NUM])
@@ -213,18 +229,32 @@ def test_a_driver_that_never_comes(caplog: pytest.LogCaptureFixture) -> None:
     assert "device must provide VIRTIO_F_ACCESS_PLATFORM" in line.getMessage()
 
 
-@pytest.mark.parametrize("reads", [False, True])
-def test_a_driver_that_comes(reads: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("comes", [False, True])
+def test_a_driver_that_comes(comes: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001
     """A ring that was set up, or a config space nobody looked at: nothing is said."""
 
     async def wait() -> None:
         async with wired() as wire:
             await wire.negotiate()
-            if reads:
-                await wire.ask(24, config())
+            if comes:
                 await wire.plug()
                 await wire.set_up()
                 await wire.ask(24, config())
+            await asyncio.sleep(QUIET)
+
+    uvloop.run(wait())
+    assert NO_DRIVER not in caplog.text
+
+
+def test_a_driver_that_comes_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever was waited for is there."""
+
+    async def wait() -> None:
+        async with wired() as wire:
+            detector = wire.attachment.detector
+            nowhere = Addresses(desc=0, avail=0, used=0)
+            detector.config_read()
+            detector.set_up(wire.attachment.rings[0], nowhere)
             await asyncio.sleep(QUIET)
 
     uvloop.run(wait())

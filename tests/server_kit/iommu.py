@@ -100,7 +100,7 @@ class Iommu(Wire):
 async def iommu(**options: object) -> AsyncIterator[Iommu]:
     """Attach a front-end with an IOMMU."""
     async with wired(**options) as wire:  # type: ignore[arg-type]
-        made = Iommu(wire.sock, wire.engine, wire.device, wire.session)
+        made = Iommu(wire.sock, wire.engine, wire.attachment, wire.session)
         try:
             yield made
         finally:

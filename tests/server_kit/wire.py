@@ -13,7 +13,7 @@ from frontend_bytes import NEED_REPLY, VERSION, message, u64
 from server_kit.engine import FakeEngine, FakeQueue
 from vhostblk.disk.memory import Memory
 from vhostblk.server.attachment import Attachment
-from vhostblk.server.device import Device, open_device
+from vhostblk.server.device import open_device
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.session import Session
 from vhostblk.server.transport import Transport
@@ -39,7 +39,7 @@ class Wire:
     Args:
         sock: Its end.
         engine: What is behind the other.
-        device: The device there.
+        attachment: What it has of the device.
         session: Its side of the connection.
     """
 
@@ -47,13 +47,14 @@ class Wire:
         self,
         sock: socket.socket,
         engine: FakeEngine,
-        device: Device,
+        attachment: Attachment,
         session: asyncio.Task[None],
     ) -> None:
         sock.settimeout(0)
         self.sock = sock
         self.engine = engine
-        self.device = device
+        self.device = attachment.device
+        self.attachment = attachment
         self.session = session
 
     @property
@@ -167,7 +168,7 @@ async def wired(
     session = Session(Transport(theirs), attachment, device.log)
     task = asyncio.create_task(session.run())
     try:
-        yield Wire(ours, engine, device, task)
+        yield Wire(ours, engine, attachment, task)
     finally:
         ours.close()
         await asyncio.wait_for(task, PATIENCE)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vhostblk.engine.api import Counters, Fault
 from vhostblk.engine.reason import Reason
+from vhostblk.memory.regions import RegionTable
 from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.symptoms import looks_encrypted, stray_bits
 from vhostblk.protocol.fd import Fd
@@ -145,8 +146,7 @@ class Detector:
         """
         if ring.translated or not self._hints:
             return False
-        table = self._terms().space.table
-        return self._judge(ring, address, lambda at: table.at_gpa(at) is not None, what=what)
+        return self._judge(ring, address, lambda at: self._table.at_gpa(at) is not None, what=what)
 
     def _judge(self, ring: Ring, address: int, inside: Callable[[int], bool], *, what: str) -> bool:
         stray = stray_bits(address, inside)
@@ -161,7 +161,11 @@ class Detector:
     # ---- N: no driver ---------------------------------------------------------------------
 
     def config_read(self) -> None:
-        """Heed that the front-end has read the config space: a driver should come."""
+        """
+        Heed that the front-end has read the config space: a driver should come.
+
+        Only the first one is waited for: after a reset none may come because the guest is paused.
+        """
         if self._hints and not self._set_up and self._driver_timer is None:
             loop = asyncio.get_running_loop()
             self._driver_timer = loop.call_later(DRIVER_SECONDS, self._no_driver)
@@ -177,11 +181,12 @@ class Detector:
         self._set_up = True
         if self._driver_timer is not None:
             self._driver_timer.cancel()
-        if not self._hints:
-            return
-        table = self._terms().space.table
-        for address in (addresses.desc, addresses.avail, addresses.used):
-            self._judge(ring, address, lambda at: table.at_uva(at) is not None, what="ring")
+        for address in (addresses.desc, addresses.avail, addresses.used) if self._hints else ():
+            self._judge(ring, address, lambda at: self._table.at_uva(at) is not None, what="ring")
+
+    @property
+    def _table(self) -> RegionTable:
+        return self._terms().space.table
 
     def _no_driver(self) -> None:
         self._log.info("%s", hints.NO_DRIVER.format(seconds=DRIVER_SECONDS))
