@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from vhostblk.blk.device import BlkDevice
-from vhostblk.blk.features import offered
+from vhostblk.blk.features import names, offered
 from vhostblk.spec import virtio_blk as blk
 from vhostblk.spec.virtio_ring import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 
@@ -47,3 +47,16 @@ def test_offered_follows_the_disk(device: BlkDevice, bits: int) -> None:
     Spec: virtio 1.3, 5.2.3.
     """
     assert offered(device, ring=0) == offered(PLAIN, ring=0) | bits
+
+
+def test_names_are_the_standards() -> None:
+    """Lowest bit first; one that nobody has named is called by its number."""
+    bits = blk.F_FLUSH | F_INDIRECT_DESC | 1 << 30 | F_VERSION_1 | 1 << 63
+    assert names(bits) == [
+        "VIRTIO_BLK_F_FLUSH",
+        "VIRTIO_F_INDIRECT_DESC",
+        "VHOST_USER_F_PROTOCOL_FEATURES",
+        "VIRTIO_F_VERSION_1",
+        "bit 63",
+    ]
+    assert names(0) == []

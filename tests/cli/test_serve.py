@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -71,6 +72,31 @@ def test_q_leaves_nothing_to_say(image: Path) -> None:
     with running.serving(*options, image, socket=image.with_name("s")) as server:
         Guest.connect(image.with_name("s")).close()
         assert running.end(server) == ""
+
+
+@pytest.mark.parametrize("program", ["vhostblk serve", "vhostblk-backend"])
+def test_sigusr1_logs_the_status(image: Path, program: str) -> None:
+    """One line of JSON for the device, however quiet the server is, as often as it is asked."""
+    path = image.with_name("s")
+    backend = program == "vhostblk-backend"
+    words = ["-m", "vhostblk.cli.backend"] if backend else ["-m", "vhostblk", "serve"]
+    disk = ["--blk-file", image] if backend else [image]
+    with running.start(*words, "-q", "--socket-path", path, *disk, cwd=image.parent) as server:
+        try:
+            running.wait_for_socket(path, server)
+            assert server.stderr is not None
+            with Guest.connect(path) as guest:
+                for requests in (1, 2):
+                    guest.read(0, 512)
+                    server.send_signal(signal.SIGUSR1)
+                    head, _, text = server.stderr.readline().partition(" status: ")
+                    assert head.endswith(" INFO    s:")
+                    status = json.loads(text)
+                    assert status["queues"][0]["counters"]["reads"] == requests
+                    assert status["front_end_connected"] is True
+            assert running.end(server) == ""
+        finally:
+            server.kill()
 
 
 def test_options_reach_the_device(image: Path) -> None:

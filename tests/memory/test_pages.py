@@ -4,7 +4,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhostblk.memory.pages import PAGE, PageSet
+from vhostblk.memory.pages import PageSet
+from vhostblk.memory.ranges import PAGE
 
 CELLS = st.lists(st.tuples(st.integers(0, 60 * PAGE), st.integers(0, 5 * PAGE)), max_size=40)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostblk.memory.locate import locate
-from vhostblk.memory.pages import PAGE, Range
+from vhostblk.memory.ranges import PAGE, Range
 from vhostblk.memory.regions import RegionTable, Wanted
 from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.space import Access, AddressSpace, Translation

@@ -223,7 +223,14 @@ def judged(wanted: Wanted) -> Iterator[tuple[Detector, Ring, GuestCounters]]:
     blk = BlkDevice(capacity_sectors=8)
     terms = Terms(features=0, space=AddressSpace.build(table), blk=blk, writethrough=False)
     made = FakeEngine().queue(0, on_broken=lambda: None)
-    ring = Ring(0, make_queue=lambda: made, on_miss=lambda _: None, drain_seconds=1.0, log=log)
+    ring = Ring(
+        0,
+        make_queue=lambda: made,
+        on_miss=lambda _: None,
+        on_start=lambda: None,
+        drain_seconds=1.0,
+        log=log,
+    )
     yield Detector([ring], lambda: terms, log, counters=counters, hints=True), ring, counters
     table.regions[0].mapping.release()
 

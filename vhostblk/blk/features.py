@@ -2,6 +2,8 @@
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.spec import virtio_blk as blk
+from vhostblk.spec import virtio_ring as ring_spec
+from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostblk.spec.virtio_ring import F_VERSION_1
 
 _ALWAYS = (
@@ -37,3 +39,21 @@ def offered(device: BlkDevice, *, ring: int) -> int:
     if device.write_zeroes:
         bits |= blk.F_WRITE_ZEROES
     return bits
+
+
+_NAMES = {
+    **{bit: f"VIRTIO_{name}" for name, bit in vars(ring_spec).items() if name.startswith("F_")},
+    **{bit: f"VIRTIO_BLK_{name}" for name, bit in vars(blk).items() if name.startswith("F_")},
+    VHOST_USER_F_PROTOCOL_FEATURES: "VHOST_USER_F_PROTOCOL_FEATURES",
+}
+
+
+def names(features: int) -> list[str]:
+    """
+    Return feature bits as the standards call them, lowest first.
+
+    Args:
+        features: 64 bits; one that has no name is called by its number.
+    """
+    bits = (1 << number for number in range(64) if features >> number & 1)
+    return [_NAMES.get(bit, f"bit {bit.bit_length() - 1}") for bit in bits]

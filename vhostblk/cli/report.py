@@ -18,6 +18,8 @@ from vhostblk.errors import VhostBlkError
 
 MESSAGES = "vhostblk.messages"
 """The logger of every protocol message by name, at level DEBUG."""
+STATUS = "vhostblk.status"
+"""The logger of status documents that were asked for, at level INFO: however quiet we are."""
 
 READY = "ready for a front-end"
 """What a server logs once it serves; whoever started it may wait for it."""
@@ -51,6 +53,7 @@ def start_logging(verbosity: int) -> None:
     _log.setLevel(level)
     messages = logging.DEBUG if verbosity >= 1 else logging.NOTSET
     logging.getLogger(MESSAGES).setLevel(messages)
+    logging.getLogger(STATUS).setLevel(logging.INFO)
 
 
 def ready() -> None:

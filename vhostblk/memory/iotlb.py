@@ -110,6 +110,10 @@ class Iotlb:
         self._rows: list[_Row] = []
         self._ages = count()
 
+    def __len__(self) -> int:
+        """Return how many translations are kept."""
+        return len(self._rows)
+
     @property
     def translations(self) -> tuple[Translation, ...]:
         """Return what is known, in the order of the IOVAs."""
@@ -234,3 +238,8 @@ def _touches(row: _Row, spared: Sequence[Range]) -> bool:
     """Tell whether a row meets one of some ranges, sorted and disjoint."""
     last = bisect_left(spared, row.end, key=lambda one: one[0]) - 1
     return last >= 0 and row.what.iova < sum(spared[last])
+
+
+def meet(some: Sequence[Range], others: Sequence[Range]) -> bool:
+    """Whether any of *some* has a byte in any of *others*."""
+    return any(a < d + n and d < a + m for a, m in some for d, n in others)

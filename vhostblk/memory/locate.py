@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 
-from vhostblk.memory.pages import Range
+from vhostblk.memory.ranges import Range
 from vhostblk.memory.space import AddressSpace, Segment
 
 
@@ -26,7 +26,7 @@ def locate(space: AddressSpace, iova: int, length: int) -> list[Range]:
         at = max(iova, segment.iova)
         here = min(end, segment.iova + segment.length) - at
         if here > 0:
-            found.append((_gpa(space, segment, at), here))
+            found += _behind(space, segment.part(at, here))
         row += 1
     return found
 
@@ -35,12 +35,7 @@ def _start(segment: Segment) -> int:
     return segment.iova
 
 
-def _gpa(space: AddressSpace, segment: Segment, iova: int) -> int:
-    """Return the guest physical address of a byte in a segment."""
+def _behind(space: AddressSpace, segment: Segment) -> list[Range]:
     if not space.asks:
-        return iova
-    host = segment.host + iova - segment.iova
-    for region in space.table.regions:
-        if region.mapping.address <= host < region.mapping.address + region.mapping.length:
-            return region.place.gpa + host - region.mapping.address
-    raise AssertionError("a segment lies in a region")
+        return [(segment.iova, segment.length)]
+    return space.guest_ranges([(segment.host, segment.length)])

@@ -8,13 +8,11 @@ too small, and says how coarse it is.
 
 from bisect import bisect_left, bisect_right
 
-PAGE = 4096
+from vhostblk.memory.ranges import PAGE, Range
+
 LIMIT = 4096
 """Ranges kept: those of a pool of 64 MiB (a default swiotlb) of which every fourth page is seen."""
 _COARSER = 4
-
-Range = tuple[int, int]
-"""(first address, length in bytes)."""
 
 
 class PageSet:

@@ -15,7 +15,8 @@ Source: Linux, kernel/dma/swiotlb.c; Documentation/core-api/swiotlb.rst.
 from collections.abc import Callable, Iterable
 from enum import Enum, StrEnum
 
-from vhostblk.memory.pages import PageSet, Range
+from vhostblk.memory.pages import PageSet
+from vhostblk.memory.ranges import Range
 from vhostblk.memory.sample import Role, Sample
 from vhostblk.spec.virtio_blk import REQUEST_HEADER_SIZE
 
@@ -120,6 +121,11 @@ class Tap:
         self._header: int | None = None
         self._writable: Sample | None = None
         self._tables = True
+
+    @property
+    def scores(self) -> bool:
+        """Whether requests are still to come that count for what the guest is."""
+        return self._whole > 0
 
     def take(self, samples: Iterable[Sample], locate: Locate) -> None:
         """

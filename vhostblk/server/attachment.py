@@ -15,8 +15,10 @@ from vhostblk.server.detect import Detector
 from vhostblk.server.device import Device
 from vhostblk.server.enforcement import Enforcement
 from vhostblk.server.iommu import Iommu
+from vhostblk.server.observer import Observer
 from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
+from vhostblk.server.status import log_status
 from vhostblk.server.terms import Terms
 from vhostblk.spec.vhost_user import ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
@@ -46,13 +48,18 @@ class Attachment:
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
         self._enforcement = Enforcement(device.options)
+        hints = device.options.confidential is not Confidential.OFF
         self.detector = Detector(
             self.rings,
             lambda: self.terms,
             device.log,
             counters=device.guest,
-            hints=device.options.confidential is not Confidential.OFF,
+            hints=hints,
         )
+        self.observer = Observer(
+            self.rings, lambda: self.terms, on_end=lambda: log_status(device, asked=False), on=hints
+        )
+        device.attached = self
 
     def _ring(self, index: int) -> Ring:
         def broken() -> None:
@@ -64,9 +71,16 @@ class Attachment:
         def missed(miss: Miss | None) -> None:
             self._missed(self.rings[index], miss)
 
-        seconds = self.device.options.drain_seconds
+        def started() -> None:
+            self.observer.begin(self.rings[index])
+
         return Ring(
-            index, make_queue=make, on_miss=missed, drain_seconds=seconds, log=self.device.log
+            index,
+            make_queue=make,
+            on_miss=missed,
+            on_start=started,
+            drain_seconds=self.device.options.drain_seconds,
+            log=self.device.log,
         )
 
     def _broken(self, index: int) -> None:
@@ -136,6 +150,8 @@ class Attachment:
         for region in change.added:
             self.device.guard(region.mapping)
         drain = bool(change.removed)
+        if drain:
+            self.observer.end()
         self.space = space
         self.iommu.iotlb.clear()
         terms = self.terms
@@ -164,7 +180,7 @@ class Attachment:
     async def reset(self) -> None:
         """Stop and disable every ring; memory, channel and protocol features stay."""
         await asyncio.gather(*(ring.reset() for ring in self.rings))
-        self.forget_translations()
+        self.stopped()
         self.features = 0
         self.status = 0
 
@@ -181,13 +197,15 @@ class Attachment:
         """Return the address space behind the IOMMU, as far as it is known now."""
         return self._build(self.space.table, self.iommu.iotlb.translations)
 
-    def forget_translations(self) -> None:
+    def stopped(self) -> None:
         """
-        Begin anew when nothing runs.
+        Heed that rings may have stopped: begin anew when nothing runs.
 
         QEMU invalidates nothing of a device that is stopped, and the next driver uses the same
         IOVAs for other pages.
         """
+        if not self.running:
+            self.observer.end()
         for ring in self.rings:
             if not ring.running:
                 self.iommu.forget(ring.index)
@@ -254,6 +272,8 @@ class Attachment:
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
         self.detector.close()
+        self.observer.end()
+        self.device.attached = None
         self.iommu.close()  # first: an answer must not go to a queue that is being dropped
         try:
             # Each to its end, whatever becomes of another.
@@ -270,9 +290,11 @@ class Attachment:
         queue = await ring.give_up()
         if queue is None:
             return
+        done = queue.counters()
+        self.device.guest.faults += done.faults
         # The C core fails a file's requests without a word: here an operator learns of a full disk.
-        if failed := queue.counters().errors:
+        if done.errors:
             self.device.log.warning(
-                "queue %d: %d requests ended with an I/O error", ring.index, failed
+                "queue %d: %d requests ended with an I/O error", ring.index, done.errors
             )
         await self.device.drop_queue(queue)

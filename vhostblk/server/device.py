@@ -8,6 +8,7 @@ holds on to a view: it is buried here until neither is the case.
 import asyncio
 import atexit
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vhostblk.blk.config import ConfigSpace
 from vhostblk.blk.device import BlkDevice
@@ -21,6 +22,9 @@ from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
 from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
+
+if TYPE_CHECKING:  # it knows rings and windows, of which a device has none
+    from vhostblk.server.attached import Attached
 
 STUCK_SECONDS = 1.0
 """How long a disk is waited for that has not answered a whole drain long."""
@@ -56,6 +60,8 @@ class Device:
         self.log = log
         self.config = ConfigSpace(blk)
         self.guest = GuestCounters()
+        self.attached: Attached | None = None
+        """The front-end that is connected."""
         ring = engine.ring_features
         self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
         if options.access_platform:

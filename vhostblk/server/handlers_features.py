@@ -45,7 +45,7 @@ async def set_features(attachment: Attachment, message: SetFeatures) -> None:
     if message.features != attachment.features and attachment.running:
         raise Refused(EBUSY, "features cannot change while rings run")
     attachment.features = message.features
-    attachment.forget_translations()
+    attachment.stopped()
     # Never the other way round: rings that are enabled stay so.
     if not message.features & VHOST_USER_F_PROTOCOL_FEATURES:
         for ring in attachment.rings:

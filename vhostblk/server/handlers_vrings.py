@@ -37,7 +37,7 @@ async def set_vring_base(attachment: Attachment, message: SetVringBase) -> None:
 async def get_vring_base(attachment: Attachment, message: GetVringBase) -> int:
     """Stop a ring, with nothing in flight, and say where it stands."""
     base = await attachment.rings[message.index].stop()
-    attachment.forget_translations()
+    attachment.stopped()
     return base
 
 

@@ -34,12 +34,16 @@ class IommuCounters:
         denied: Of those, answered with no.
         expired: Of those, not answered in time.
         late: Invalidations that were answered while a request still used old memory.
+        updates: Translations taken in, asked for or not.
+        invalidates: Invalidations.
     """
 
     misses: int = 0
     denied: int = 0
     expired: int = 0
     late: int = 0
+    updates: int = 0
+    invalidates: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +134,14 @@ class Iommu:
         self.iotlb.update(new, keep=self._kept())
         for asked in self._asked.values():
             asked.answered(new)
+        self.counters.updates += 1
         if self._news is not None:
             self._news.set_result(0)
         self._news = None
 
     def invalidate(self, iova: int, size: int) -> tuple[Range, ...]:
         """Forget a range; return it without its wrap (see `Iotlb.invalidate`)."""
+        self.counters.invalidates += 1
         return self.iotlb.invalidate(iova, size, keep=self._kept())
 
     def _kept(self) -> list[Range]:

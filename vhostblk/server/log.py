@@ -5,6 +5,8 @@ from collections.abc import MutableMapping
 
 MESSAGES = "vhostblk.messages"
 """The logger of every protocol message by name, at level DEBUG."""
+STATUS = "vhostblk.status"
+"""The logger of status documents that were asked for, at level INFO."""
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):

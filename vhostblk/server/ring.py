@@ -12,7 +12,7 @@ from errno import EINVAL
 
 from vhostblk.engine.api import Counters, Fault, Miss, Queue
 from vhostblk.errors import Refused
-from vhostblk.memory.iotlb import Range
+from vhostblk.memory.iotlb import Range, meet
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
@@ -34,16 +34,18 @@ class Ring:
         index: Its number.
         make_queue: Makes the queue behind it, parked.
         on_miss: Told what a chain needs of the IOMMU; None: the ring itself needs something.
+        on_start: Called with its queue parked when it is about to start, or has lost memory.
         drain_seconds: Bound of every drain.
         log: For what an operator should know.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one caller, which names them
         self,
         index: int,
         *,
         make_queue: Callable[[], Queue],
         on_miss: Callable[[Miss | None], None],
+        on_start: Callable[[], None],
         drain_seconds: float,
         log: Log,
     ) -> None:
@@ -62,6 +64,7 @@ class Ring:
         self._addresses: Addresses | None = None
         self._make_queue = make_queue
         self._on_miss = on_miss
+        self._on_start = on_start
         self._made: Queue | None = None
         self._drain_seconds = drain_seconds
         self._log = log
@@ -79,6 +82,10 @@ class Ring:
     def fault(self) -> Fault | None:
         """Return why it is broken, None while it is not."""
         return None if self._made is None else self._made.fault()
+
+    def counters(self) -> Counters:
+        """Return what its queue has done; nothing if there is none."""
+        return Counters() if self._made is None else self._made.counters()
 
     @property
     def queue(self) -> Queue:
@@ -107,7 +114,7 @@ class Ring:
             self._addresses = addresses
             self._settle(terms)
         elif step.action is RingAction.UPDATE:
-            placed = self._placed(addresses, terms.space)
+            placed = self._place(terms.space, addresses)
             await self.change(lambda queue: self._set_ring(queue, placed))
         self._addresses = addresses
         self.state = step.state
@@ -148,12 +155,13 @@ class Ring:
             terms: With the space; the ring is still there: see `check`.
             drain: Something of the old one goes.
         """
+        placed = None if self.translated or self.broken else self._place(terms.space)
+        await self.take_back(drain=drain)
+        if drain:
+            self._on_start()
         if self.translated:
-            await self.take_back(drain=drain)
             self._settle(terms)
             return
-        placed = None if self.broken else self._place(terms.space)
-        await self.take_back(drain=drain)
         self.queue.set_space(terms.space.segments)
         if placed is not None:
             self._set_ring(self.queue, placed)
@@ -237,7 +245,7 @@ class Ring:
         """
         await self.take_back(drain=False)
         idle = not wait or await self._idle()
-        if not _meet(ranges, [(at, length) for at, length, _ in self._layout()]):
+        if not meet(ranges, [(at, length) for at, length, _ in self._layout()]):
             self.queue.set_space(space.segments)
             self.hand_over()
             return idle
@@ -340,6 +348,7 @@ class Ring:
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
         queue.set_enabled(enabled=True)
+        self._on_start()
         if self.translated:
             self._log.info("queue %d: addresses go through the guest's IOMMU", self.index)
             queue.set_ask(self._on_miss)
@@ -373,10 +382,7 @@ class Ring:
     def _set_ring(self, queue: Queue, placed: Placed) -> None:
         queue.set_ring(size=self._num, desc=placed.desc, avail=placed.avail, used=placed.used)
 
-    def _place(self, space: AddressSpace) -> Placed:
-        return self._placed(None, space)
-
-    def _placed(self, addresses: Addresses | None, space: AddressSpace) -> Placed:
+    def _place(self, space: AddressSpace, addresses: Addresses | None = None) -> Placed:
         desc, avail, used = (space.ring_pieces(*one) for one in self._layout(addresses))
         return Placed(desc=desc, avail=avail, used=used)
 
@@ -387,10 +393,6 @@ class Ring:
         if self._num == 0:
             raise Refused(EINVAL, f"ring {self.index} has no size: SET_VRING_NUM is missing")
         return layout(self._num, where)
-
-
-def _meet(some: Sequence[Range], others: Sequence[Range]) -> bool:
-    return any(a < d + n and d < a + m for a, m in some for d, n in others)
 
 
 def _take(fd: Fd | None) -> int | None:

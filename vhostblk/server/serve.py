@@ -16,6 +16,8 @@ from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STATUS_SIGNAL = signal.SIGUSR1
+"""Asks for the status of every device, in the log."""
 
 
 def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
@@ -30,6 +32,8 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
 ) -> None:
     """
     Serve a disk on a socket until SIGTERM or SIGINT; then drain, flush, close and return.
+
+    SIGUSR1 logs the status document.
 
     Args:
         disk: Any object that meets the `Disk` contract; closed at the end.
@@ -67,13 +71,14 @@ async def _serve(
     ready: Callable[[], None] | None,
 ) -> None:
     told = asyncio.Event()
-    _on_signals(told)
+    _on_signals(told.set, *SIGNALS)
     try:
         plane = load(engine)
     except BaseException:
         listener.close()
         raise
     async with Server(plane) as server:
+        _on_signals(server.report, STATUS_SIGNAL)
         await server.add(disk, listener, options)
         if ready is not None:
             ready()
@@ -83,8 +88,8 @@ async def _serve(
             task.cancel()
 
 
-def _on_signals(told: asyncio.Event) -> None:
+def _on_signals(heed: Callable[[], None], *numbers: signal.Signals) -> None:
     # Python hands signals to its main thread only; elsewhere the process's owner minds them.
     if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        for number in numbers:
+            asyncio.get_running_loop().add_signal_handler(number, heed)

@@ -18,6 +18,7 @@ from vhostblk.server.device import Device, open_device
 from vhostblk.server.listener import Listener
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.session import Session
+from vhostblk.server.status import log_status
 from vhostblk.server.transport import Transport
 
 OPEN_FILES = 65536
@@ -103,6 +104,11 @@ class Server:
         tasks = [service.task for service in self._services if service.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+
+    def report(self) -> None:
+        """Log the status of every device."""
+        for service in self._services:
+            log_status(service.device, asked=True)
 
     async def close(self) -> None:
         """

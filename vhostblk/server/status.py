@@ -1,0 +1,202 @@
+"""
+What can be said of a device and its guest at a glance: the status document.
+
+One JSON document for each device, the same wherever it is asked for: numbers and names, never a
+byte of a request.  Each field is described in docs/reference/status.md.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TypedDict
+
+from vhostblk.blk.features import names
+from vhostblk.engine.api import Counters
+from vhostblk.memory.ranges import Range
+from vhostblk.memory.regions import Region
+from vhostblk.memory.window import ISLAND_GAP, Use, Window
+from vhostblk.server.attached import Attached
+from vhostblk.server.device import Device
+from vhostblk.server.guest_counters import GuestCounters
+from vhostblk.server.iommu import IommuCounters
+from vhostblk.server.log import STATUS, Log
+from vhostblk.server.ring import Ring
+from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
+
+MAX_RANGES = 16
+"""Ranges that are listed; all are counted."""
+_BLOCK = 512
+"""Bytes of a block of st_blocks; stat(3)."""
+
+
+class ShownRange(TypedDict):
+    """A range of guest physical memory; hexadecimal, as JSON's numbers are not exact up there."""
+
+    gpa: str
+    bytes: int
+
+
+class SharedWindow(TypedDict):
+    """Where a start's requests went."""
+
+    known: bool
+    span: int
+    bytes: int
+    islands: int
+    ranges: list[ShownRange]
+    rings: list[ShownRange]
+
+
+class QueueStatus(TypedDict):
+    """A queue."""
+
+    queue: int
+    running: bool
+    translated: bool
+    fault: str | None
+    counters: dict[str, int]
+
+
+class IotlbStatus(TypedDict):
+    """What happened with the front-end's IOMMU."""
+
+    iotlb_misses: int
+    iotlb_updates: int
+    iotlb_invalidates: int
+    iotlb_timeouts: int
+    iotlb_entries: int
+
+
+class TotalStatus(TypedDict):
+    """What was noticed since the device was opened, whatever front-end it was."""
+
+    ring_looks_encrypted_total: int
+    zero_ring_kicks_total: int
+    cbit_address_total: int
+    guest_mem_faults_total: int
+
+
+class Status(IotlbStatus, TotalStatus):
+    """The document."""
+
+    name: str
+    mode: str
+    front_end_connected: bool
+    acked_features: list[str]
+    access_platform_offered: bool
+    starts: int
+    translation: str | None
+    guest_dma: str
+    requests_scored: int
+    shared_window: SharedWindow
+    memfd_resident_bytes: int
+    queues: list[QueueStatus]
+
+
+def status(device: Device) -> Status:
+    """
+    Return the status document of a device, as of now.
+
+    Args:
+        device: Which, with a front-end or without.
+    """
+    front = device.attached
+    if front is not None:
+        front.observer.look()
+    window = Window() if front is None else front.observer.window
+    rings = [] if front is None else front.rings
+    counters = [ring.counters() for ring in rings]
+    return {
+        "name": device.options.name,
+        "mode": str(device.options.confidential),
+        "front_end_connected": front is not None,
+        "acked_features": [] if front is None else names(front.features),
+        "access_platform_offered": bool(device.features & F_ACCESS_PLATFORM),
+        "starts": 0 if front is None else front.observer.starts,
+        "translation": _translation(front),
+        "guest_dma": str(window.guest_dma),
+        "requests_scored": window.scored,
+        "shared_window": _shared(window),
+        **_totals(device.guest, counters),
+        **_iotlb(front),
+        "memfd_resident_bytes": 0 if front is None else resident(front.space.table.regions),
+        "queues": [_queue(*one) for one in zip(rings, counters, strict=True)],
+    }
+
+
+def log_status(device: Device, *, asked: bool) -> None:
+    """
+    Log the document, on one line.
+
+    Args:
+        device: Whose.
+        asked: Somebody wants to see it now, so ``-q`` does not keep it back.
+    """
+    log = Log(STATUS, device.options.name) if asked else device.log
+    log.info("status: %s", json.dumps(status(device), separators=(",", ":")))
+
+
+def resident(regions: Iterable[Region]) -> int:
+    """
+    Return how much host memory the files behind guest memory hold.
+
+    Args:
+        regions: Several may be parts of one file, which counts once.
+    """
+    files = {region.mapping.file: region.mapping for region in regions}
+    return sum(os.fstat(one.fileno()).st_blocks * _BLOCK for one in files.values())
+
+
+def _translation(front: Attached | None) -> str | None:
+    if front is None or not front.observer.starts:
+        return None
+    return "iotlb" if front.observer.window.translated else "uva"
+
+
+def _shared(window: Window) -> SharedWindow:
+    shared = window.shared()
+    islands = shared.islands(ISLAND_GAP)
+    return {
+        "known": window.is_window(shared),
+        "span": shared.span,
+        "bytes": shared.size,
+        "islands": len(islands),
+        "ranges": _shown(islands),
+        "rings": _shown(window.pages[Use.RING].islands()),
+    }
+
+
+def _shown(ranges: Sequence[Range]) -> list[ShownRange]:
+    return [{"gpa": f"{gpa:#x}", "bytes": length} for gpa, length in ranges[:MAX_RANGES]]
+
+
+def _totals(gone: GuestCounters, counters: Sequence[Counters]) -> TotalStatus:
+    return {
+        "ring_looks_encrypted_total": gone.ring_looks_encrypted,
+        "zero_ring_kicks_total": gone.zero_ring_kicks,
+        "cbit_address_total": gone.cbit_address,
+        "guest_mem_faults_total": gone.faults + sum(one.faults for one in counters),
+    }
+
+
+def _iotlb(front: Attached | None) -> IotlbStatus:
+    counted = IommuCounters() if front is None else front.iommu.counters
+    return {
+        "iotlb_misses": counted.misses,
+        "iotlb_updates": counted.updates,
+        "iotlb_invalidates": counted.invalidates,
+        "iotlb_timeouts": counted.expired,
+        "iotlb_entries": 0 if front is None else len(front.iommu.iotlb),
+    }
+
+
+def _queue(ring: Ring, counters: Counters) -> QueueStatus:
+    fault = ring.fault()
+    return {
+        "queue": ring.index,
+        "running": ring.running and fault is None,
+        "translated": ring.translated,
+        "fault": None if fault is None else fault.reason,
+        "counters": asdict(counters),
+    }
