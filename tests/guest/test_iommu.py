@@ -3,13 +3,23 @@
 from collections.abc import Iterator
 
 import pytest
+from guest_peers.scripted import offers, scripted
 
+from vhostblk.guest import (
+    DEFAULT_FEATURES,
+    DEFAULT_PROTOCOL_FEATURES,
+    FrontEnd,
+    Guest,
+)
 from vhostblk.guest.dma import Direct
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.iommu import FLUSHES, TOP, Flush, Iommu, IommuOptions, Mapped
 from vhostblk.guest.memory import GuestMemory
+from vhostblk.guest.negotiate import Wanted
 from vhostblk.guest.remapped import Remapped
 from vhostblk.guest.wire import Iotlb
+from vhostblk.spec import virtio_ring as vr
+from vhostblk.spec.vhost_user import IotlbType, Request
 
 PAGE = 4096
 
@@ -113,6 +123,27 @@ def test_nobody_listens_to_a_device_that_is_stopped(memory: GuestMemory) -> None
     with pytest.raises(GuestError, match="nobody listens"):
         iommu.invalidate(at, 1)
     iommu.unmap(at)
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_used_rings_are_told_at_a_start(*, identity: bool) -> None:
+    """Unasked, as QEMU does; of a queue that is not set up IOVA 0, if anything is mapped there."""
+    offered = DEFAULT_FEATURES | vr.F_ACCESS_PLATFORM
+    with (
+        scripted(offers(offered, int(DEFAULT_PROTOCOL_FEATURES))) as backend,
+        Guest(
+            FrontEnd.over(backend.front),
+            Wanted(queues=2),
+            iommu=IommuOptions(identity=identity),
+        ) as guest,
+    ):
+        guest.start([0])
+        guest.frontend.get_features()
+        told = [Iotlb.parse(m.payload) for m in backend.seen if m.request == Request.IOTLB_MSG]
+        assert guest.session.rings is not None
+        used = guest.session.rings.shown(0).used
+        assert [one.iova for one in told] == [used - used % PAGE, 0][: 1 + identity]
+        assert {(one.size, one.kind) for one in told} == {(PAGE, IotlbType.UPDATE)}
 
 
 def test_message_is_32_bytes() -> None:

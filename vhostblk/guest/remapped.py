@@ -102,5 +102,12 @@ class RingMap:
                 self.iommu.unmap(iova)
 
     def tell(self, index: int) -> None:
-        """Send the page of a used ring unasked, as QEMU does at a start."""
-        self.iommu.tell(self._shown[index].used)
+        """
+        Send the page of a used ring unasked, as QEMU does at a start.
+
+        For a queue that was never set up QEMU takes IOVA 0, and says nothing where that is not
+        mapped.
+        """
+        iova = self._shown[index].used if index in self._shown else 0
+        if self.iommu.find(iova) is not None:
+            self.iommu.tell(iova)

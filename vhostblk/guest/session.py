@@ -131,8 +131,8 @@ class Session:
             self.rings.iommu.plug(self.frontend, self.channel)
         self.enable(enable=True)
         if self.rings is not None:
-            for index in self._started:
-                self.rings.tell(index)
+            for queue in self.queues:
+                self.rings.tell(queue.index)
         self._set_status(DRIVER_READY)
 
     def set_up_queue(self, index: int) -> None:
