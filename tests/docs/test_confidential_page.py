@@ -4,6 +4,7 @@ What "attach to a confidential guest" shows, run as far as it goes without the h
 The command lines of QEMU get an emulated CPU instead of KVM, and an empty firmware.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -39,6 +40,12 @@ WHY = {
 """QEMU's last words, seen with 10.0 and 11.1; 10.0, the latter of two, has no TDX."""
 BOOT_TIMEOUT_S = 90.0
 FIRMWARE_SIZE = 4 << 20
+TROUBLE = (
+    "ring_looks_encrypted_total",
+    "zero_ring_kicks_total",
+    "cbit_address_total",
+    "guest_mem_faults_total",
+)
 
 
 def words(command: str, socket: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -106,6 +113,8 @@ def test_look_alike_boots_and_answers_as_shown(
             check=False,
             timeout=BOOT_TIMEOUT_S,
         )
-        running.end(server)
+        log = running.end(server)
     said = dict(re.findall(r"@@ (\S+) (.*?)\r?$", run.stdout, re.MULTILINE))
     assert said == {f"check{i}": answer for i, (_, answer) in enumerate(CHECKS)} | {"exit": "0"}
+    status = json.loads(log.rpartition("status: ")[2].splitlines()[0])
+    assert [status[name] for name in TROUBLE] == [0] * len(TROUBLE)
