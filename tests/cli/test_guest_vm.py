@@ -59,6 +59,31 @@ def test_qemu_command_reboots_only_if_asked(tmp_path: Path, reboots: bool) -> No
     assert ("-no-reboot" in command) is not reboots
 
 
+def test_qemu_command_leaves_the_memory_to_the_arguments(tmp_path: Path) -> None:
+    """A machine without a size of memory says nothing of it, nor of the machine."""
+    machine = Machine(Path("/s"), memory_mib=None, arguments=("-m", "1G"))
+
+    command = guest_vm.qemu_command(
+        fake_qemu.make(tmp_path, ""), machine, Path("/initrd"), Path("/m")
+    )
+
+    assert command.count("-m") == 1
+    assert "-object" not in command
+    assert "-machine" not in command
+
+
+def test_make_initramfs_loads_what_the_disk_stands_behind_first(tmp_path: Path) -> None:
+    """An IOMMU that is a module comes before the disk's driver, which would do without it."""
+    tools = fake_qemu.make(tmp_path, "")
+    (tools.modules / "modules.builtin").write_text("virtio_pci.ko\next4.ko\n")
+    for name in ("virtio-iommu", "virtio_blk"):
+        (tools.modules / f"{name}.ko").write_bytes(b"\x7fELF\0depends=\0")
+
+    initramfs = guest_vm.make_initramfs(tools, "true", ["virtio_iommu"])
+
+    assert b"insmod /modules/virtio_iommu.ko\ninsmod /modules/virtio_blk.ko\n" in initramfs
+
+
 def test_wait_returns_what_the_guest_said(tmp_path: Path) -> None:
     """Marks are collected by name, the firmware's cursor movements and carriage returns aside."""
     with vm(tmp_path, r"print('\x1b[2J@@ size 7 MiB\r\nnoise\n@@ exit 0')") as guest:

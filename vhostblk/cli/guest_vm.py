@@ -13,7 +13,7 @@ import selectors
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,8 @@ from vhostblk.errors import VhostBlkError
 
 VIRTIO_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 PROGRAMS = ("mke2fs", "e2fsck", "blkdiscard", "fallocate")
+# Without the ciphers' tests of themselves: half a second of an emulated CPU.
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests=1"
 _CHUNK = 65536
 _TERMINAL = re.compile(r"\x1b(c|\[[0-9;?]*[A-Za-z])")
 _MARK = re.compile(r"@@ (\S+) ?(.*)")
@@ -79,7 +81,7 @@ def find_tools(environ: Mapping[str, str]) -> Tools:
     return Tools(**found)
 
 
-def make_initramfs(tools: Tools, script: str) -> bytes:
+def make_initramfs(tools: Tools, script: str, modules: Sequence[str] = ()) -> bytes:
     """
     Make a guest's user space that runs *script* on /dev/vda and powers off.
 
@@ -87,11 +89,15 @@ def make_initramfs(tools: Tools, script: str) -> bytes:
         tools: Where the kernel's modules and busybox are.
         script: Shell (busybox), run with -e and -u.  ``say NAME VALUE`` reports.  mke2fs, e2fsck,
             blkdiscard and fallocate are in /sbin: busybox prefers its own applets to PATH.
+        modules: Kernel modules that are loaded before the disk's.
+
+    Raises:
+        VhostBlkError: The kernel has no such module, or a program is missing.
     """
     return initramfs.build(
         busybox=tools.busybox,
         modules=tools.modules,
-        wanted=VIRTIO_MODULES,
+        wanted=(*modules, *VIRTIO_MODULES),
         programs=PROGRAMS,
         script=script,
     )
@@ -105,22 +111,24 @@ class Machine:
     Args:
         socket_path: Where the back-end listens.
         queues: Virtqueues, and as many CPUs (Linux uses a queue per CPU).
-        memory_mib: The guest's memory.
+        memory_mib: The guest's memory; None: *arguments* set it up, and name the machine.
         device_options: More of the device's properties: "serial=x" is the back-end's business,
             "packed=on" is QEMU's.
         arguments: More of QEMU's arguments.
         platform: Arguments in front of the disk: what it stands behind, an IOMMU.
         kernel_options: More of the kernel's command line.
+        modules: Kernel modules that are loaded before the disk's.
         reboots: A reset boots again; otherwise it ends QEMU.
     """
 
     socket_path: Path
     queues: int = 1
-    memory_mib: int = 256
+    memory_mib: int | None = 256
     device_options: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     platform: tuple[str, ...] = ()
     kernel_options: str = ""
+    modules: tuple[str, ...] = ()
     reboots: bool = False
 
 
@@ -140,7 +148,7 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
     disk = qemu_args.Attachment(
         socket_path=machine.socket_path,
         num_queues=machine.queues,
-        memory=f"{machine.memory_mib}M",
+        memory=None if machine.memory_mib is None else f"{machine.memory_mib}M",
         machine="q35",
         id="disk",
         device_options=machine.device_options,
@@ -152,7 +160,7 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
         *(str(tools.qemu), "-accel", "tcg,thread=single", "-cpu", "max"),
         *("-smp", str(machine.queues), "-nographic", "-nodefaults", "-serial", "stdio"),
         *("-kernel", str(tools.kernel), "-initrd", str(initrd)),
-        *("-append", f"console=ttyS0 quiet panic=-1 mitigations=off {machine.kernel_options}"),
+        *("-append", f"{KERNEL_OPTIONS} {machine.kernel_options}"),
         *("-qmp", f"unix:{_option(monitor)},server=on,wait=off"),
         *machine.platform,
         *qemu_args.arguments(disk),
@@ -194,7 +202,7 @@ class Vm:
         self.monitor = directory / "qmp"
         """Where QEMU listens for QMP, see :func:`vhostblk.cli.qmp.run`."""
         initrd = directory / "initrd"
-        initrd.write_bytes(make_initramfs(tools, script))
+        initrd.write_bytes(make_initramfs(tools, script, machine.modules))
         self._command = qemu_command(tools, machine, initrd, self.monitor)
         self._on_line = on_line
         self._partial = b""
