@@ -7,6 +7,32 @@ busybox's shell, with -e and -u.
 
 MIB = 1 << 20
 
+BEFORE = """\
+while [ ! -b /dev/vda ]; do sleep 0.05; done # behind a virtio-iommu it comes later
+mount -t debugfs debugfs /sys/kernel/debug
+disk=$(readlink -f /sys/block/vda/device)
+say features "$(cat $disk/features)"
+say segment "$(cat /sys/block/vda/queue/max_segment_size)"
+say iommus "$(ls /sys/class/iommu)"
+say group "$(cat $disk/../iommu_group/type 2>/dev/null)"
+swiotlb() { cat /sys/kernel/debug/swiotlb/io_tlb_$1 2>/dev/null || echo; }
+say slots "$(swiotlb nslabs)"
+say window "$(dmesg | grep -o 'software IO TLB: mapped.*')"
+"""
+AFTER = """\
+say slots_used "$(swiotlb used)"
+say slots_high "$(swiotlb used_hiwater)"
+say full "$(dmesg | grep -c 'swiotlb buffer is full' || true)"
+say errors "$(dmesg | grep -c 'I/O error' || true)"
+say faults "$(dmesg | grep -o 'DMAR: \\[.*fault addr.*')"
+"""
+"""
+Around a script: what shows how the disk reaches the guest's memory.
+
+Is the device's own address space used (features), what is bounced in one piece (segment), is
+there an IOMMU and does it translate (iommus, group), how much is bounced (slots of 2 KiB).
+"""
+
 FILE_SYSTEM = """\
 say serial "$(cat /sys/block/vda/serial)"
 say sectors "$(cat /sys/block/vda/size)"
@@ -36,6 +62,22 @@ say interrupts "$(grep 'virtio0-req' /proc/interrupts |
     awk '{ n = 0; for (i = 2; i <= 1 + '$(nproc)'; i++) n += $i; printf "%d ", n }')"
 """
 """Format, write one file per CPU from that CPU, read them back past the caches, check."""
+
+READERS = 16
+READ_LENGTH = 2 * MIB
+TOGETHER = f"""\
+readers=
+for reader in $(seq 0 {READERS - 1}); do
+    dd if=/dev/vda bs=1M skip=$((2 * reader)) count=2 iflag=direct 2>/dev/null |
+        sha256sum > /tmp/sum$reader &
+    readers="$readers $!"
+done
+for reader in $readers; do wait $reader; done
+for reader in $(seq 0 {READERS - 1}); do
+    say sum$reader "$(cut -d ' ' -f 1 /tmp/sum$reader)"
+done
+"""
+"""Read the whole disk past the caches, each part by a process of its own, all at once."""
 
 DISCARDED = (2 * MIB, 1 * MIB)
 PUNCHED = (4 * MIB, 1 * MIB)

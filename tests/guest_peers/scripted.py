@@ -1,7 +1,7 @@
 """
 A back-end that does as it is told: records every message, answers what the script says.
 
-It runs on a thread at the other end of a socket pair, until that is closed.
+It runs on a thread, at the other end of a socket pair until that is closed, or behind a path.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vhostblk.guest import wire
 from vhostblk.guest.connection import Connection
@@ -73,6 +74,37 @@ def scripted(
     finally:
         front.close()
         thread.join()
+
+
+@contextlib.contextmanager
+def listening(path: Path, answers: Mapping[int, bytes]) -> Iterator[list[Scripted]]:
+    """
+    Run the back-end at *path*, for one front-end after the other, until the ``with`` block ends.
+
+    Yields:
+        One conversation for each front-end that has connected.
+    """
+    conversations: list[Scripted] = []
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=_accept, args=(listener, answers, conversations))
+        thread.start()
+        try:
+            yield conversations
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def _accept(
+    listener: socket.socket, answers: Mapping[int, bytes], conversations: list[Scripted]
+) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            back, _ = listener.accept()
+            conversations.append(Scripted(back, answers))
+            _serve(conversations[-1], Connection(back, 10))
 
 
 def _serve(backend: Scripted, connection: Connection) -> None:
