@@ -271,7 +271,8 @@ def use_and_leave(sock: socket.socket) -> None:
             ["--confidential", "require", "memory:1M"],
             (
                 "confidential require needs to know what the guest shares: give shared ranges, as"
-                " the guest's dmesg prints them ('software IO TLB: mapped [mem ...]')"
+                " the guest's dmesg prints them ('software IO TLB: mapped [mem ...]'), or"
+                " learn=10000"
             ),
         ),
         (

@@ -53,9 +53,10 @@ def test_what_stands_beside_ranges() -> None:
     assert limit.inside.rows == ((0, 0x3000),)
     assert (limit.on_violation, limit.rings_too) == (OnViolation.WARN, False)
     assert parse_shared_ranges("0x1000+4K,rings=inside").limit(OnViolation.FAIL).rings_too
-    assert not parse_shared_ranges("0x1000+4K,rings=any").rings_inside
+    assert not parse_shared_ranges("0x1000+4K,rings=any,firmware=any").rings_inside
+    assert parse_shared_ranges("learn=32,firmware=inside").firmware_inside
     assert not parse_shared_ranges("")
-    assert parse_shared_ranges("learn=1")
+    assert parse_shared_ranges("learn=32")
 
 
 @pytest.mark.parametrize(
@@ -81,14 +82,15 @@ def test_what_stands_beside_ranges() -> None:
         ("slack=x,0x1000+4K", "slack 'x' is not a size"),
         ("slack=4K", "slack= and rings=inside need a range"),
         ("rings=inside", "slack= and rings=inside need a range"),
-        ("rings=inside,learn=3,0x1000+4K", "say learn= or rings=inside"),
+        ("rings=inside,learn=32,0x1000+4K", "say learn= or rings=inside"),
         ("rings=outside,0x1000+4K", "write rings=any or rings=inside"),
-        ("learn=0", "learn=0: give a number of requests, 1 to 65535"),
+        ("firmware=out,0x1000+4K", "firmware=out: write firmware=any or firmware=inside"),
+        ("learn=31", "learn=31: give a number of requests, 32 to 65535"),
         ("learn=65536", "learn=65536: give a number"),
         ("learn=-1", "learn=-1: give a number"),
         ("learn=", "learn=: give a number"),
         ("learn=\u0663", "give a number"),
-        ("learn=1,learn=1", "learn= is given twice"),
+        ("learn=32,learn=32", "learn= is given twice"),
         ("size=4K", "shared range 'size=4K': write start-end"),
         (",".join(f"{2 * i}M+1M" for i in range(65)), "65 are too many, 64 can be given"),
     ],
@@ -102,9 +104,10 @@ def test_what_cannot_be_read_says_what_to_write(text: str, says: str) -> None:
 
 def test_require_needs_to_be_told_what_is_shared() -> None:
     """It is refused before anything is served, and says where to find it."""
-    with pytest.raises(VhostBlkError, match=r"require needs .* dmesg .*IO TLB"):
+    with pytest.raises(VhostBlkError, match=r"require needs .* dmesg .*IO TLB.*, or learn=10000"):
         DeviceOptions(confidential=REQUIRE)
     DeviceOptions(confidential=REQUIRE, shared_ranges=SHARED)
+    DeviceOptions(confidential=REQUIRE, shared_ranges=SharedRanges(learn=32))
 
 
 @pytest.mark.parametrize("mode", [Confidential.OFF, Confidential.AUTO])

@@ -5,6 +5,7 @@ The handlers act on this; when the connection ends, `close` leaves nothing of it
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 from vhostblk.engine.api import Miss, Queue
@@ -47,7 +48,9 @@ class Attachment:
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
-        self._enforcement = Enforcement(device.options)
+        self._enforcement = Enforcement(
+            device.options, device.log, clock=time.monotonic, features=lambda: self.features
+        )
         hints = device.options.confidential is not Confidential.OFF
         self.detector = Detector(
             self.rings,
@@ -72,6 +75,7 @@ class Attachment:
             self._missed(self.rings[index], miss)
 
         def started() -> None:
+            self._enforcement.begin()
             self.observer.begin(self.rings[index])
 
         return Ring(
@@ -211,6 +215,7 @@ class Attachment:
                 self.iommu.forget(ring.index)
         if not self.running:
             self.iommu.iotlb.clear()
+            self._enforcement.end()
 
     async def invalidate(self, iova: int, size: int) -> None:
         """

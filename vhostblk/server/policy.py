@@ -4,7 +4,8 @@ What an operator asks for about confidential guests, and how shared ranges are w
 ::
 
     ranges = word *( "," word )
-    word   = range | "slack=" size | "learn=" number | "rings=any" | "rings=inside"
+    word   = range | "slack=" size | "learn=" number | ( "rings=" | "firmware=" ) where
+    where  = "any" | "inside"
     range  = address "-" address | address "+" size | a line of the guest's kernel log
 
 The kernel's line is ``software IO TLB: mapped [mem 0x0000000078000000-0x000000007c000000]
@@ -22,8 +23,10 @@ from vhostblk.disk.grammar import parse_size
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.ranges import PAGE, TOP, Limit, OnViolation, Range, Ranges
 
+MIN_LEARN = 32
 MAX_LEARN = 65535
-"""Requests that can be learned from; the engines number samples in 16 bits."""
+"""Requests that can be learned from: as many as decide what a guest is, to as many as the engines'
+numbers of samples have bits for."""
 MAX_RANGES = 64
 _NUMBER = re.compile(r"0x[0-9a-f]{1,16}|[0-9]+[kmgtpe]?", re.IGNORECASE | re.ASCII)
 _LOG_LINE = re.compile(r".*\[mem ([^\s\]-]+)-([^\s\]-]+)\].*", re.ASCII)
@@ -64,6 +67,7 @@ class SharedRanges:
         learn: Requests of each start that are served wherever they lie, and whose pages count as
             shared from then on; 0: none.
         rings_inside: Rings must lie in *ranges*, too; else they may be anywhere.
+        firmware_inside: Firmware is held to them, too; else it may use any memory.
 
     Raises:
         VhostBlkError: They make no sense together.
@@ -73,6 +77,7 @@ class SharedRanges:
     slack: int = 0
     learn: int = 0
     rings_inside: bool = False
+    firmware_inside: bool = False
 
     def __post_init__(self) -> None:
         if not self.ranges and (self.slack or self.rings_inside):
@@ -121,7 +126,7 @@ def parse_shared_ranges(text: str) -> SharedRanges:
     options: dict[str, int] = {}
     for word in filter(None, map(str.strip, text.split(","))):
         key, equals, value = word.partition("=")
-        if equals and key in {"slack", "learn", "rings"}:
+        if equals and key in {"slack", "learn", "rings", "firmware"}:
             if key in options:
                 raise VhostBlkError(f"shared ranges: {key}= is given twice: say it once")
             options[key] = _option(key, value)
@@ -134,6 +139,7 @@ def parse_shared_ranges(text: str) -> SharedRanges:
         slack=options.get("slack", 0),
         learn=options.get("learn", 0),
         rings_inside=bool(options.get("rings")),
+        firmware_inside=bool(options.get("firmware")),
     )
 
 
@@ -145,12 +151,15 @@ def _option(key: str, value: str) -> int:
                 raise VhostBlkError(f"slack={value}: give a multiple of {PAGE} bytes")
             return slack
         case "learn":
-            if not re.fullmatch("[0-9]{1,5}", value, re.ASCII) or not 0 < int(value) <= MAX_LEARN:
-                raise VhostBlkError(f"learn={value}: give a number of requests, 1 to {MAX_LEARN}")
-            return int(value)
+            number = int(value) if re.fullmatch("[0-9]{1,5}", value, re.ASCII) else 0
+            if not MIN_LEARN <= number <= MAX_LEARN:
+                raise VhostBlkError(
+                    f"learn={value}: give a number of requests, {MIN_LEARN} to {MAX_LEARN}"
+                )
+            return number
         case _:
             if value not in {"any", "inside"}:
-                raise VhostBlkError(f"rings={value}: write rings=any or rings=inside")
+                raise VhostBlkError(f"{key}={value}: write {key}=any or {key}=inside")
             return value == "inside"
 
 

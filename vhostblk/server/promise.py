@@ -80,11 +80,10 @@ class DeviceOptions:
     def _check_confidential(self) -> None:
         if self.confidential is Confidential.REQUIRE and not self.shared_ranges:
             raise VhostBlkError(
-                "confidential require needs to know what the guest shares: give shared ranges, as "
-                "the guest's dmesg prints them ('software IO TLB: mapped [mem ...]')"
+                "confidential require needs to know what the guest shares: give shared ranges, "
+                "as the guest's dmesg prints them ('software IO TLB: mapped [mem ...]'), or "
+                "learn=10000"
             )
-        if self.shared_ranges.learn:
-            raise VhostBlkError("learn= is not available yet: give the ranges themselves")
         if self.confidential is not Confidential.REQUIRE and self.shared_ranges:
             raise VhostBlkError(
                 f"shared ranges are not looked at with confidential {self.confidential}: "
