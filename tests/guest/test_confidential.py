@@ -5,12 +5,21 @@ from guest_peers.misdeeds import MAP_FLAGS, MISDEEDS, far_write, good
 from guest_peers.rogue import CONTENT, Piece, View, rogue
 from guest_peers.scripted import offers, scripted
 
-from vhostblk.guest import DEFAULT_FEATURES, FrontEnd, Guest, GuestError, GuestMemory, Region
+from vhostblk.guest import (
+    DEFAULT_FEATURES,
+    FrontEnd,
+    Guest,
+    GuestError,
+    GuestMemory,
+    Region,
+    Request,
+)
 from vhostblk.guest.bounce import Bounced, SwiotlbOptions
 from vhostblk.guest.confidential import Confidential, Kind
 from vhostblk.guest.dma import BounceError, Direct, Marked
 from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import MIB, PAGE
+from vhostblk.spec.virtio_blk import Status
 
 KINDS: list[Kind] = ["bounced", "sev", "snp", "tdx"]
 
@@ -112,6 +121,29 @@ def test_a_used_length_that_is_too_short_is_caught() -> None:
         pytest.raises(BounceError, match="wrote more than the 100 bytes"),
     ):
         guest.read(0, 512)
+
+
+def test_a_failed_request_may_have_written_more_than_it_says() -> None:
+    """
+    A read that fails half way leaves data nobody counted; a write beside the buffer it may not.
+
+    Spec: virtio 1.3, 2.7.8.2.
+    """
+
+    def beside(view: View, chain: list[Piece]) -> None:
+        view.write(chain[-1].gpa + 1, b"\0")
+
+    with (
+        rogue(good, claim=1, status=b"\1") as backend,
+        connect(backend.front, "bounced") as guest,
+    ):
+        assert guest.run(Request.read(0, 512)).status == Status.IOERR
+    with (
+        rogue(beside, claim=1, status=b"\1") as backend,
+        connect(backend.front, "bounced") as guest,
+        pytest.raises(BounceError, match="wrote outside"),
+    ):
+        guest.run(Request.read(0, 512))
 
 
 def test_kinds_and_memory_must_agree() -> None:

@@ -115,6 +115,7 @@ class Rogue:
         front: The front-end's end of the pair.
         misdeed: What it does besides.
         claim: Bytes it says it wrote; ``None``: the truth.
+        status: How every request ends.
         view: Guest memory.
         map_flags: How it maps it.
         on_map: Told of it.
@@ -125,6 +126,7 @@ class Rogue:
     front: socket.socket
     misdeed: Misdeed
     claim: int | None = None
+    status: bytes = b"\0"
     view: View = field(default_factory=HostView)
     map_flags: int = mmap.MAP_SHARED
     on_map: OnMap = lambda _fd, _view, _offset: None
@@ -245,18 +247,22 @@ class Rogue:
         writable = [piece for piece in chain if piece.writable]
         for piece in writable[:-1]:
             self.view.write(piece.gpa, bytes([CONTENT]) * piece.length)
-        self.view.write(writable[-1].gpa, b"\0")
+        self.view.write(writable[-1].gpa, self.status)
         return sum(p.length for p in writable) if self.claim is None else self.claim
 
 
 @contextlib.contextmanager
 def rogue(
-    misdeed: Misdeed, claim: int | None = None, *, map_flags: int = mmap.MAP_SHARED
+    misdeed: Misdeed,
+    claim: int | None = None,
+    *,
+    status: bytes = b"\0",
+    map_flags: int = mmap.MAP_SHARED,
 ) -> Iterator[Rogue]:
     """Run the back-end until the ``with`` block ends."""
     front, back = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with running(
-        Rogue(front, misdeed, claim, map_flags=map_flags), Connection(back, 10)
+        Rogue(front, misdeed, claim, status, map_flags=map_flags), Connection(back, 10)
     ) as backend:
         yield backend
 

@@ -110,7 +110,7 @@ class Bounced:
         pool.release(address, clean=True)
         self._retire(pool)
         if complaint is not None:
-            raise BounceError(f"the device {complaint}")
+            raise complaint
 
     def sync_for_cpu(self, address: int) -> None:
         """Copy back what the device has written so far; the mapping stays (dma_sync_single)."""

@@ -31,6 +31,10 @@ class BounceError(GuestError):
     """The device wrote where it must not."""
 
 
+class UnderstatedError(BounceError):
+    """The device wrote more than it says, which it may only where a request has failed."""
+
+
 class Dma(Protocol):
     """Mappings and rings."""
 
@@ -225,7 +229,7 @@ class Copy:
         self.memory.write(self.address, before)
         return replace(self, before=before)
 
-    def take_back(self, written: int, spare: int) -> str | None:
+    def take_back(self, written: int, spare: int) -> BounceError | None:
         """
         Copy back what the device wrote.
 
@@ -234,7 +238,7 @@ class Copy:
             spare: Bytes at the end that it may write without saying so.
 
         Returns:
-            What it wrote beyond that, in words, if it did.
+            What is wrong, if it wrote beyond that.
         """
         start, end = self.room
         room = self.memory.read(start, end - start)
@@ -245,11 +249,13 @@ class Copy:
         kept = slice(min(written, self.length), self.length - spare)
         around = room[:first] + room[first + self.length :]
         if around.strip(bytes([CANARY])):
-            return f"wrote outside the {self}"
+            return BounceError(f"the device wrote outside the {self}")
         if not self.writable and after != self.before:
-            return f"wrote into the {self}"
+            return BounceError(f"the device wrote into the {self}")
         if self.writable and after[kept] != self.before[kept]:
-            return f"wrote more than the {written} bytes it claims into the {self}"
+            return UnderstatedError(
+                f"the device wrote more than the {written} bytes it claims into the {self}"
+            )
         return None
 
     def __str__(self) -> str:

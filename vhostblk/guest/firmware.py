@@ -7,7 +7,6 @@ could learn, and on SEV-SNP each request leaves holes behind.
 """
 
 from vhostblk.guest.dma import (
-    BounceError,
     CoherentRings,
     Copy,
     pages_of,
@@ -65,7 +64,7 @@ class Islands:
         complaint = copy.take_back(written, spare)
         self.drop(address)
         if complaint is not None:
-            raise BounceError(f"the device {complaint}")
+            raise complaint
 
     def drop(self, address: int) -> None:
         """Take the pages back and clear them."""
