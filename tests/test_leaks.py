@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import running
 from places import direct_image
 from proc import mapped
+from server_kit.serving import until
 
 from vhostblk.guest import Framing, Guest, GuestMemory, Range, Region, Request
 from vhostblk.guest.hostile import INDIRECT_CASES, REQUEST_CASES, RING_CASES, Outcome, attempt
@@ -59,24 +61,60 @@ def disk(request: pytest.FixtureRequest, direct_image: Path) -> str:
 MEMORY = f"memory:{SIZE}"
 
 
+class Served:
+    """
+    A server that logs everything, which somebody has to read all the time.
+
+    Args:
+        process: Its.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self._lines.extend(self.process.stderr)  # one by one
+
+    def end(self, sig: signal.Signals = signal.SIGTERM) -> str:
+        """End it, as it should end; return its log."""
+        self.process.send_signal(sig)
+        assert self.process.wait(60) == (0 if sig == signal.SIGTERM else -sig)
+        self._reader.join()
+        return "".join(self._lines)
+
+    def wait_for(self, word: str) -> None:
+        """Wait until it logs *word*."""
+        assert until(lambda: any(word in line for line in self._lines))
+
+    def kill(self) -> None:
+        """End it anyhow."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
 @contextmanager
-def serving(directory: Path, *words: str, program: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Run a server that leaves a core dump in *directory* when it is aborted; log everything."""
+def serving(directory: Path, *words: str, program: str = "") -> Iterator[Served]:
+    """Run a server that leaves a core dump in *directory* when it is aborted."""
     socket = directory / "s"
     start = (running.ROOT / "tests" / program,) if program else ("-m", "vhostblk")
     name, _, value = MARK.partition("=")
-    process = running.start(
-        *start, "serve", "-vv", "--num-queues", "2", "--socket-path", socket, *words,
-        cwd=directory, environ={name: value},
-    )  # fmt: skip
+    options = ("serve", "-vv", "--num-queues", "2", "--socket-path", socket)
+    process = running.start(*start, *options, *words, cwd=directory, environ={name: value})
+    served = Served(process)
     try:
         running.wait_for_socket(socket, process)
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (-1, -1))
-        yield process
+        yield served
     finally:
-        process.kill()
-        with suppress(ValueError):
-            process.communicate()
+        served.kill()
 
 
 @contextmanager
@@ -125,10 +163,11 @@ def test_no_log_line_has_guest_data(
         with guest_of(tmp_path, vhost_user_guest) as guest:
             load(guest, bytearray(SIZE))
             abuse(guest)
-            os.truncate(direct_image, 65536)  # all of it that is there was written
-            for framing in (None, UNALIGNED):
-                assert guest.run(Request.read(128, 4096), framing=framing).status == Status.IOERR
-        log = running.end(process)
+            os.truncate(direct_image, 69632)  # in the middle of what was written
+            for sector, framing in ((128, None), (128, UNALIGNED), (136, None)):
+                completion = guest.run(Request.read(sector, 8192), framing=framing)
+                assert completion.status == Status.IOERR
+        log = process.end()
     assert leaks(log.encode()) == []
     for sign in ("SET_VRING_ADDR", "is broken", "I/O error"):
         assert sign in log
@@ -150,6 +189,7 @@ def test_our_memory_can_be_searched(tmp_path: Path, vhost_user_guest: Connect) -
     with serving(tmp_path, MEMORY) as process:
         with guest_of(tmp_path, vhost_user_guest) as guest:
             load(guest, bytearray(SIZE))
+        vhost_user_guest(tmp_path / "s").close()  # the first was let go of
         found = leaks(memory_of(process.pid))
         assert PAYLOAD[:12] in found
         assert PRIVATE[:12] not in found
@@ -196,24 +236,51 @@ def test_a_core_dump_has_no_guest_data(  # noqa: PLR0913, PLR0917 - pytest names
 
     With MADV_DONTDUMP taken out of the mapping (dumped.py) both texts are found.
     """
-    pattern = CORE_PATTERN.read_text().strip()
-    if "/" in pattern or "|" in pattern or "%" in pattern:
-        pytest.skip(f"core dumps go to {pattern!r}: needs a plain name in {CORE_PATTERN}")
     words = ("--engine", engine, MEMORY if in_memory else disk)
-    with serving(tmp_path, *words, program=program) as process:
-        with guest_of(tmp_path, vhost_user_guest) as guest:
-            load(guest, bytearray(SIZE))
-            process.send_signal(signal.SIGABRT)
-            process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGABRT
-    (core,) = tmp_path.glob(f"{pattern}*")
-    data = core.read_bytes()
-    core.unlink()
-    assert MARK.encode() in data
+    with (
+        serving(tmp_path, *words, program=program) as process,
+        guest_of(tmp_path, vhost_user_guest) as guest,
+    ):
+        load(guest, bytearray(SIZE))
+        process.end(signal.SIGABRT)
+    data = core_in(tmp_path)
     if program:
         assert {PRIVATE[:12], PAYLOAD[:12]} <= set(leaks(data))
     else:
         assert leaks(data) == []
+
+
+@pytest.mark.parametrize("program", ["stalled.py", pytest.param("stalled_dumped.py", marks=SLOW)])
+def test_a_core_dump_in_the_middle_of_a_transfer(
+    program: str, direct_image: Path, tmp_path: Path, vhost_user_guest: Connect
+) -> None:
+    """
+    With a write in our bounce memory, which is then full of guest data, nothing of it is dumped.
+
+    Where bounce memory lacks MADV_DONTDUMP (stalled_dumped.py) it is.
+    """
+    words = ("--engine", "reference", f"file:{direct_image},cache=none")
+    with (
+        serving(tmp_path, *words, program=program) as process,
+        guest_of(tmp_path, vhost_user_guest) as guest,
+    ):
+        guest.submit(Request.write(0, PAYLOAD * 128))
+        process.wait_for("stalled")
+        process.end(signal.SIGABRT)
+    data = core_in(tmp_path)
+    assert (PAYLOAD[:12] in leaks(data)) == (program == "stalled_dumped.py")
+
+
+def core_in(directory: Path) -> bytes:
+    """Return the core dump that was left there; skips the test where dumps go elsewhere."""
+    pattern = CORE_PATTERN.read_text().strip()
+    if "/" in pattern or "|" in pattern or "%" in pattern:
+        pytest.skip(f"core dumps go to {pattern!r}: needs a plain name in {CORE_PATTERN}")
+    (core,) = directory.glob(f"{pattern}*")
+    data = core.read_bytes()
+    core.unlink()
+    assert MARK.encode() in data, "it is whole"
+    return data
 
 
 def memory_of(pid: int) -> bytes:
