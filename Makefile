@@ -10,7 +10,7 @@ with_tools := set -a && . "$(VHOSTBLK_CACHE)/tools.env" && set +a &&
 c_files = $(shell git ls-files 'native/*.c' 'native/*.h' 'bench/*.c' 'tests/*.c')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-sanitize test-wheel bench lint format setup venv clean
+.PHONY: help demo test test-slow test-sanitize test-wheel bench bench-step lint format setup venv clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test-wheel: setup ## Build the wheels, with the core and without, and test what 
 
 bench: setup ## Measure against qemu-storage-daemon, in one run
 	@$(with_tools) $(bin)/python -m bench
+
+bench-step: setup ## Measure the core alone, per request: direct, bounced, behind an IOMMU
+	@$(bin)/python -m bench.step
 
 lint: venv ## Check style, types and who imports whom
 	@$(bin)/ruff check

@@ -52,8 +52,12 @@ void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint3
     const struct vhb_segment *seg = space->hint < space->n ? &space->segments[space->hint] : NULL;
     if (!seg || iova < seg->iova || iova - seg->iova >= seg->len)
         seg = space_search(space, iova);
-    space->access = seg ? seg->access : 0;
-    if ((space->access & (access | VHB_ACCESS_FATAL)) != access)
+    if (!seg) {
+        space->access = 0;
+        return NULL;
+    }
+    uint32_t allowed = space->access = seg->access;
+    if ((allowed & (access | VHB_ACCESS_FATAL)) != access)
         return NULL;
     uint64_t offset = iova - seg->iova;
     uint64_t left = seg->len - offset;

@@ -29,14 +29,20 @@ struct walk {
     uint64_t bounce_slots;
 };
 
-static void walk_sample(struct walk *walk, uint64_t iova, uint32_t len, uint32_t role)
+/* Rare: not inlined, so that the walk stays short. */
+__attribute__((noinline, cold)) static void walk_store(struct walk *walk, uint64_t iova,
+                                                       uint32_t len, uint32_t role)
 {
-    walk->outside |= walk->noted;
-    if (!walk->sampled && !walk->noted)
-        return;
     uint32_t flag = walk->noted ? VHB_ROLE_OUTSIDE : 0;
     struct vhb_sample sample = {.iova = iova, .len = len, .role = (uint16_t)(role | flag)};
+    walk->outside |= walk->noted;
     walk->n_samples = vhb_samples_store(walk->q, walk->n_samples, sample);
+}
+
+static inline void walk_sample(struct walk *walk, uint64_t iova, uint32_t len, uint32_t role)
+{
+    if (walk->sampled | walk->noted)
+        walk_store(walk, iova, len, role);
 }
 
 static uint64_t bounce_slots(uint32_t len)
@@ -91,8 +97,9 @@ static int walk_add_piece(struct walk *walk, void *host, size_t len, bool writab
     return 0;
 }
 
-/* One descriptor: what is wrong with the request is remembered, not returned. */
-static int walk_map(struct walk *walk, const struct vring_desc *d, bool writable)
+/* What is wrong with the request is remembered, not returned.  Inlined: 5 ns of a request. */
+static inline __attribute__((always_inline)) int walk_map(struct walk *walk,
+                                                          const struct vring_desc *d, bool writable)
 {
     uint64_t addr = d->addr, left = d->len, end;
     if (writable && left) {
@@ -119,7 +126,8 @@ static int walk_map(struct walk *walk, const struct vring_desc *d, bool writable
     return 0;
 }
 
-static int walk_add(struct walk *walk, const struct vring_desc *d)
+static inline __attribute__((always_inline)) int walk_add(struct walk *walk,
+                                                          const struct vring_desc *d)
 {
     bool writable = d->flags & VRING_DESC_F_WRITE;
     walk->n_descriptors++;
