@@ -1,19 +1,31 @@
 """Guests that are set up badly, on both data planes: what the log says of them."""
 
 import random
+import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from server_kit.serving import Serving, until
 
 from vhostblk.disk.memory import Memory
-from vhostblk.guest.blk import Framing, Request
+from vhostblk.guest.blk import Request
 from vhostblk.guest.confidential import Confidential, Kind
 from vhostblk.guest.errors import BrokenQueueError, DeadlineError
 from vhostblk.guest.guest import Guest
 from vhostblk.guest.holes import touched_pages
-from vhostblk.guest.hostile import INDIRECT_CASES, RING_CASES, Case, attempt
+from vhostblk.guest.hostile import (
+    INDIRECT_CASES,
+    RING_CASES,
+    Case,
+    Outcome,
+    attempt,
+    chain,
+    data,
+    header,
+    status,
+)
 from vhostblk.guest.layout import MIB, PAGE, Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.pages import ADDRESS_BIT
@@ -110,9 +122,8 @@ def test_rings_that_were_never_shared(
     """One kick of one request is enough; only the rings' own pages are there for it."""
     path = server.add(Memory(SIZE), num_queues=2)
     private = Confidential(kind=kind, swiotlb=None)
-    guest = vhost_user_guest(path, confidential=private, queues=2, timeout=0.1)
-    with pytest.raises(DeadlineError):
-        guest.read(0, 512, queue=1)
+    guest = vhost_user_guest(path, confidential=private, queues=2)
+    guest.submit(Request.read(0, 512), queue=1)
     assert until(lambda: ZEROES in caplog.text)
     gpa = guest.queues[1].ring.addresses.desc
     assert f"queue 1: kicked 1 time, but its ring at GPA {gpa:#x} reads" in caplog.text
@@ -127,33 +138,26 @@ def test_memory_that_lacks_share_on(
     """The front-end's copy is its own: the line has both causes, and the remedy of this one."""
     path = server.add(Memory(SIZE))
     with GuestMemory([Region(0, 16 * MIB)], share=False) as memory:
-        guest = vhost_user_guest(path, memory=memory, timeout=0.1)
-        with pytest.raises(DeadlineError):
-            guest.read(0, 512)
+        guest = vhost_user_guest(path, memory=memory)
+        guest.submit(Request.read(0, 512))
         assert until(lambda: ZEROES in caplog.text)
         guest.close()
     assert "RAM lacks share=on" in caplog.text
     assert "never shared its rings" in caplog.text
 
 
-@pytest.mark.parametrize("indirect", [True, False])
 @pytest.mark.parametrize("kind", ["sev", "tdx"])
 def test_an_address_bit_is_named(
-    kind: Kind,
-    indirect: bool,  # noqa: FBT001 - by name
-    server: Serving,
-    vhost_user_guest: Connect,
-    caplog: pytest.LogCaptureFixture,
+    kind: Kind, server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A C-bit or a shared bit in the address of an indirect table, or of a status byte."""
-    path, bit = server.add(Memory(SIZE)), ADDRESS_BIT[kind]
+    """A C-bit or a shared bit in every address: the first one is that of the indirect table."""
+    bit = ADDRESS_BIT[kind]
     marked = Confidential(kind=kind, address_bit=bit)
-    guest = vhost_user_guest(path, confidential=marked)
-    request = Request.read(0, 512)
+    guest = vhost_user_guest(server.add(Memory(SIZE)), confidential=marked)
     with pytest.raises(BrokenQueueError):
-        guest.run(request, framing=Framing(indirect=indirect))
+        guest.read(0, 512)
     assert until(lambda: BIT in caplog.text)
-    assert f"the {'indirect table' if indirect else 'status byte'} at 0x8" in caplog.text
+    assert "the indirect table at 0x8" in caplog.text
     assert f"the same without bit {bit}, is inside" in caplog.text
     assert guest.queues[0].ring.used_idx() == 0, "never repaired"
 
@@ -224,9 +228,35 @@ def test_off_keeps_all_hints_back(
         Confidential(kind="tdx", address_bit=47),
         Confidential(kind="snp", swiotlb=None),
     ):
-        guest = vhost_user_guest(path, confidential=bad, timeout=0.1)
+        guest = vhost_user_guest(path, confidential=bad)
+        ticket = guest.submit(Request.read(0, 512))
         with pytest.raises((BrokenQueueError, DeadlineError)):
-            guest.read(0, 512)
+            guest.wait(ticket, timeout=0.1)
         guest.close()
     assert until(lambda: caplog.text.count("is broken") == 2)
     assert not [hint for hint in HINTS if hint in caplog.text]
+
+
+@pytest.mark.parametrize("part", ["status"])
+def test_an_address_bit_in_a_buffer_is_named(
+    part: str, server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its request fails or, without a status, its queue: nothing is touched, one line says why."""
+    guest = vhost_user_guest(server.add(Memory(SIZE)))
+    queue = guest.queues[0]
+    good = {"header": header(queue), "data": data(queue), "status": status(queue)}
+    asked = good | {part: replace(good[part], gpa=good[part].gpa | 1 << 51)}
+    outcome = Outcome.BROKEN if part == "status" else Outcome.IOERR
+    case = Case("C-bit", outcome, lambda queue: chain(queue, *asked.values()))
+    before = guest.memory.read(good["data"].gpa, 512), guest.memory.read(good["status"].gpa, 1)
+    assert attempt(queue, case) is outcome
+    gpa = good[part].gpa
+    line = rf"queue 0: the (buffer|status byte) at {gpa | 1 << 51:#x} is outside guest memory, "
+    assert until(lambda: bool(re.search(f"{line}and {gpa:#x}, the same", caplog.text)))
+    assert caplog.text.count(BIT) == 1
+    assert server.devices[0].guest.cbit_address > 0
+    assert guest.memory.read(good["data"].gpa, 512) == before[0]
+    if part == "status":
+        assert guest.memory.read(good["status"].gpa, 1) == before[1]
+        guest.reboot()
+    assert guest.read(0, 512) == bytes(512)
