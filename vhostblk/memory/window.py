@@ -31,6 +31,9 @@ ISLAND_GAP = 4 << 20
 """Bytes between pages of one island at most: the largest piece a dynamic swiotlb grows by.  One
 request in many is sampled, so what is seen of one pool has holes."""
 
+MAX_BUFFERS = 256
+"""Buffers of a request whose pages are noted; no driver uses more, as `seg_max` is 126."""
+
 Locate = Callable[[int, int], Iterable[Range]]
 """(address, length) as in a descriptor to guest physical ranges: what is known of it."""
 
@@ -121,6 +124,7 @@ class Tap:
         self._header: int | None = None
         self._writable: Sample | None = None
         self._tables = True
+        self._buffers = 0
 
     @property
     def scores(self) -> bool:
@@ -176,6 +180,9 @@ class Tap:
         self, use: Use, sample: Sample, locate: Locate, *, begin: int = 0, end: int | None = None
     ) -> None:
         """Note the pages of a part of a buffer; one that was not to be touched has none."""
+        self._buffers += 1
+        if self._buffers > MAX_BUFFERS:
+            return
         length = min(sample.length, sample.length if end is None else end) - begin
         if sample.outside or length <= 0:
             return

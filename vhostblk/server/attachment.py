@@ -60,7 +60,11 @@ class Attachment:
             hints=hints,
         )
         self.observer = Observer(
-            self.rings, lambda: self.terms, on_end=lambda: log_status(device, asked=False), on=hints
+            self.rings,
+            lambda: self.terms,
+            saw=self.detector.saw,
+            on_end=lambda: log_status(device, asked=False),
+            on=hints,
         )
         device.attached = self
 
@@ -155,7 +159,7 @@ class Attachment:
             self.device.guard(region.mapping)
         drain = bool(change.removed)
         if drain:
-            self.observer.end()
+            self.observer.end(drained=False)
         self.space = space
         self.iommu.iotlb.clear()
         terms = self.terms
@@ -209,7 +213,7 @@ class Attachment:
         IOVAs for other pages.
         """
         if not self.running:
-            self.observer.end()
+            self.observer.end(drained=True)
         for ring in self.rings:
             if not ring.running:
                 self.iommu.forget(ring.index)
@@ -225,6 +229,7 @@ class Attachment:
             iova: Its first byte.
             size: Bytes, at least 1; may wrap.
         """
+        self.observer.look()  # where its samples are is still known
         ranges = self.iommu.invalidate(iova, size)
         space = self.translated()
         rings = [ring for ring in self.running if ring.translated]
@@ -277,7 +282,7 @@ class Attachment:
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
         self.detector.close()
-        self.observer.end()
+        self.observer.end(drained=False)
         self.device.attached = None
         self.iommu.close()  # first: an answer must not go to a queue that is being dropped
         try:
@@ -297,6 +302,7 @@ class Attachment:
             return
         done = queue.counters()
         self.device.guest.faults += done.faults
+        self.device.guest.outside += done.outside
         # The C core fails a file's requests without a word: here an operator learns of a full disk.
         if done.errors:
             self.device.log.warning(

@@ -58,9 +58,18 @@ class QueueStatus(TypedDict):
     counters: dict[str, int]
 
 
+class BounceStatus(TypedDict):
+    """What of a bounce pool is used, and how."""
+
+    bounce_slots_inflight: int
+    bounce_slots_high_water: int
+    segments_max_bytes: int
+
+
 class IotlbStatus(TypedDict):
     """What happened with the front-end's IOMMU."""
 
+    iotlb_hits: int
     iotlb_misses: int
     iotlb_updates: int
     iotlb_invalidates: int
@@ -71,13 +80,14 @@ class IotlbStatus(TypedDict):
 class TotalStatus(TypedDict):
     """What was noticed since the device was opened, whatever front-end it was."""
 
+    requests_outside_shared_total: int
     ring_looks_encrypted_total: int
     zero_ring_kicks_total: int
     cbit_address_total: int
     guest_mem_faults_total: int
 
 
-class Status(IotlbStatus, TotalStatus):
+class Status(BounceStatus, IotlbStatus, TotalStatus):
     """The document."""
 
     name: str
@@ -118,6 +128,7 @@ def status(device: Device) -> Status:
         "guest_dma": str(window.guest_dma),
         "requests_scored": window.scored,
         "shared_window": _shared(window),
+        **_bounce(counters),
         **_totals(device.guest, counters),
         **_iotlb(front),
         "memfd_resident_bytes": 0 if front is None else resident(front.space.table.regions),
@@ -171,8 +182,17 @@ def _shown(ranges: Sequence[Range]) -> list[ShownRange]:
     return [{"gpa": f"{gpa:#x}", "bytes": length} for gpa, length in ranges[:MAX_RANGES]]
 
 
+def _bounce(counters: Sequence[Counters]) -> BounceStatus:
+    return {
+        "bounce_slots_inflight": sum(one.slots for one in counters),
+        "bounce_slots_high_water": sum(one.slots_high for one in counters),
+        "segments_max_bytes": max((one.segment_max for one in counters), default=0),
+    }
+
+
 def _totals(gone: GuestCounters, counters: Sequence[Counters]) -> TotalStatus:
     return {
+        "requests_outside_shared_total": gone.outside + sum(one.outside for one in counters),
         "ring_looks_encrypted_total": gone.ring_looks_encrypted,
         "zero_ring_kicks_total": gone.zero_ring_kicks,
         "cbit_address_total": gone.cbit_address,
@@ -183,6 +203,7 @@ def _totals(gone: GuestCounters, counters: Sequence[Counters]) -> TotalStatus:
 def _iotlb(front: Attached | None) -> IotlbStatus:
     counted = IommuCounters() if front is None else front.iommu.counters
     return {
+        "iotlb_hits": 0 if front is None else front.observer.hits(),
         "iotlb_misses": counted.misses,
         "iotlb_updates": counted.updates,
         "iotlb_invalidates": counted.invalidates,
