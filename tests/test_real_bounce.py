@@ -33,7 +33,24 @@ def test_bounced_guest_formats_writes_and_verifies(tmp_path: Path) -> None:
     assert not outcome.translated
     assert int(said["slots"]) == POOL
     assert int(said["slots_used"]) == 0
-    assert 0 < outcome.slots_high <= POOL
+    status = outcome.status
+    assert (status["guest_dma"], status["translation"]) == ("bounced", "uva")
+    assert status["segments_max_bytes"] == BOUNCED_SEGMENT
+    assert status["bounce_slots_inflight"] == 0
+    window = status["shared_window"]
+    assert window["known"]
+    start, end = (int(one, 16) for one in re.findall("0x[0-9a-f]+", said["window"])[:2])
+    for one in window["ranges"]:
+        assert start <= int(one["gpa"], 16) < int(one["gpa"], 16) + one["bytes"] <= end
+    assert not any(start <= int(one["gpa"], 16) < end for one in window["rings"])
+    assert 0 < status["bounce_slots_high_water"] <= outcome.slots_high <= POOL
+
+
+def test_ordinary_guest_is_direct(tmp_path: Path) -> None:
+    """The same machine with nothing of that: no window, and the longest segments we offer."""
+    status = platforms.boot(tmp_path, replace(BOUNCED, kernel_options="")).status
+    assert (status["guest_dma"], status["translation"]) == ("direct", "uva")
+    assert not status["shared_window"]["known"]
 
 
 def test_readers_with_too_small_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,11 @@ def behind(outcome: Outcome, *, bounced: bool = False) -> None:
     assert outcome.translated
     assert outcome.count("misses") > 0
     assert [outcome.count(name) for name in ("denied", "expired", "late")] == [0, 0, 0]
+    status = outcome.status
+    assert (status["guest_dma"], status["translation"]) == ("iommu", "iotlb")
+    assert status["iotlb_hits"] > 0
+    assert status["iotlb_misses"] <= outcome.count("misses")
+    assert (status["segments_max_bytes"] <= BOUNCED_SEGMENT) or not bounced
     assert outcome.said["faults"].count("DMAR:") == outcome.said["faults"].count(HANDOVER)
     assert int(outcome.said["segment"]) == (BOUNCED_SEGMENT if bounced else PLAIN_SEGMENT)
     assert bool(int(outcome.said["slots"] or 0)) is bounced

@@ -8,6 +8,7 @@ vIOMMU, be the disk ours or QEMU's own.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from guest_boot.servers import Disk
 from vhostblk.cli import initramfs
 from vhostblk.cli.guest_vm import Machine, Vm
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.status import Status
 
 MIB = 1 << 20
 DISK_SIZE = 64 * MIB
@@ -105,6 +107,14 @@ class Outcome:
     def translated(self) -> bool:
         """Whether the server went through the guest's IOMMU."""
         return "addresses go through the guest's IOMMU" in self.log
+
+    @property
+    def status(self) -> Status:
+        """The status document of the last start: the system's, after any firmware."""
+        found = re.findall(r" status: (\{.*\})$", self.log, re.MULTILINE)
+        assert found, f"no status in {self.log[-1000:]}"
+        document: Status = json.loads(found[-1])
+        return document
 
     def count(self, name: str) -> int:
         """Return one of the server's counters of the IOMMU."""
