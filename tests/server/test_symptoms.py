@@ -237,7 +237,7 @@ def test_off_keeps_all_hints_back(
     assert not [hint for hint in HINTS if hint in caplog.text]
 
 
-@pytest.mark.parametrize("part", ["status"])
+@pytest.mark.parametrize("part", ["header", "data", "status"])
 def test_an_address_bit_in_a_buffer_is_named(
     part: str, server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
