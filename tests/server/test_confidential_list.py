@@ -19,7 +19,7 @@ from server_kit.confidential import (
     nothing_private_was_touched,
     pool,
 )
-from server_kit.disks import Slow
+from server_kit.disks import Slow, Stuck
 from server_kit.serving import Serving, until
 
 from vhostblk.disk.file import File
@@ -202,6 +202,30 @@ def test_restart_with_a_moved_window_and_a_request_left_behind(
     assert guest.read(0, PAGE) == noise(PAGE)
     if kind != "bounced" and not guest.memory.is_shared(old):
         assert guest.memory.read(old, PAGE) == found
+    nothing_private_was_touched(guest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restart_while_the_disk_does_not_come_back(
+    kind: Kind, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """
+    A disk that returns long after its read was given up writes nothing into the guest.
+
+    Its memory was taken from it: the old window is private by then, or somebody else's.  A write
+    that was given up before the disk heard of it is not done at all.
+    """
+    stuck = Stuck()
+    stuck.data[:PAGE] = noise(PAGE)
+    guest = vhost_user_guest(server.add(stuck, drain_seconds=0.05), confidential=kind)
+    guest.submit(Request.read(0, PAGE))
+    guest.submit(Request.write(8, b"never" * 1024))
+    assert stuck.stuck.wait(5)
+    guest.reboot()
+    later = guest.submit(Request.read(8, PAGE))
+    stuck.let_go.set()
+    assert guest.wait(later).data == bytes(PAGE)
+    assert guest.read(0, PAGE) == noise(PAGE)
     nothing_private_was_touched(guest)
 
 

@@ -228,6 +228,7 @@ def judged(wanted: Wanted) -> Iterator[tuple[Detector, Ring, GuestCounters]]:
         make_queue=lambda: made,
         on_miss=lambda _: None,
         on_start=lambda: None,
+        on_dead=lambda: None,
         drain_seconds=1.0,
         log=log,
     )

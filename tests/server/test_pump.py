@@ -188,6 +188,35 @@ def test_a_stuck_disk_is_waited_for_no_longer_than_said(
     assert caplog.text.count("did not return within 0.01 s") == 2
 
 
+def test_memory_of_a_call_that_does_not_return_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """What was given up does nothing any more, what had not begun is not begun; others go on."""
+
+    async def revoke() -> None:
+        disk = Stuck()
+        pump, box, other = Pump(disk, log=LOG, name="bench"), FakeMailbox(), FakeMailbox()
+        await pump.open()
+        pump.serve(box)
+        pump.serve(other)
+        box.post(job(1, Op.READ), job(2, Op.WRITE))
+        await asyncio.to_thread(disk.stuck.wait)
+        pump.revoke(box)
+        pump.revoke(box)
+        box.post(job(3, Op.WRITE), job(2, Op.CANCEL), job(3, Op.CANCEL))
+        disk.let_go.set()
+        assert await ended(box, 1, 2, 3) == [errno.ECANCELED] * 3
+        assert not any(call[0] == "write" for call in disk.calls)
+        box.ended.clear()
+        box.post(job(2, Op.READ))  # a tag is used again once its job has ended
+        other.post(job(1, Op.READ))
+        assert await ended(box, 2) == await ended(other, 1) == [0]
+        assert await pump.close(seconds=PATIENCE)
+        box.close()
+        other.close()
+
+    uvloop.run(revoke())
+    assert "the disk raised" not in caplog.text
+
+
 def test_a_disk_that_cannot_be_opened_leaves_no_thread() -> None:
     """What open or info raise comes to who opened; the thread has ended."""
 

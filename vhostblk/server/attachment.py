@@ -82,11 +82,15 @@ class Attachment:
             self._enforcement.begin()
             self.observer.begin(self.rings[index])
 
+        def dead() -> None:
+            self.device.revoke(self.rings[index].queue)
+
         return Ring(
             index,
             make_queue=make,
             on_miss=missed,
             on_start=started,
+            on_dead=dead,
             drain_seconds=self.device.options.drain_seconds,
             log=self.device.log,
         )

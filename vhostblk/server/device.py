@@ -88,6 +88,15 @@ class Device:
             await self._pump.forget(queue.mailbox, seconds=STUCK_SECONDS)
         await queue.close()
 
+    def revoke(self, queue: Queue) -> None:
+        """
+        Take guest memory from requests of *queue* that were given up: it is the guest's again.
+
+        What a kernel still reads into it cannot be stopped; see "bounded" in the architecture.
+        """
+        if queue.mailbox is not None:
+            self._pump.revoke(queue.mailbox)
+
     async def flush(self) -> None:
         """
         Make every completed write stable.

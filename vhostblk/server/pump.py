@@ -58,10 +58,14 @@ class _Served:
     Args:
         mailbox: Where its jobs wait.
         tasks: ``async`` calls under way, by tag.
+        jobs: All that were taken and have not ended, by tag.
+        revoked: Tags of those that were given up while they were the disk's.
     """
 
     mailbox: Mailbox
     tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    revoked: set[int] = field(default_factory=set)
 
 
 class Pump:
@@ -129,6 +133,19 @@ class Pump:
             await asyncio.wait_for(self._on_thread(run(self.calls.flush)), seconds)
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, f"flush took more than {seconds:g} s") from None
+
+    def revoke(self, mailbox: Mailbox) -> None:
+        """
+        Take guest memory from all jobs of *mailbox*: each was given up, and the guest told so.
+
+        A disk that goes on with one later finds its views released.  A slice that it made before
+        stays usable, and so does what it has passed to the kernel.
+        """
+        for served in tuple(self._served.values()):
+            if served.mailbox is mailbox:
+                for tag, job in tuple(served.jobs.items()):
+                    served.revoked.add(tag)
+                    job.release()
 
     def kept(self) -> int:
         """Return how many requests the disk still holds memory of, after their end."""
@@ -217,11 +234,20 @@ class Pump:
             task.cancel()
 
     def _take(self, served: _Served) -> None:
-        for job in served.mailbox.take():
+        taken: list[Job] = []
+        while more := served.mailbox.take():
+            taken += more
+        served.jobs.update((job.tag, job) for job in taken if job.op is not Op.CANCEL)
+        cancels = {job.tag: i for i, job in enumerate(taken) if job.op is Op.CANCEL}
+        for i, job in enumerate(taken):
+            if cancels.get(job.tag, -1) > i:  # given up while the disk was busy with another
+                served.revoked.add(job.tag)
             if job.op is Op.CANCEL:
                 task = served.tasks.get(job.tag)
                 if task is not None:
                     task.cancel()
+            elif job.tag in served.revoked:
+                self._end(served, job, errno.ECANCELED)
             else:
                 self._start(served, job)
 
@@ -229,29 +255,32 @@ class Pump:
         try:
             pending = _call(self.calls, job)
         except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
-            code = self._errno(job, error)
+            code = self._errno(served, job, error)
         else:
             if pending is not None:
                 work = self._finish(served, job, pending)
                 served.tasks[job.tag] = self._loop.create_task(work)
                 return
             code = 0
-        self._end(served.mailbox, job, code)
+        self._end(served, job, code)
 
     async def _finish(self, served: _Served, job: Job, pending: Awaitable[None]) -> None:
         try:
             await pending
         except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
-            code = self._errno(job, error)
+            code = self._errno(served, job, error)
         else:
             code = 0
         del pending  # a coroutine that has raised holds on to its frame
         served.tasks.pop(job.tag, None)
-        self._end(served.mailbox, job, code)
+        self._end(served, job, code)
 
-    def _errno(self, job: Job, error: BaseException) -> int:
+    def _errno(self, served: _Served, job: Job, error: BaseException) -> int:
         if isinstance(error, asyncio.CancelledError):
             return errno.ECANCELED
+        if job.tag in served.revoked:
+            _clear(error)
+            return errno.ECANCELED  # its memory was taken from under it
         where = f"{job.op.name} of {job.length} bytes at {job.offset}"
         if isinstance(error, OSError):
             self._log.warning("%s failed: %s", where, error)
@@ -262,7 +291,10 @@ class Pump:
         _clear(error)
         return code
 
-    def _end(self, mailbox: Mailbox, job: Job, code: int) -> None:
+    def _end(self, served: _Served, job: Job, code: int) -> None:
+        mailbox = served.mailbox
+        served.jobs.pop(job.tag, None)
+        served.revoked.discard(job.tag)
         registers.forget()
         # An exception in a cycle with its frame may hold slices that nobody can use any more.
         if job.release() or (gc.collect() >= 0 and job.release()):

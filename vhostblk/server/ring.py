@@ -35,6 +35,7 @@ class Ring:
         make_queue: Makes the queue behind it, parked.
         on_miss: Told what a chain needs of the IOMMU; None: the ring itself needs something.
         on_start: Called with its queue parked when it is about to start, or has lost memory.
+        on_dead: Called when requests were given up that the disk still has.
         drain_seconds: Bound of every drain.
         log: For what an operator should know.
     """
@@ -46,6 +47,7 @@ class Ring:
         make_queue: Callable[[], Queue],
         on_miss: Callable[[Miss | None], None],
         on_start: Callable[[], None],
+        on_dead: Callable[[], None],
         drain_seconds: float,
         log: Log,
     ) -> None:
@@ -65,6 +67,7 @@ class Ring:
         self._make_queue = make_queue
         self._on_miss = on_miss
         self._on_start = on_start
+        self._on_dead = on_dead
         self._made: Queue | None = None
         self._drain_seconds = drain_seconds
         self._log = log
@@ -250,7 +253,7 @@ class Ring:
             self.hand_over()
             return idle
         if wait:  # what is done must be in the used ring before that goes
-            await self.queue.drained(seconds=INVALIDATE_SECONDS)
+            await self._drain(INVALIDATE_SECONDS)
         self.settle(space)
         return idle
 
@@ -293,17 +296,14 @@ class Ring:
 
     async def take_back(self, *, drain: bool) -> None:
         """Get the queue of a running ring back; *drain*: with nothing in flight."""
-        if not drain:
-            await self.queue.parked()
-            return
-        dead = await self.queue.drained(seconds=self._drain_seconds)
+        await (self._drain(self._drain_seconds) if drain else self.queue.parked())
+
+    async def _drain(self, seconds: float) -> None:
+        dead = await self.queue.drained(seconds=seconds)
         if dead:
-            self._log.warning(
-                "queue %d: %d requests failed after %g s; the disk still has them",
-                self.index,
-                dead,
-                self._drain_seconds,
-            )
+            self._on_dead()
+            text = "queue %d: %d requests failed after %g s; the disk still has them"
+            self._log.warning(text, self.index, dead, seconds)
 
     def hand_over(self) -> None:
         """Give the queue of a running ring to its worker again; a broken one waits."""
