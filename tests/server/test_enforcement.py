@@ -159,6 +159,24 @@ def test_memory_that_comes_later_is_limited_as_well() -> None:
     uvloop.run(plug())
 
 
+@pytest.mark.parametrize("mode", Confidential)
+def test_what_is_sampled(mode: Confidential) -> None:
+    """Off: nothing.  With learn= what is learned from, and one request that ends the last."""
+
+    async def start() -> tuple[int, int] | None:
+        if mode is Confidential.REQUIRE:
+            connection = enforced("learn=50")
+        else:
+            connection = wired(confidential=mode)
+        async with connection as wire:
+            await wire.start()
+            return wire.queue.sampling
+
+    every = 61
+    asked = {"off": None, "auto": (33, every), "require": (51, every)}
+    assert uvloop.run(start()) == asked[mode]
+
+
 def test_bit_33_is_offered_unless_told_otherwise() -> None:
     """``access_platform`` is one bit of GET_FEATURES."""
 
@@ -244,6 +262,8 @@ def test_learning_ends_with_the_hull_of_what_was_seen(caplog: pytest.LogCaptureF
     assert window is not None
     assert window.inside.rows == ((16 * PAGE, 25 * PAGE), (100 * PAGE, 101 * PAGE))
     assert (window.on_violation, window.rings_too) == (OnViolation.BREAK, False)
+    assert not caplog.messages, "not before the queues are held to it"
+    held.enforcement.limited()
     assert "learned from 40 requests: only guest memory 0x10000-0x19000 and the" in caplog.text
     assert held.heed(sample(3, 200), sample(4, 300), index=1) is Step.NOTHING
     assert held.window() is not None

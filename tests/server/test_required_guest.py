@@ -1,10 +1,11 @@
 """Where a guest's requests may go, mode by mode: what it gets, and what was not touched."""
 
+import time
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import pytest
-from server_kit.serving import Serving, until
+from server_kit.serving import PATIENCE, Serving, until
 
 from vhostblk.disk.memory import Memory
 from vhostblk.guest.bounce import Bounced, SwiotlbOptions
@@ -33,7 +34,7 @@ from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.virtio_blk import RequestType
 
 Connect = Callable[..., Guest]
-Mode = Literal["off", "auto", "warn", "fail"]
+Mode = Literal["off", "auto", "warn", "fail", "break"]
 Part = Literal["nothing", "read", "written", "border", "header", "status", "table"]
 """What of a request is outside of the pool."""
 SIZE = 1 << 20
@@ -114,6 +115,7 @@ EXPECTED: dict[str, dict[str, Outcome]] = {
         "status": BROKEN,
         "table": BROKEN,
     },
+    "break": dict.fromkeys(("read", "written", "border", "header", "status", "table"), BROKEN),
 }
 """Everything else is served."""
 
@@ -154,7 +156,7 @@ def test_what_a_request_gets(
 
 @pytest.mark.parametrize("kind", ["snp", "tdx"])
 @pytest.mark.parametrize("part", ["read", "written", "header", "status", "table"])
-@pytest.mark.parametrize("mode", ["fail"])
+@pytest.mark.parametrize("mode", ["fail", "break"])
 def test_no_private_page_is_touched(
     mode: Mode, part: Part, kind: Kind, server: Serving, vhost_user_guest: Connect
 ) -> None:
@@ -174,7 +176,7 @@ def test_no_private_page_is_touched(
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_an_honest_guest_is_served(kind: Kind, server: Serving, vhost_user_guest: Connect) -> None:
     """With the strictest policy and the pool it has, nothing fails; its rings need no listing."""
-    path = server.add(Memory(SIZE), num_queues=2, **options("fail", pool(kind)))
+    path = server.add(Memory(SIZE), num_queues=2, **options("break", pool(kind)))
     machine = Machine(kind=kind, swiotlb=SMALL)
     guest = vhost_user_guest(path, queues=2, confidential=machine)
     for i in range(8):
@@ -228,6 +230,104 @@ def test_no_version_1(server: Serving, vhost_user_guest: Connect) -> None:
     assert vhost_user_guest(path, features=old, confidential=machine).read(0, 512) == bytes(512)
 
 
+LEARN = 160
+"""Requests after which the pool has been used from end to end: it has 512 slots, used in turn, and
+one takes five."""
+
+
+def learn(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    """Let a start be learned from; nothing but the pool is used, and everything is served."""
+    lines = caplog.text.count("learned from")
+    for i in range(LEARN + 1):
+        guest.write(i % 8, bytes([i]) * 512)
+    assert until(lambda: caplog.text.count("learned from") == lines + 1)
+
+
+@pytest.mark.parametrize("mode", ["warn", "fail", "break"])
+@pytest.mark.parametrize("part", ["nothing", "read", "status"])
+def test_learn_then_violate(
+    mode: Mode,
+    part: Part,
+    server: Serving,
+    vhost_user_guest: Connect,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """
+    The first requests of a start decide where later ones may go, without being told any range.
+
+    After a reboot, with the pool elsewhere, it is learned again.
+    """
+    caplog.set_level("INFO")
+    asked = {**options(mode), "shared_ranges": parse_shared_ranges(f"learn={LEARN}")}
+    guest = vhost_user_guest(
+        server.add(Memory(SIZE), num_queues=2, **asked),
+        queues=2,
+        confidential=Machine(kind="bounced", swiotlb=SMALL),
+    )
+    guest.write(0, STORED)
+    submit, place = make_request(guest, part)
+    learn(guest, caplog)
+    guest.write(0, STORED)
+    expected = EXPECTED.get(mode, {}).get(part, OK)
+    assert attempt(guest.queues[0], Case(part, expected, submit)) is expected
+    served = STORED if expected is OK else CANARY * len(STORED)
+    assert guest.memory.read(place.gpa, place.length) == served
+    guest.reboot()
+    learn(guest, caplog)
+    assert guest.read(0, 512) == bytes([LEARN]) * 512
+
+
+def read_on(guest: Guest, queue: int) -> None:
+    """Read until something happens: a verdict comes beside the requests."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        guest.read(0, 512, queue=queue)
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_guest_that_does_not_bounce(
+    mode: Mode, server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even where every range is allowed: its queues stop, and it is told why; once a start."""
+    path = server.add(Memory(SIZE), num_queues=2, **options(mode, range(64 << 20)))
+    guest = vhost_user_guest(path, queues=2)
+    other = vhost_user_guest(server.add(Memory(SIZE)))
+    why = "do not go through a bounce pool"
+    condemned = mode in {"fail", "break"}
+    for times in (1, 2):
+        for _ in range(32):
+            guest.write(0, STORED)
+        if condemned:
+            with pytest.raises(BrokenQueueError):
+                read_on(guest, 0)
+            with pytest.raises(BrokenQueueError):
+                read_on(guest, 1)
+        else:
+            assert [guest.read(0, len(STORED)) for _ in range(4)] == [STORED] * 4
+        told = times if mode not in {"off", "auto"} else 0
+        assert until(lambda told=told: caplog.text.count(why) >= told)  # type: ignore[misc]
+        assert caplog.text.count(why) == told
+        assert other.read(0, 512) == bytes(512)
+        guest.stop()
+        guest.reboot()
+
+
+@pytest.mark.parametrize("mode", ["warn", "fail", "break"])
+def test_what_is_said_of_a_violation(
+    mode: Mode, server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line with the offending address, however often it happens within a second."""
+    path = server.add(Memory(SIZE), **options(mode))
+    guest = vhost_user_guest(path, confidential=Machine(kind="bounced", swiotlb=SMALL))
+    guest.write(0, STORED)
+    submit, place = make_request(guest, "read")
+    for _ in range(1 if mode == "break" else 3):
+        attempt(guest.queues[0], Case("read", OK, submit))
+    line = f"a request names 1024 bytes at {place.gpa:#x} (writable), outside the shared ranges"
+    assert until(lambda: line in caplog.text)
+    assert caplog.text.count("outside the shared ranges:") == 1
+
+
 @pytest.mark.parametrize("word", ["", ",firmware=inside"])
 def test_firmware_before_the_system(word: str, server: Serving, vhost_user_guest: Connect) -> None:
     """Firmware's islands are served unless it is asked for; the system after it is held."""
@@ -249,3 +349,17 @@ def test_firmware_before_the_system(word: str, server: Serving, vhost_user_guest
         guest.memory.free(taken)
     submit, _ = make_request(guest, "read")
     assert attempt(guest.queues[0], Case("read", IOERR, submit)) is IOERR
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_behind_an_iommu(server: Serving, vhost_user_guest: Connect, *, listed: bool) -> None:
+    """It is the guest physical address behind an IOVA that is listed; rings may be anywhere."""
+    memory = range(0 if listed else 48 << 20, 64 << 20)  # its buffers are in the lower part
+    guest = vhost_user_guest(server.add(Memory(SIZE), **options("break", memory)), iommu="page")
+    if listed:
+        guest.write(0, STORED)
+        assert guest.read(0, len(STORED)) == STORED
+        return
+    with pytest.raises(BrokenQueueError):
+        guest.write(0, STORED * 64)  # more than the pages of the ring have room for
+    assert guest.stop() == {0: 0}

@@ -204,7 +204,7 @@ def confidential(command: _F) -> _F:
             default="",
             callback=parsed(shared_ranges),
             help="What the guest shares: START-END, START+SIZE or its dmesg line 'software IO TLB: "
-            "mapped [mem ...]', with commas between; slack=SIZE, rings=inside, "
+            "mapped [mem ...]', with commas between; slack=SIZE, learn=N, rings=inside, "
             "firmware=inside.",
         ),
         click.option(

@@ -7,14 +7,17 @@ The handlers act on this; when the connection ends, `close` leaves nothing of it
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from vhostblk.engine.api import Miss, Queue
 from vhostblk.errors import Refused
+from vhostblk.memory.locate import locate
 from vhostblk.memory.regions import Change, RegionTable
+from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import AddressSpace, Translation
 from vhostblk.server.detect import Detector
 from vhostblk.server.device import Device
-from vhostblk.server.enforcement import Enforcement
+from vhostblk.server.enforcement import DIRECT, TELL_SECONDS, Enforcement, Step
 from vhostblk.server.iommu import Iommu
 from vhostblk.server.observer import Observer
 from vhostblk.server.policy import Confidential, IommuMode
@@ -62,10 +65,14 @@ class Attachment:
         self.observer = Observer(
             self.rings,
             lambda: self.terms,
-            saw=self.detector.saw,
+            saw=self._saw,
             on_end=lambda: log_status(device, asked=False),
             on=hints,
+            first=self._enforcement.learns + 1,
+            seconds=TELL_SECONDS if self._enforcement.on else None,
+            eager=lambda: self._enforcement.learning,
         )
+        self._verdicts: set[asyncio.Task[None]] = set()
         device.attached = self
 
     def _ring(self, index: int) -> Ring:
@@ -94,6 +101,35 @@ class Attachment:
             drain_seconds=self.device.options.drain_seconds,
             log=self.device.log,
         )
+
+    def _saw(self, ring: Ring, samples: Sequence[Sample]) -> None:
+        """Heed what a queue has sampled."""
+        self.detector.saw(ring, samples)
+        if not self._enforcement.on:
+            return
+        space = self.observer.space(ring)
+        step = self._enforcement.heed(
+            ring.index, samples, partial(locate, space), self.observer.window.guest_dma
+        )
+        if step is not Step.NOTHING:
+            verdict = asyncio.ensure_future(self._carry_out(step))
+            self._verdicts.add(verdict)
+            verdict.add_done_callback(self._carried_out)
+
+    async def _carry_out(self, step: Step) -> None:
+        """Hold the running queues to their window, or break them; between two messages."""
+        async with self.lock:
+            if step is Step.CONDEMN:
+                await asyncio.gather(*(ring.condemn(DIRECT) for ring in self.running))
+                return
+            terms = self.terms
+            await asyncio.gather(*(ring.move(terms, drain=False) for ring in self.running))
+            self._enforcement.limited()
+
+    def _carried_out(self, verdict: asyncio.Task[None]) -> None:
+        self._verdicts.discard(verdict)
+        if not verdict.cancelled() and (bug := verdict.exception()) is not None:
+            self.device.log.error("a bug of ours, holding queues to their window", exc_info=bug)
 
     def _broken(self, index: int) -> None:
         fault = self.rings[index].fault()
@@ -287,6 +323,8 @@ class Attachment:
         """Drain every queue, drop them, the descriptors and the memory."""
         self.detector.close()
         self.observer.end(drained=False)
+        for verdict in self._verdicts:
+            verdict.cancel()
         self.device.attached = None
         self.iommu.close()  # first: an answer must not go to a queue that is being dropped
         try:

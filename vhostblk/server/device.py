@@ -184,8 +184,6 @@ async def open_device(disk: object, engine: Engine, options: DeviceOptions) -> D
     Raises:
         VhostBlkError: The disk cannot be had, or not so.
     """
-    if options.shared_ranges.learn:
-        raise VhostBlkError("learn= is not available yet: give the ranges themselves")
     log = Log(__name__, options.name)
     pump = Pump(disk, log=log, name=options.name)
     opened = await pump.open()

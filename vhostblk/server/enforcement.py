@@ -23,7 +23,9 @@ from vhostblk.spec.virtio_ring import F_INDIRECT_DESC
 
 TELL_SECONDS = 1.0
 """How often a violation gets a line, whatever the guest does."""
-DIRECT = (
+DIRECT = "a guest that does not bounce its requests"
+"""Why its queues break, in a fault's few words."""
+_DIRECT = (
     "the guest's requests do not go through a bounce pool: it does not keep its memory to itself, "
     "or its kernel does not know that it should; confidential require serves no such guest"
 )
@@ -94,7 +96,7 @@ class Enforcement:
     @property
     def learning(self) -> bool:
         """Return whether it is still open where requests may go."""
-        return self._learned is None
+        return self._holds and self._learned is None
 
     def begin(self) -> None:
         """Say at a start whom it is that is not held to anything."""
@@ -148,9 +150,9 @@ class Enforcement:
         if guest_dma is GuestDma.DIRECT and not self._judged:
             self._judged = True
             if self._limit.on_violation is not OnViolation.WARN:
-                self._log.error("%s; its queues stop", DIRECT)
+                self._log.error("%s; its queues stop", _DIRECT)
                 return Step.CONDEMN
-            self._log.warning("%s, without on-violation warn", DIRECT)
+            self._log.warning("%s, without on-violation warn", _DIRECT)
         if self._learned is None:
             return self._learn(index, samples, locate)
         return Step.NOTHING
@@ -165,14 +167,17 @@ class Enforcement:
                     self._pages.add(gpa, length)
         if sum(self._seen.values()) < self.learns:
             return Step.NOTHING
-        hull = self._pages.islands(self._pages.span)
-        self._learned = Ranges.of(hull)
+        self._learned = Ranges.of(self._pages.islands(self._pages.span))
+        return Step.LIMIT
+
+    def limited(self) -> None:
+        """Say that the queues are held to what was learned, now that they are."""
+        rows = self._learned.rows if self._learned else ()
         self._log.info(
             "learned from %d requests: only guest memory %s and the rings are served from now on",
             sum(self._seen.values()),
-            ", ".join(f"{start:#x}-{start + length:#x}" for start, length in hull) or "of nobody",
+            ", ".join(f"{start:#x}-{end:#x}" for start, end in rows) or "that is listed",
         )
-        return Step.LIMIT
 
     def _tell_of(self, index: int, outside: Sequence[Sample]) -> None:
         if not outside:

@@ -41,13 +41,16 @@ class Observer:
         saw: Called with what a queue has sampled.
         on_end: Called when a start has ended.
         on: False: the operator wants nothing inferred.
+        first: Requests at the beginning of a start that are sampled whole.
+        seconds: How often samples are looked at once the guest is known; None: now and then.
+        eager: Whether somebody else wants all samples at once, still.
 
     Attributes:
         window: Of the start under way, or of the last one.
         starts: How many there were.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one caller, which names them
         self,
         rings: Sequence[Ring],
         terms: Callable[[], Terms],
@@ -55,6 +58,9 @@ class Observer:
         saw: Callable[[Ring, Sequence[Sample]], None],
         on_end: Callable[[], None],
         on: bool = True,
+        first: int = FIRST,
+        seconds: float | None = None,
+        eager: Callable[[], bool] = lambda: False,
     ) -> None:
         self.window = Window()
         self.starts = 0
@@ -63,6 +69,9 @@ class Observer:
         self._saw = saw
         self._on_end = on_end
         self._on = on
+        self._first = max(first, FIRST)
+        self._seconds = SECONDS if seconds is None else seconds
+        self._eager = eager
         self._taps: dict[int, Tap] = {}
         self._under_way = False
         self._hits = 0
@@ -89,7 +98,7 @@ class Observer:
             self._see(ring, self._terms())
             self._taps[ring.index] = Tap(self.window, whole=SCORED)
             news = partial(self._news, ring.index)
-            ring.queue.set_sampling(first=FIRST, every=EVERY, on_samples=news)
+            ring.queue.set_sampling(first=self._first, every=EVERY, on_samples=news)
 
     def end(self, *, drained: bool) -> None:
         """
@@ -117,7 +126,8 @@ class Observer:
         if tap is None or index in self._timers:
             return
         loop = asyncio.get_running_loop()
-        wait = 0.0 if tap.scores else self._taken.get(index, 0.0) + SECONDS - loop.time()
+        hurry = tap.scores or self._eager()
+        wait = 0.0 if hurry else self._taken.get(index, 0.0) + self._seconds - loop.time()
         if wait > 0:
             self._timers[index] = loop.call_later(wait, self._take, [index])
         else:
@@ -134,12 +144,16 @@ class Observer:
             self._quiet(index)
             self._taken[index] = now
             ring, tap = self._rings[index], self._taps[index]
-            most = None if tap.scores else BATCH
+            most = None if tap.scores or self._eager() else BATCH
             if samples := ring.queue.samples()[:most]:
                 terms = terms or self._terms()
                 self._see(ring, terms)
                 tap.take(samples, partial(locate, _space(ring, terms)))
                 self._saw(ring, samples)
+
+    def space(self, ring: Ring) -> AddressSpace:
+        """Return the address space that a ring's samples are of, as it is now."""
+        return _space(ring, self._terms())
 
     def _quiet(self, index: int) -> None:
         timer = self._timers.pop(index, None)

@@ -187,6 +187,12 @@ class Ring:
         except Refused:
             return []
 
+    async def condemn(self, why: str) -> None:
+        """Break it, for a reason that no single request has."""
+        if not self.broken:
+            await self.take_back(drain=False)
+            self.queue.condemn(why)
+
     # ---- behind an IOMMU ------------------------------------------------------------------
 
     def parts(self) -> list[tuple[int, int, Access]]:
