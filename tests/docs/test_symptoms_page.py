@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vhostblk.server import hints
+from vhostblk.server.enforcement import VIOLATION
 
 PAGE = Path(__file__).parents[2] / hints.PAGE
 BLOCK = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -41,5 +42,12 @@ def test_no_other_line_is_shown_as_ours() -> None:
     plain = re.compile(
         r"queue \d+ is broken: .* \(index \d+, value 0x[0-9a-f]+\); it waits for a restart"
     )
-    for line in shown():
-        assert plain.fullmatch(line) or any(re.fullmatch(pattern(text), line) for text in TEXTS)
+    violation = re.compile(re.sub(r"%d|%\\\#x|%s", ".*?", re.escape(VIOLATION)))
+    lines = shown()
+    assert len([line for line in lines if violation.fullmatch(line)]) == 1
+    for line in lines:
+        assert (
+            plain.fullmatch(line)
+            or violation.fullmatch(line)
+            or any(re.fullmatch(pattern(text), line) for text in TEXTS)
+        )

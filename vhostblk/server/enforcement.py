@@ -25,6 +25,8 @@ TELL_SECONDS = 1.0
 """How often a violation gets a line, whatever the guest does."""
 DIRECT = "a guest that does not bounce its requests"
 """Why its queues break, in a fault's few words."""
+VIOLATION = "queue %d: a request names %d bytes at %#x (%s), outside the shared ranges: %s%s"
+"""What is said of a request."""
 _DIRECT = (
     "the guest's requests do not go through a bounce pool: it does not keep its memory to itself, "
     "or its kernel does not know that it should; confidential require serves no such guest"
@@ -189,7 +191,7 @@ class Enforcement:
         sample, others = outside[-1], self._untold + len(outside) - 1
         self._told_at, self._untold = now, 0
         self._log.warning(
-            "queue %d: a request names %d bytes at %#x (%s), outside the shared ranges: %s%s",
+            VIOLATION,
             index,
             sample.length,
             sample.iova,
