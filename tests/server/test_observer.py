@@ -1,6 +1,7 @@
 """What is inferred of a guest: by samples that a test makes up, and of whole fake guests."""
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ from vhostblk.guest.guest import Guest
 from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.window import SCORED
 from vhostblk.server import observer
-from vhostblk.server.observer import BATCH, EVERY, FIRST
+from vhostblk.server.observer import EVERY, FIRST
 from vhostblk.server.policy import Confidential as Mode
 from vhostblk.server.status import Status, status
 
@@ -33,7 +34,7 @@ KINDS = ["bounced", pytest.param("sev", marks=pytest.mark.slow), "snp", "tdx"]
 
 def bounced(number: int) -> list[Sample]:
     """The samples of a request in a pool at 0x40000."""
-    at = 0x4_0000 + number * 4 * PAGE % 0x8_0000
+    at = 0x4_0000 + number * 4 * PAGE % 0xB_0000
     return [
         Sample(number, at, 16, Role.READABLE, outside=False),
         Sample(number, at + PAGE, 512, Role.WRITABLE, outside=False),
@@ -87,25 +88,26 @@ def test_guest_is_known_at_once_when_it_can_be() -> None:
     assert found["requests_scored"] == SCORED
     window = found["shared_window"]
     assert window["known"]
-    assert window["ranges"] == [{"gpa": "0x40000", "bytes": (SCORED * 4 - 2) * PAGE}]
-    assert window["bytes"] == SCORED * 2 * PAGE
+    assert window["ranges"] == [{"gpa": "0x40000", "bytes": (FIRST * 4 - 2) * PAGE}]
+    assert window["bytes"] == FIRST * 2 * PAGE
 
 
 def test_busy_guest_does_not_keep_us_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later samples are taken some time later, and not all of them are looked at."""
     monkeypatch.setattr(observer, "SECONDS", QUIET)
+    monkeypatch.setattr(observer, "BATCH", 6)
 
     async def busy() -> None:
         async with wired() as wire:
             await wire.start()
             sample(wire.queue, *range(FIRST))
-            sample(wire.queue, *range(100, 100 + BATCH))
+            sample(wire.queue, *range(FIRST, FIRST + 8))
             sample(wire.queue)
-            assert len(wire.queue.seen) == 3 * BATCH
+            assert len(wire.queue.seen) == 3 * 8
             await asyncio.sleep(3 * QUIET)
             assert wire.queue.seen == []
             window = status(wire.device)["shared_window"]
-            assert window["bytes"] < 2 * PAGE * (FIRST + BATCH // 3 + 2)
+            assert window["bytes"] == 2 * PAGE * (FIRST + 2)
 
     uvloop.run(busy())
 
@@ -129,8 +131,9 @@ def test_start_is_seen_to_its_end() -> None:
     assert again["shared_window"]["bytes"] == 0
 
 
-def test_memory_that_moves_begins_a_new_count() -> None:
+def test_memory_that_moves_begins_a_new_count(caplog: pytest.LogCaptureFixture) -> None:
     """Sampling begins anew with the new memory; a request cut in two by that is not judged."""
+    caplog.set_level(logging.INFO)
 
     async def moves() -> Status:
         async with wired() as wire:
@@ -141,6 +144,7 @@ def test_memory_that_moves_begins_a_new_count() -> None:
             wire.queue.sampling = None
             assert await wire.acked(38, region(2 * REGION_SIZE)) == 0
             assert wire.queue.sampling == (FIRST, EVERY)
+            assert f'"requests_scored":{SCORED - 1},' in caplog.text
             return status(wire.device)
 
     found = uvloop.run(moves())
