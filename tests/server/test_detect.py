@@ -266,6 +266,26 @@ def test_samples_outside_memory_are_judged(
     assert caplog.text.count(BIT) == 1
 
 
+@pytest.mark.parametrize("sampled_first", [True, False])
+def test_an_address_that_breaks_its_queue_counts_once(
+    judged: tuple[Detector, Ring, GuestCounters],
+    sampled_first: bool,  # noqa: FBT001 - by name
+) -> None:
+    """Its sample and the fault tell of the same one, whichever comes first; the next is another."""
+    detector, ring, counters = judged
+    address = 1 << 32 | 1 << 47 | 0x800
+    fault = Fault(Reason.STATUS_ADDRESS.text, 0, address)
+    if sampled_first:
+        detector.saw(ring, [sample(address)])
+    detector.broken(ring, fault)
+    if not sampled_first:
+        detector.saw(ring, [sample(address)])
+    assert counters == GuestCounters(cbit_address=1)
+    ring.starts += 1
+    detector.broken(ring, fault)
+    assert counters == GuestCounters(cbit_address=2)
+
+
 def test_samples_behind_an_iommu_are_not(judged: tuple[Detector, Ring, GuestCounters]) -> None:
     """An IOVA may have any bit."""
     detector, ring, counters = judged

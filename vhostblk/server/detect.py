@@ -71,6 +71,7 @@ class Detector:
         self._terms = terms
         self._log = log
         self._said: dict[tuple[str, int], int] = {}
+        self._stray: dict[int, tuple[int, int, bool]] = {}
         self._settled: dict[int, int] = {}
         self._greetings: dict[int, int] = {}
         self._starts = 0
@@ -103,7 +104,7 @@ class Detector:
         if not self._hints or fault.reason == Reason.MEMORY_GONE.text:
             return
         if fault.reason in _ADDRESS_OF and self.outside(
-            ring, fault.value, what=_ADDRESS_OF[fault.reason]
+            ring, fault.value, what=_ADDRESS_OF[fault.reason], sampled=False
         ):
             return
         seen = self._look_at(ring, self._terms())
@@ -128,31 +129,38 @@ class Detector:
         """
         for one in samples:
             if one.outside:
-                self.outside(ring, one.iova, what=_ROLE[one.role])
+                self.outside(ring, one.iova, what=_ROLE[one.role], sampled=True)
         if self._hints and self._waits(ring) and self._makes_sense(ring):
             self._settled[ring.index] = ring.starts
 
-    def outside(self, ring: Ring, address: int, *, what: str) -> bool:
+    def outside(self, ring: Ring, address: int, *, what: str, sampled: bool) -> bool:
         """
         Look at an address that is outside guest memory: has it a bit too many?
+
+        One that breaks its queue comes twice, in a sample and in the fault; it counts once.
 
         Args:
             ring: Whose it is; behind an IOMMU its addresses say nothing.
             address: As the guest wrote it.
             what: In words what should be there.
+            sampled: It is of a sample; else of the fault.
 
         Returns:
             Whether it has.
         """
         if ring.translated or not self._hints:
             return False
-        return self._judge(ring, address, lambda at: self._table.at_gpa(at) is not None, what=what)
+        if not self._judge(ring, address, lambda at: self._table.at_gpa(at) is not None, what=what):
+            return False
+        twin = ring.starts, address, not sampled
+        self._counters.cbit_address += self._stray.get(ring.index) != twin
+        self._stray[ring.index] = ring.starts, address, sampled
+        return True
 
     def _judge(self, ring: Ring, address: int, inside: Callable[[int], bool], *, what: str) -> bool:
         stray = stray_bits(address, inside)
         if not stray:
             return False
-        self._counters.cbit_address += 1
         plain = address & ~sum(1 << bit for bit in stray)
         facts = {"what": what, "plain": plain, "bits": hints.bits(stray)}
         self._say(logging.ERROR, hints.ADDRESS_BIT, ring, address=address, **facts)
@@ -182,7 +190,9 @@ class Detector:
         if self._driver_timer is not None:
             self._driver_timer.cancel()
         for address in (addresses.desc, addresses.avail, addresses.used) if self._hints else ():
-            self._judge(ring, address, lambda at: self._table.at_uva(at) is not None, what="ring")
+            self._counters.cbit_address += self._judge(
+                ring, address, lambda at: self._table.at_uva(at) is not None, what="ring"
+            )
 
     @property
     def _table(self) -> RegionTable:
