@@ -2,12 +2,13 @@ import ctypes
 import mmap
 import os
 from errno import EACCES, EINVAL, ENOMEM
+from pathlib import Path
 
 import pytest
 from proc import mapped_at
 
 from vhostblk.errors import Refused
-from vhostblk.memory.mapping import Mapping, page_size_of
+from vhostblk.memory.mapping import Mapping, is_in_memory, page_size_of
 
 PAGE = mmap.PAGESIZE
 
@@ -153,8 +154,30 @@ def test_peek_reads_and_allocates_nothing() -> None:
     os.close(fd)
 
 
+def test_peek_asks_no_file_system() -> None:
+    """Only memory is read: FUSE, say, answers when it likes, and all devices would wait."""
+    with Path("/dev/zero").open("rb+") as file:
+        assert os.pread(file.fileno(), 16, 0) == bytes(16), "the control: it can be read"
+        mapping = Mapping(os.dup(file.fileno()), offset=0, length=PAGE)
+    assert not mapping.in_memory
+    assert mapping.peek(0, 16) is None
+    mapping.release()
+
+
+@pytest.mark.parametrize("kind", [0, os.MFD_HUGETLB])
+def test_memory_is_told_from_files(kind: int) -> None:
+    """All kinds of memfd, whether they can be sealed or not; no descriptor of anything else."""
+    fd = os.memfd_create("guest", kind)
+    assert is_in_memory(fd)
+    os.close(fd)
+    reader, writer = os.pipe()
+    assert not is_in_memory(reader)
+    os.close(reader)
+    os.close(writer)
+
+
 def test_peek_misses_what_is_gone() -> None:
-    """Memory that was cut off is no SIGBUS, and neither is what has no file to read."""
+    """Memory that was cut off is no SIGBUS."""
     fd = os.memfd_create("guest")
     os.ftruncate(fd, 2 * PAGE)
     mapping = Mapping(fd, offset=0, length=2 * PAGE)

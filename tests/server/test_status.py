@@ -14,8 +14,9 @@ from server_kit.wire import LINUX, REGION_SIZE, UVA, Wire, addresses, memfd, reg
 
 from vhostblk.blk.features import names
 from vhostblk.engine.api import Counters, Fault
+from vhostblk.memory.regions import Place, RegionTable, Wanted
 from vhostblk.server.policy import Confidential
-from vhostblk.server.status import Status, status
+from vhostblk.server.status import Status, resident, status
 
 Check = Callable[[Wire], object]
 
@@ -200,6 +201,20 @@ def test_resident_memory_is_counted_once_for_each_file() -> None:
                 return before, status(wire.device)["memfd_resident_bytes"]
 
     assert uvloop.run(look()) == (5 * PAGE, 4 * PAGE)
+
+
+def test_blocks_on_a_disk_are_no_memory() -> None:
+    """Guest memory may be a file of any kind; only what is in host memory counts."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, PAGE)
+    os.pwrite(fd, b"x", 0)
+    place = Place(gpa=0, size=PAGE, uva=UVA)
+    table = RegionTable().add(Wanted(place=place, mmap_offset=0, fd=fd)).table
+    (region,) = table.regions
+    assert resident(table.regions) == PAGE
+    region.mapping.in_memory = False
+    assert resident(table.regions) == 0
+    region.mapping.release()
 
 
 def test_what_the_iommu_did() -> None:

@@ -9,6 +9,7 @@ is a page allocated twice.
 """
 
 import ctypes
+import fcntl
 import mmap
 import os
 import stat
@@ -50,6 +51,20 @@ def page_size_of(fd: int) -> int:
         number = ctypes.get_errno()
         raise Refused(number, f"cannot ask the file system of a region: {os.strerror(number)}")
     return int(words[1]) if words[0] == _HUGETLBFS_MAGIC else mmap.PAGESIZE
+
+
+def is_in_memory(fd: int) -> bool:
+    """
+    Tell whether the file behind *fd* is nowhere but in host memory: a memfd, tmpfs or hugetlbfs.
+
+    Only those have seals.  Unlike fstatfs this never asks a file system that may take its time to
+    answer, as FUSE and NFS do.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def file_identity(fd: int) -> tuple[int, int]:
@@ -114,6 +129,7 @@ class Mapping:
         length: Bytes.
         page_size: Its page size, in bytes: what a fault may have to replace.
         file: What tells its file from any other.
+        in_memory: The file is nowhere but in host memory, so a call about it returns at once.
         offset: Where it begins in the file.
 
     Raises:
@@ -130,6 +146,7 @@ class Mapping:
         "_last_words",
         "address",
         "file",
+        "in_memory",
         "length",
         "offset",
         "page_size",
@@ -139,6 +156,7 @@ class Mapping:
         try:
             _check_file(fd, offset + length)
             self.file = file_identity(fd)
+            self.in_memory = is_in_memory(fd)
             self.page_size = page_size_of(fd)
             skip = offset % self.page_size
             whole = -(-(skip + length) // self.page_size) * self.page_size
@@ -205,15 +223,19 @@ class Mapping:
         """
         Copy a part through the file, for a look at what may be gone or was never there.
 
-        Unlike a load it allocates no page in a hole and cannot end in a SIGBUS.
+        Unlike a load it allocates no page in a hole and cannot end in a SIGBUS.  Only files in
+        memory are looked at: the thread that looks serves all devices, and a file of any other
+        kind may keep it waiting.
 
         Args:
             offset: First byte, from the beginning of the mapping.
             length: Bytes.
 
         Returns:
-            None where not all of it can be read that way: it is gone, or no file's.
+            None where not all of it can be read that way: it is gone, or not in such a file.
         """
+        if not self.in_memory:
+            return None
         try:
             data = os.pread(self._fd, length, self.offset + offset)
         except OSError:

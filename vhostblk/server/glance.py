@@ -56,7 +56,7 @@ def glance(parts: Sequence[Sequence[Range]], table: RegionTable) -> Glance | Non
         table: The memory they are in.
 
     Returns:
-        None where a part of it is not known or cannot be read: it is gone, or no file's.
+        None where a part of it is not known or cannot be read: it is gone, or in no file in memory.
     """
     if len(parts) != len(_PARTS) or not all(parts):
         return None

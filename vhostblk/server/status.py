@@ -152,10 +152,13 @@ def resident(regions: Iterable[Region]) -> int:
     """
     Return how much host memory the files behind guest memory hold.
 
+    A file on a disk has blocks of another kind and is left out.
+
     Args:
         regions: Several may be parts of one file, which counts once.
     """
-    files = {region.mapping.file: region.mapping for region in regions}
+    mappings = [region.mapping for region in regions if region.mapping.in_memory]
+    files = {one.file: one for one in mappings}
     return sum(os.fstat(one.fileno()).st_blocks * _BLOCK for one in files.values())
 
 
