@@ -72,6 +72,9 @@ def test_demo_with_the_fake_guest_tells_the_whole_story(
     assert "guest    wrote 8 MiB and flushed" in lines
     assert any("read it back; sha256" in line for line in lines)
     assert "server   ended on SIGTERM with status 0" in lines
+    # The document is for programs; who reads this is told where it is described.
+    [status] = [line for line in lines if " status: " in line]
+    assert status.endswith("vm0.sock: status: {…}, see docs/reference/status.md")
     assert lines[-2].startswith("host     the image holds what the guest wrote; ")
     assert lines[-1].endswith("all of it worked")
 

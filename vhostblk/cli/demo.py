@@ -127,10 +127,16 @@ def _relay(lines: IO[str] | None, tell: Tell, ready: "SimpleQueue[bool]") -> Non
     """Tell what the server logs; put True when it is ready, False when it has ended."""
     for line in lines or ():
         with suppress(BrokenPipeError):  # nobody reads on; the server's pipe must not fill up
-            tell(f"server   {line.rstrip()}")
+            tell(f"server   {_brief(line.rstrip())}")
         if line.rstrip().endswith(report.READY):
             ready.put(item=True)
     ready.put(item=False)
+
+
+def _brief(line: str) -> str:
+    """Leave the status document out, which the end of a start logs: it is for programs."""
+    text, status, _ = line.partition(" status: {")
+    return f"{text} status: {{…}}, see docs/reference/status.md" if status else line
 
 
 def _wait_until_ready(process: subprocess.Popen[str], ready: "SimpleQueue[bool]") -> None:
