@@ -270,6 +270,16 @@ def test_learning_ends_with_the_hull_of_what_was_seen(caplog: pytest.LogCaptureF
     assert held.window().inside.rows == ((16 * PAGE, 25 * PAGE),)
 
 
+def test_learning_heeds_nothing_behind_its_end() -> None:
+    """Numbers of chains begin again after 65535: a low one behind that is of a later chain."""
+    held = Held("learn=32")
+    samples = [sample(chain, 16) for chain in range(33)]
+    assert held.heed(*samples, sample(3, 99), sample(64, 99)) is Step.LIMIT
+    window = held.window()
+    assert window is not None
+    assert window.inside.rows == ((16 * PAGE, 17 * PAGE),)
+
+
 def test_ranges_and_learning_add_up() -> None:
     """What is listed stays allowed, and is widened by its slack; what is learned is not."""
     held = Held(f"{0x40 * PAGE:#x}+4K,slack=4K,learn=32")
@@ -322,17 +332,19 @@ def test_violations_are_told_once_per_second(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("policy", OnViolation)
-def test_a_direct_guest_is_condemned_once_a_start(
-    policy: OnViolation, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is an error, said once; with on-violation warn it is a warning."""
+def test_a_direct_guest_is_condemned(policy: OnViolation, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    It is an error, said once; with on-violation warn it is a warning.
+
+    A queue that starts after the others were stopped is stopped as well.
+    """
     held = Held(RANGES, policy)
     expected = Step.NOTHING if policy is OnViolation.WARN else Step.CONDEMN
     for guest_dma in (GuestDma.UNKNOWN, GuestDma.BOUNCED, GuestDma.IOMMU):
         assert held.heed(sample(0, 1), guest_dma=guest_dma) is Step.NOTHING
     assert not caplog.messages
     assert held.heed(sample(0, 1), guest_dma=GuestDma.DIRECT) is expected
-    assert held.heed(sample(0, 1), guest_dma=GuestDma.DIRECT) is Step.NOTHING
+    assert held.heed(sample(0, 1), index=1, guest_dma=GuestDma.DIRECT) is expected
     assert len(caplog.messages) == 1
     assert "do not go through a bounce pool" in caplog.text
     held.enforcement.end()

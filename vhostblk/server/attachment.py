@@ -122,6 +122,8 @@ class Attachment:
             if step is Step.CONDEMN:
                 await asyncio.gather(*(ring.condemn(DIRECT) for ring in self.running))
                 return
+            if not self.running:
+                return  # what was learned ended with them
             terms = self.terms
             await asyncio.gather(*(ring.move(terms, drain=False) for ring in self.running))
             self._enforcement.limited()

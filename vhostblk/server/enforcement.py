@@ -149,28 +149,35 @@ class Enforcement:
         if not self._holds:
             return Step.NOTHING
         self._tell_of(index, [sample for sample in samples if sample.outside])
-        if guest_dma is GuestDma.DIRECT and not self._judged:
-            self._judged = True
-            if self._limit.on_violation is not OnViolation.WARN:
-                self._log.error("%s; its queues stop", _DIRECT)
-                return Step.CONDEMN
-            self._log.warning("%s, without on-violation warn", _DIRECT)
+        if guest_dma is GuestDma.DIRECT and self._judge() is Step.CONDEMN:
+            return Step.CONDEMN  # each time: this queue may have started after the others stopped
         if self._learned is None:
             return self._learn(index, samples, locate)
         return Step.NOTHING
+
+    def _judge(self) -> Step:
+        """Say once in a start that the guest does not bounce; return what that means."""
+        stops = self._limit.on_violation is not OnViolation.WARN
+        if not self._judged:
+            self._judged = True
+            if stops:
+                self._log.error("%s; its queues stop", _DIRECT)
+            else:
+                self._log.warning("%s, without on-violation warn", _DIRECT)
+        return Step.CONDEMN if stops else Step.NOTHING
 
     def _learn(self, index: int, samples: Sequence[Sample], locate: Locate) -> Step:
         for sample in samples:
             # The first sample of a request shows that the one before it is complete.
             if sample.chain <= self.learns:
                 self._seen[index] = sample.chain
-            if sample.chain < self.learns:
-                for gpa, length in locate(sample.iova, sample.length):
-                    self._pages.add(gpa, length)
-        if sum(self._seen.values()) < self.learns:
-            return Step.NOTHING
-        self._learned = Ranges.of(self._pages.islands(self._pages.span))
-        return Step.LIMIT
+            if sum(self._seen.values()) >= self.learns:
+                # Samples behind this one are not looked at: their chains' numbers may begin again.
+                self._learned = Ranges.of(self._pages.islands(self._pages.span))
+                return Step.LIMIT
+            for gpa, length in locate(sample.iova, sample.length):
+                self._pages.add(gpa, length)
+        return Step.NOTHING
 
     def limited(self) -> None:
         """Say that the queues are held to what was learned, now that they are."""
