@@ -341,7 +341,7 @@ class Ring:
 
     def _start(self, terms: Terms) -> None:
         self._check(terms)
-        self.translated = self._is_translated(terms)
+        self.translated = terms.translates(self._layout())
         queue = self.queue
         if not self.translated:
             placed = self._place(terms.space)
@@ -362,17 +362,6 @@ class Ring:
         else:
             queue.run()
 
-    def _is_translated(self, terms: Terms) -> bool:
-        """
-        Decide by where the ring is.
-
-        crosvm acks ACCESS_PLATFORM for a protected guest, and goes on to send its own addresses.
-        """
-        table = terms.space.table
-        return terms.translated is not None and (
-            terms.always_translated or any(table.at_uva(at) is None for at, _, _ in self._layout())
-        )
-
     def _check(self, terms: Terms) -> None:
         if missing := terms.required & ~terms.features:
             raise Refused(
@@ -380,9 +369,7 @@ class Ring:
                 f"ring {self.index} does not start: the driver has not acked feature bits "
                 f"{missing:#x} (VERSION_1), which confidential require asks for",
             )
-        if self._is_translated(terms):
-            self._layout()
-        else:
+        if not terms.translates(self._layout()):
             self._place(terms.space)
 
     def _set_ring(self, queue: Queue, placed: Placed) -> None:

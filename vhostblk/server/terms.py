@@ -62,6 +62,19 @@ class Terms:
     always_translated: bool = False
     required: int = 0
 
+    def translates(self, parts: Sequence[Part]) -> bool:
+        """
+        Tell whether a ring goes through the IOMMU, by where it is.
+
+        crosvm acks ACCESS_PLATFORM for a protected guest, and goes on to send its own addresses.
+
+        Args:
+            parts: Its own, as `layout` returns them.
+        """
+        return self.translated is not None and (
+            self.always_translated or any(self.space.table.at_uva(at) is None for at, *_ in parts)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
