@@ -91,7 +91,8 @@ enum {
     VHB_BROKEN = 4,  /* the ring is not a ring; vhb_queue_fault() says why */
     VHB_DETACHED = 8, /* as asked: the worker has forgotten the queue, it may be freed */
     VHB_MISS = 16, /* a queue that asks needs an address that is in no segment: vhb_queue_miss() */
-    VHB_SAMPLED = 32 /* samples should be taken: vhb_queue_take_samples() */
+    VHB_SAMPLED = 32, /* samples should be taken: vhb_queue_take_samples() */
+    VHB_UNUSED = 64 /* what vhb_queue_watch_use() named is not in use any more */
 };
 
 /* What a chain waits for.  Its head is not consumed; an indirect table is named before what it
@@ -283,6 +284,13 @@ int vhb_queue_deny(struct vhb_queue *queue, uint64_t iova, uint64_t len);
 
 /* What a queue waits for: 1, or 0 for nothing.  Behind VHB_MISS, until the next run. */
 int vhb_queue_miss(struct vhb_queue *queue, struct vhb_miss *out);
+
+/* Ask to be told when memory may go: VHB_UNUSED follows when no request that is in flight or dead
+ * now uses a byte of *pieces* (data or status), which are sorted and disjoint.  What is popped
+ * later is not waited for, so the ring may run meanwhile.  Takes the place of what was asked
+ * before.  -EINVAL if the pieces overlap or are not sorted. */
+int vhb_queue_watch_use(struct vhb_queue *queue, const struct vhb_piece *pieces, size_t n);
+int vhb_queue_in_use(struct vhb_queue *queue); /* 1 until then, else 0; at any time */
 
 /* Ring size, a power of two up to max_size. */
 int vhb_queue_set_size(struct vhb_queue *queue, uint32_t size);

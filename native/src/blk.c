@@ -64,20 +64,6 @@ static uint32_t pieces_put(const struct iovec *iov, uint32_t niov, const void *l
 
 /* ---- the end of a request ------------------------------------------------------------ */
 
-void vhb_req_release(struct vhb_req *req)
-{
-    struct vhb_queue *q = req->queue;
-    if (req->vec != req->own) {
-        q->borrow_free |= 1u << ((size_t)(req->vec - q->borrow) / VHB_MAX_IOV);
-        q->starved = false;
-        req->vec = req->own;
-    }
-    q->bounce_slots -= req->bounce_slots;
-    store_relaxed(&q->counters.slots, q->bounce_slots);
-    req->state = VHB_REQ_FREE;
-    q->free_slots[q->n_free++] = (uint16_t)req->tag;
-}
-
 /* The queue is about to break, and the head must not be given back before. */
 static void withhold(struct vhb_req *req)
 {
@@ -104,6 +90,7 @@ static void finish(struct vhb_req *req, uint8_t result)
         withhold(req);
         return;
     }
+    let_go(req);
     if (req->state == VHB_REQ_LIVE)
         q->in_flight--;
     req->state = VHB_REQ_DONE;

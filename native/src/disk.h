@@ -62,6 +62,7 @@ struct vhb_req {
     enum vhb_req_state state;
     uint16_t head;
     bool held; /* in the queue's held list, the disk has not seen it */
+    bool awaited; /* the control plane waits for its memory: use.c */
     uint8_t *status;
     uint32_t written; /* bytes of data written to the guest, without the status */
     uint32_t n_readable, n_writable; /* pieces */

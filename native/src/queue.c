@@ -36,6 +36,7 @@ static void queue_dispose(struct vhb_queue *q)
         free(q->part[i].pieces);
     free(q->free_slots);
     free(q->space.segments);
+    free(q->use_asked);
     free(q);
 }
 

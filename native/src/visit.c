@@ -96,6 +96,21 @@ struct vhb_req *vhb_slot_peek(struct vhb_queue *q)
     return req;
 }
 
+void vhb_req_release(struct vhb_req *req)
+{
+    struct vhb_queue *q = req->queue;
+    let_go(req);
+    if (req->vec != req->own) {
+        q->borrow_free |= 1u << ((size_t)(req->vec - q->borrow) / VHB_MAX_IOV);
+        q->starved = false;
+        req->vec = req->own;
+    }
+    q->bounce_slots -= req->bounce_slots;
+    store_relaxed(&q->counters.slots, q->bounce_slots);
+    req->state = VHB_REQ_FREE;
+    q->free_slots[q->n_free++] = (uint16_t)req->tag;
+}
+
 static bool has_slot(const struct vhb_queue *q)
 {
     /* One for the request, and one for each that may have to be cancelled.  More than the ring is
@@ -207,6 +222,8 @@ static void take_over(struct vhb_queue *q)
 int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
     q->served = ask;
+    if (load_relaxed(&q->use_asked))
+        vhb_use_begin(q);
     int n = q->disk->ops->reap ? q->disk->ops->reap(q->disk, false) : 0;
     if (q->held)
         retry_held(q, io);
@@ -261,6 +278,8 @@ void vhb_queue_quiet(struct vhb_queue *q)
 bool vhb_queue_wants_visit(struct vhb_queue *q)
 {
     if (q->disk->ops->reap && q->disk->ops->reap(q->disk, true))
+        return true;
+    if (load_relaxed(&q->use_asked))
         return true;
     uint32_t ask = load_acquire(&q->state); /* pair: state */
     if (ask & VHB_OWNED_BY_CONTROL)

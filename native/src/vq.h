@@ -57,11 +57,20 @@ struct vhb_samples {
     uint32_t told_at;
 };
 
+/* Memory that the control plane waits for; on its way to the worker. */
+struct vhb_use {
+    uint32_t number;
+    size_t n;
+    struct vhb_piece pieces[]; /* sorted, disjoint */
+};
+
 struct vhb_queue {
     /* shared */
     uint32_t state;  /* enum vhb_ask, VHB_OWNED_BY_CONTROL; pair: state */
     uint32_t events; /* VHB_PARKED…; pair: events */
     struct vhb_queue *inbox_next;
+    struct vhb_use *use_asked; /* not yet seen by the worker; pair: use */
+    uint32_t use_ended;        /* number of the last that is over; pair: use-ended */
 
     /* ring */
     struct vhb_part part[3];
@@ -81,7 +90,9 @@ struct vhb_queue {
     int kick, call, err;
     bool enabled, event_idx, indirect, greet; /* greet: a new call fd, signal it once */
 
-    bool attached; /* the control plane's: VHB_DETACHED was not taken yet */
+    /* the control plane's */
+    bool attached; /* VHB_DETACHED was not taken yet */
+    uint32_t use_number; /* of the last that was asked */
 
     /* worker's */
     struct vhb_worker *worker;
@@ -96,6 +107,7 @@ struct vhb_queue {
     struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
     uint32_t borrow_free; /* one bit each */
     uint32_t in_flight, dead;
+    uint32_t use_current, users; /* requests that are marked for the use of this number */
     uint64_t bounce_slots; /* of what is not given back */
     struct vhb_fault doom; /* found outside a visit */
     uint32_t lost;         /* vhb_fault_seen() when the visit began */
@@ -153,6 +165,7 @@ void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell th
 
 /* The slot the next request gets; q->n_free-- takes it. */
 struct vhb_req *vhb_slot_peek(struct vhb_queue *queue);
+void vhb_req_release(struct vhb_req *req); /* the slot is free again */
 
 /* One visit by the worker: completions, new requests, what was asked.  *state* was loaded by the
  * caller, which has made its watches fit.  How much was done. */
@@ -168,7 +181,18 @@ void vhb_blk_start(struct vhb_queue *queue, struct vhb_req *req, struct vhb_io *
 /* Hand the current range of the request to the disk, unless a dead one is in its way. */
 void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io);
 void vhb_blk_abandon(struct vhb_req *req); /* cancelled: IOERR now, its slot stays taken */
-void vhb_req_release(struct vhb_req *req); /* the slot is free again */
+
+/* ---- use.c ---- */
+
+void vhb_use_begin(struct vhb_queue *queue); /* worker: mark what use_asked names */
+void vhb_use_over(struct vhb_req *req);      /* a marked request is over */
+
+/* The memory of a request is not touched any more. */
+static inline void let_go(struct vhb_req *req)
+{
+    if (req->awaited)
+        vhb_use_over(req);
+}
 
 /* ---- sample.c ---- */
 

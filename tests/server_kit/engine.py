@@ -69,6 +69,9 @@ class FakeQueue:
         self.broken: Fault | None = None
         self.may_drain = asyncio.Event()
         self.may_drain.set()
+        self.using: list[Piece] = []
+        self.is_unused = asyncio.Event()
+        self.is_unused.set()
         self._on_broken = on_broken
         self.on_miss: Callable[[Miss], None] | None = None
         self.sampling: tuple[int, int] | None = None
@@ -166,6 +169,15 @@ class FakeQueue:
         self._note("condemn", why)
         self.broken = Fault(why, self.next, 0)
         self._on_broken()
+
+    def watch_use(self, memory: Sequence[Piece]) -> None:
+        if self.running:
+            raise Busy("memory in use while the worker owns the queue")
+        self.using = list(memory)
+
+    async def unused(self) -> None:
+        if self.using:
+            await self.is_unused.wait()
 
     def run(self) -> None:
         self._note("run")

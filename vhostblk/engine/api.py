@@ -296,6 +296,18 @@ class Queue(Protocol):
         """
         ...
 
+    def watch_use(self, memory: Sequence[Piece]) -> None:
+        """Say what `unused` waits for: host memory that may go, sorted and disjoint."""
+        ...
+
+    async def unused(self) -> None:
+        """
+        Wait until nothing uses that memory that was in flight, or dead, at `watch_use`.
+
+        What is taken later is not waited for: the ring may run meanwhile.
+        """
+        ...
+
     def run(self) -> None:
         """Hand the ring to the worker, which looks at it at once."""
         ...

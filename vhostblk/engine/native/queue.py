@@ -97,9 +97,7 @@ class NativeQueue:
         """Say where the ring lives."""
         check(lib.vhb_queue_set_size(self.handle, size), f"ring size {size}")
         for part, pieces in enumerate((desc, avail, used)):
-            table = ffi.new(
-                "struct vhb_piece[]", [(ffi.cast("void *", host), n) for host, n in pieces]
-            )
+            table = _pieces(pieces)
             check(lib.vhb_queue_set_part(self.handle, part, table, len(pieces)), "ring address")
 
     def set_base(self, base: int) -> None:
@@ -175,6 +173,15 @@ class NativeQueue:
         if self.fault() is None:
             self._condemned_for = why
         check(lib.vhb_queue_condemn(self.handle), "condemn")
+
+    def watch_use(self, memory: Sequence[Piece]) -> None:
+        """Say what `unused` waits for."""
+        table = _pieces(memory)
+        check(lib.vhb_queue_watch_use(self.handle, table, len(memory)), "memory in use")
+
+    async def unused(self) -> None:
+        """Wait until what was in flight does not use that memory any more."""
+        await self._until(lambda: not lib.vhb_queue_in_use(self.handle))
 
     # ---- ownership ------------------------------------------------------------------------
 
@@ -275,6 +282,11 @@ class NativeQueue:
             os.close(fd)
         self._freed = True
         check(lib.vhb_queue_free(self.handle), "free")
+
+
+def _pieces(pieces: Sequence[Piece]) -> Any:
+    rows = [(ffi.cast("void *", host), length) for host, length in pieces]
+    return ffi.new("struct vhb_piece[]", rows)
 
 
 def _sample(raw: Any) -> Sample:

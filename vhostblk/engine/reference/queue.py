@@ -8,7 +8,6 @@ under `_lock` only.  Requests under way are the worker's always (`work`).
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
@@ -16,10 +15,11 @@ from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, Piece
 from vhostblk.engine.reference.chain import open_request
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
-from vhostblk.engine.reference.ownership import Ask, Owner
+from vhostblk.engine.reference.ownership import Ask, News, Owner
 from vhostblk.engine.reference.record import Record, Trace
 from vhostblk.engine.reference.ring import Broken, Position, SplitRing
 from vhostblk.engine.reference.settings import Settings
+from vhostblk.engine.reference.use import Use
 from vhostblk.engine.reference.work import Work
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Missing, Segment
@@ -50,18 +50,17 @@ class ReferenceQueue:
         on_broken: Callable[[], None],
     ) -> None:
         self.index = index
-        self._loop = loop
+        self._news = News(loop)
         self._wake = wake
         self._on_broken = on_broken
         self._box = JobBox(wake)
-        self._record = Record(self._post)
+        self._record = Record(self._news.post)
         self._work = Work(self._box, graveyard, self._record)
         self._lock = threading.Lock()
         self._owner = Owner.CONTROL
         self._ask = Ask.PARK
         self._returns = 0  # times the worker gave the ring back
         self._drains = 0  # times it did so drained
-        self._news: asyncio.Future[None] | None = None
         self._settings = Settings()
         self._position = Position(0, None)
         self._ring: SplitRing | None = None
@@ -172,6 +171,16 @@ class ReferenceQueue:
         self._ours()
         self.give_up(Fault(why, self.base(), 0))
 
+    def watch_use(self, memory: Sequence[Piece]) -> None:
+        """Say what `unused` waits for."""
+        self._ours()
+        self._work.use = Use(tuple(memory), self._news.tell)
+        self._wake()
+
+    async def unused(self) -> None:
+        """Wait until what was in flight does not use that memory any more."""
+        await self._news.until(lambda: self._work.use.over)
+
     # ---- asking: the control plane -------------------------------------------------------
 
     def run(self) -> None:
@@ -202,7 +211,7 @@ class ReferenceQueue:
                 self._ask = Ask.PARK
             before = self._returns
         self._wake()
-        await self._until(lambda: self._returns != before)
+        await self._news.until(lambda: self._returns != before)
 
     async def drained(self, *, seconds: float) -> int:
         """Get the ring back with nothing in flight; return how many requests are dead."""
@@ -210,27 +219,14 @@ class ReferenceQueue:
         self._hand_over(Ask.DRAIN)
         try:
             async with asyncio.timeout(seconds):
-                await self._until(lambda: self._drains != before)
+                await self._news.until(lambda: self._drains != before)
         except TimeoutError:
             with self._lock:
                 if self._ask is Ask.DRAIN and self._owner is Owner.WORKER:
                     self._ask = Ask.CANCEL
             self._wake()
-            await self._until(lambda: self._drains != before)
+            await self._news.until(lambda: self._drains != before)
         return self._work.dead
-
-    async def _until(self, done: Callable[[], bool]) -> None:
-        """Wait for the worker; what it says may be about something older, so look again."""
-        while not done():
-            if self._news is None:
-                self._news = self._loop.create_future()
-            await asyncio.shield(self._news)
-
-    def _on_news(self) -> None:
-        """Control thread: the worker has given the ring back."""
-        if self._news is not None:
-            self._news.set_result(None)
-        self._news = None
 
     def fault(self) -> Fault | None:
         """Return why the queue is broken."""
@@ -310,11 +306,7 @@ class ReferenceQueue:
             self._owner = Owner.CONTROL
             self._returns += 1
             self._drains += ask is not Ask.PARK
-        self._post(self._on_news)
-
-    def _post(self, event: Callable[[], None]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(event)
+        self._news.tell()
 
     def _pop(self) -> int:
         """Take what the driver made available; return how much."""
@@ -364,7 +356,7 @@ class ReferenceQueue:
             if self._miss is miss and self._on_miss is not None:
                 self._on_miss(miss)
 
-        self._post(tell)
+        self._news.post(tell)
 
     def _push(self) -> int:
         """Publish what is done; a broken ring gets nothing more."""
@@ -395,4 +387,4 @@ class ReferenceQueue:
         self._fault = fault
         self._owed = False
         self._settings.err.write()
-        self._post(self._on_broken)
+        self._news.post(self._on_broken)

@@ -11,6 +11,7 @@ from vhostblk.engine.reference.graveyard import Grave, Graveyard
 from vhostblk.engine.reference.mailbox import JobBox, Result
 from vhostblk.engine.reference.memory import copy_out, view
 from vhostblk.engine.reference.record import Record, Trace
+from vhostblk.engine.reference.use import Use
 from vhostblk.spec.virtio_blk import RequestType, Status
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
@@ -49,11 +50,13 @@ class Work:
         self._graveyard = graveyard
         self._tags = count(1)
         self._live: dict[int, Request] = {}
-        self._dead: dict[int, Grave] = {}
+        self._dead: dict[int, tuple[Grave, Request]] = {}
         self._held: list[Request] = []
         self._done: list[Request] = []
         self._slots = 0
         self.tally: Counter[str] = Counter()
+        self.use = Use((), lambda: None)
+        """Whose memory is waited for; replaced by the control plane, begun by the worker."""
         self.fault: Fault | None = None
         """The disk did what the queue cannot go on after."""
 
@@ -125,12 +128,18 @@ class Work:
 
     def reap(self) -> int:
         """Look at what the disk has ended, and try again what was held back; return how much."""
+        use = self.use  # of what was taken before it was asked
+        if not use.begun:
+            dead = [request for _, request in self._dead.values()]
+            use.begin([*self._live.values(), *self._held], dead)
         results = self._box.reap()
         for result in results:
-            grave = self._dead.pop(result.tag, None)
-            if grave is not None:
+            buried = self._dead.pop(result.tag, None)
+            if buried is not None:
+                grave, request = buried
                 self._graveyard.leave(grave)
                 self._note_kept(result, grave.operation, grave.head)
+                self.use.leave(request)
             else:
                 self._advance(self._live.pop(result.tag), result)
         held, self._held = self._held, []
@@ -148,6 +157,7 @@ class Work:
         self._note_kept(result, operation, request.head)
         if result.kept:
             self._slots -= request.slots
+            self.use.leave(request)
             return  # given back, its memory would be used again
         if result.errno:
             request.fail()
@@ -159,6 +169,7 @@ class Work:
         if request.status is Status.OK:
             self._account(request, operation)
         self._finish(request)
+        self.use.leave(request)
 
     def _account(self, request: Request, last: Operation) -> None:
         self.tally[_COUNTERS[last.type]] += 1
@@ -172,12 +183,14 @@ class Work:
         """End everything with IOERR now; what the disk has of it is dead."""
         live, self._live = self._live, {}
         for tag, request in live.items():
-            self._dead[tag] = self._graveyard.bury(request.todo[0], request.head)
+            self._dead[tag] = self._graveyard.bury(request.todo[0], request.head), request
             self._box.post(Job(tag, Op.CANCEL, 0, 0, ()))
         held, self._held = self._held, []
         for request in [*live.values(), *held]:
             request.fail()
             self._finish(request)
+        for request in held:  # the disk never saw them
+            self.use.leave(request)
 
 
 def _job(tag: int, operation: Operation, request: Request) -> Job:
