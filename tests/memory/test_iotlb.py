@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostblk.errors import Refused
-from vhostblk.memory.iotlb import Iotlb, checked
+from vhostblk.memory.iotlb import EVERYWHERE, Iotlb, checked
 from vhostblk.memory.regions import RegionTable, Wanted
 from vhostblk.memory.space import (
     AVAIL,
@@ -244,6 +244,44 @@ def table(wanted: MakeWanted) -> Iterator[RegionTable]:
     yield made.table
     for region in made.table.regions:
         region.mapping.release()
+
+
+def here(table: RegionTable, uaddr: int) -> int:
+    region = table.at_uva(uaddr)
+    assert region is not None
+    return region.mapping.address + uaddr - region.place.uva
+
+
+def test_memory_of_a_range_is_where_it_leads(table: RegionTable) -> None:
+    """To the byte, sorted by address here, what two translations share named once."""
+    iotlb = Iotlb()
+    iotlb.update(at(0, 2 * PAGE, UVA + PAGE))  # across two regions
+    iotlb.update(at(8 * PAGE, PAGE, UVA + PAGE))
+    assert iotlb.memory(16, PAGE, table) == sorted(
+        [(here(table, UVA + PAGE) + 16, PAGE - 16), (here(table, UVA + 2 * PAGE), 16)]
+    )
+    assert iotlb.memory(0, 9 * PAGE, table) == sorted(
+        [(here(table, UVA + PAGE), PAGE), (here(table, UVA + 2 * PAGE), PAGE)]
+    )
+    assert iotlb.memory(TOP - PAGE, PAGE + 8, table) == [(here(table, UVA + PAGE), 8)]
+    assert iotlb.memory(9 * PAGE, PAGE, table) == []
+    iotlb.invalidate(0, PAGE)
+    assert iotlb.memory(0, PAGE, table) == []
+
+
+def test_memory_that_was_dropped_is_anywhere(table: RegionTable) -> None:
+    """Evicted, or dropped with the regions: until a start, requests may go on with it."""
+    evicted, dropped = Iotlb(limit=1), Iotlb()
+    for i in range(2):
+        evicted.update(at(4 * i * PAGE, PAGE, UVA))
+    dropped.update(at(0, PAGE, UVA))
+    dropped.drop()
+    for iotlb in (evicted, dropped):
+        assert iotlb.memory(0, PAGE, table) == EVERYWHERE
+        iotlb.update(at(0, PAGE, UVA + PAGE))
+        assert iotlb.memory(0, PAGE, table) == [(here(table, UVA + PAGE), PAGE)]
+        iotlb.clear()
+        assert iotlb.memory(0, PAGE, table) == []
 
 
 def test_space_cuts_translations_at_region_borders(table: RegionTable) -> None:

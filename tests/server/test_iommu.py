@@ -19,9 +19,9 @@ from server_kit.iommu import (
 )
 from server_kit.wire import LINUX, UVA
 
-from vhostblk.engine.api import Counters, Miss
+from vhostblk.engine.api import Miss
 from vhostblk.memory.space import Access
-from vhostblk.server import ring
+from vhostblk.server import parting
 from vhostblk.server.policy import Confidential, IommuMode, parse_shared_ranges
 
 
@@ -332,22 +332,24 @@ def test_invalidation_waits_for_what_is_in_flight(
     ends: bool,  # noqa: FBT001 - named by its ids
 ) -> None:
     """The reply promises that the page is not used any more; it comes late rather than never."""
-    monkeypatch.setattr(ring, "INVALIDATE_SECONDS", 5.0 if ends else 0.02)
+    monkeypatch.setattr(parting, "INVALIDATE_SECONDS", 5.0 if ends else 0.02)
 
     async def wait() -> None:
         async with iommu() as front:
             queue = await front.up()
             await front.update(BUFFER, UVA + 0x10000)
-            queue.done = Counters(in_flight=1)
+            queue.is_unused.clear()
             front.tell(22, IOTLB.pack(BUFFER, PAGE, 0, 0, INVALIDATE), ack=True)
             if ends:
                 await front.nothing_comes()
-                assert not queue.running
-                queue.done = Counters()
+                assert queue.running
+                queue.is_unused.set()
             assert await front.reply() == (22, u64(0))
+            ((host, length),) = queue.using
+            assert length == PAGE
+            assert host % PAGE == 0
             assert queue.running
             assert ("drained",) not in queue.calls
-            queue.done = Counters()
 
     uvloop.run(wait())
     assert ("has unmapped" in caplog.text) is not ends
@@ -355,13 +357,12 @@ def test_invalidation_waits_for_what_is_in_flight(
 
 def test_global_flush_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the guest unmapped before a flush of everything was not in flight any more."""
-    monkeypatch.setattr(ring, "INVALIDATE_SECONDS", 60.0)
+    monkeypatch.setattr(parting, "INVALIDATE_SECONDS", 60.0)
 
     async def flush() -> None:
         async with iommu() as front:
             queue = await front.up()
-            queue.done = Counters(in_flight=1)
+            queue.is_unused.clear()
             assert await front.invalidate(0, 0xFEE00000) == 0
-            queue.done = Counters()
 
     uvloop.run(flush())

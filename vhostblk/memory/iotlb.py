@@ -13,7 +13,7 @@ from itertools import count
 
 from vhostblk.errors import Refused
 from vhostblk.memory.regions import RegionTable
-from vhostblk.memory.space import Access, Translation
+from vhostblk.memory.space import Access, AddressSpace, Piece, Translation
 
 MAX_ENTRIES = 2048
 """Translations kept, coalesced ones counted once; as many as DPDK keeps."""
@@ -23,6 +23,8 @@ _TOP = 1 << 64
 
 Range = tuple[int, int]
 """(first IOVA, length in bytes)."""
+EVERYWHERE: tuple[Piece, ...] = ((0, _TOP - 1),)
+"""All memory of this process."""
 
 
 def checked(table: RegionTable, *, iova: int, size: int, uaddr: int, perm: int) -> Translation:
@@ -109,6 +111,7 @@ class Iotlb:
         self._most = most
         self._rows: list[_Row] = []
         self._ages = count()
+        self._dropped = False  # something that nobody has invalidated
 
     def __len__(self) -> int:
         """Return how many translations are kept."""
@@ -156,6 +159,7 @@ class Iotlb:
             if too_many <= 0:
                 break
             if not _touches(row, spared):
+                self._dropped = True
                 del self._rows[bisect_left(self._rows, row.what.iova, key=_start)]
                 too_many -= 1
 
@@ -173,8 +177,7 @@ class Iotlb:
         Returns:
             The range without its wrap: one or two pieces.
         """
-        end = iova + size
-        ranges = ((iova, size),) if end <= _TOP else ((iova, _TOP - iova), (0, end - _TOP))
+        ranges = _unwrapped(iova, size)
         for start, length in ranges:
             self._forget(start, start + length)
         if len(self._rows) > self._limit:
@@ -194,8 +197,41 @@ class Iotlb:
             rest.append(right.cut(end, right.end))
         self._rows[first:after] = rest
 
+    def memory(self, iova: int, size: int, table: RegionTable) -> Sequence[Piece]:
+        """
+        Say where in this process a range can be that a request in flight uses.
+
+        Args:
+            iova: Its first byte.
+            size: Bytes, at least 1; may wrap.
+            table: What the translations lead to.
+
+        Returns:
+            Sorted and disjoint; `EVERYWHERE` where some of the range is not known any more, as
+            what is kept is bounded.
+        """
+        known: list[Translation] = []
+        for start, length in _unwrapped(iova, size):
+            if self._dropped and self.gaps(start, length, Access(0)):
+                return EVERYWHERE
+            first = max(bisect_right(self._rows, start, key=_start) - 1, 0)
+            after = bisect_left(self._rows, start + length, key=_start)
+            known += [
+                row.cut(max(row.what.iova, start), min(row.end, start + length)).what
+                for row in self._rows[first:after]
+                if row.end > start
+            ]
+        segments = AddressSpace.build(table, known).segments
+        return _merged([(one.host, one.length) for one in segments])
+
     def clear(self) -> None:
         """Forget everything, as at a start: the front-end tells of nothing that went before."""
+        self._rows.clear()
+        self._dropped = False
+
+    def drop(self) -> None:
+        """Forget everything, though requests may go on with it."""
+        self._dropped |= bool(self._rows)
         self._rows.clear()
 
     def gaps(self, iova: int, length: int, access: Access) -> list[Range]:
@@ -221,6 +257,11 @@ class Iotlb:
         if at < end:
             found.append((at, end - at))
         return found
+
+
+def _unwrapped(iova: int, size: int) -> tuple[Range, ...]:
+    end = iova + size
+    return ((iova, size),) if end <= _TOP else ((iova, _TOP - iova), (0, end - _TOP))
 
 
 def _merged(ranges: Sequence[Range]) -> list[Range]:

@@ -203,7 +203,7 @@ class Attachment:
         if drain:
             self.observer.end(drained=False)
         self.space = space
-        self.iommu.iotlb.clear()
+        self.iommu.iotlb.drop()
         terms = self.terms
         await asyncio.gather(*(ring.move(terms, drain=drain) for ring in self.running))
         self.device.bury([region.mapping for region in change.removed])
@@ -259,8 +259,11 @@ class Attachment:
         for ring in self.rings:
             if not ring.running:
                 self.iommu.forget(ring.index)
-        if not self.running:
+        if not self.running and any(ring.counters().dead for ring in self.rings):
+            self.iommu.iotlb.drop()
+        elif not self.running:
             self.iommu.iotlb.clear()
+        if not self.running:
             self._enforcement.end()
 
     async def invalidate(self, iova: int, size: int) -> None:
@@ -272,11 +275,12 @@ class Attachment:
             size: Bytes, at least 1; may wrap.
         """
         self.observer.look()  # where its samples are is still known
+        wait = size < GLOBAL_FLUSH
+        use = self.iommu.iotlb.memory(iova, size, self.space.table) if wait else ()
         ranges = self.iommu.invalidate(iova, size)
         space = self.translated()
         rings = [ring for ring in self.running if ring.translated]
-        wait = size < GLOBAL_FLUSH
-        in_time = await asyncio.gather(*(ring.lose(ranges, space, wait=wait) for ring in rings))
+        in_time = await asyncio.gather(*(ring.lose(ranges, space, use=use) for ring in rings))
         if not all(in_time):
             self.iommu.counters.late += 1
             self.device.log.warning(

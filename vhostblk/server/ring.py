@@ -6,22 +6,18 @@ what the table's actions say.  A ring's queue is made when the front-end first m
 with something to keep, and lives until the connection ends.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from errno import EINVAL
 
-from vhostblk.engine.api import Counters, Fault, Miss, Queue
+from vhostblk.engine.api import Counters, Fault, Miss, Piece, Queue
 from vhostblk.errors import Refused
-from vhostblk.memory.iotlb import Range, meet
+from vhostblk.memory.iotlb import EVERYWHERE, Range, meet
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
 from vhostblk.server.log import Log
+from vhostblk.server.parting import unused
 from vhostblk.server.terms import Addresses, Part, Placed, Terms, layout, lies_in
-
-INVALIDATE_SECONDS = 1.0
-"""How long what is in flight may use memory that the guest has unmapped; the guest waits."""
-_LOOK_SECONDS = 0.0005
 
 _RUNNING = frozenset({RingState.STARTED, RingState.PAUSED})
 
@@ -240,37 +236,40 @@ class Ring:
             self.queue.deny(*denied)
         self.hand_over()
 
-    async def lose(self, ranges: Sequence[Range], space: AddressSpace, *, wait: bool) -> bool:
+    async def lose(
+        self, ranges: Sequence[Range], space: AddressSpace, *, use: Sequence[Piece]
+    ) -> bool:
         """
         Begin nothing new in *ranges*, and have ended what was begun.
 
         Args:
             ranges: Of IOVAs.
             space: Without them.
-            wait: For what is in flight, for a bounded time.
+            use: Memory of this process, sorted and disjoint: what is in flight there is waited
+                for, for a bounded time, while the ring runs on.  Nothing: for nothing.
 
         Returns:
-            False when something is still in flight.
+            False when something in flight still uses it.
         """
         await self.take_back(drain=False)
-        idle = not wait or await self._idle()
         if not meet(ranges, [(at, length) for at, length, _ in self._layout()]):
+            self.queue.watch_use(use)
             self.queue.set_space(space.segments)
             self.hand_over()
-            return idle
-        if wait:  # what is done must be in the used ring before that goes
-            await self._drain(INVALIDATE_SECONDS)
+            return await unused(self.queue)
+        in_time = not use or await self._complete()
         self.settle(space)
-        return idle
+        return in_time
 
-    async def _idle(self) -> bool:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + INVALIDATE_SECONDS
-        while self.queue.counters().in_flight:
-            if loop.time() > deadline:
-                return False
-            await asyncio.sleep(_LOOK_SECONDS)
-        return True
+    async def _complete(self) -> bool:
+        """Put what is in flight into the used ring before that goes, as far as it ends in time."""
+        self.queue.watch_use(EVERYWHERE)
+        self.queue.set_enabled(enabled=False)
+        self.hand_over()
+        in_time = await unused(self.queue)
+        await self.take_back(drain=False)
+        self.queue.set_enabled(enabled=self.state is RingState.STARTED)
+        return in_time
 
     # ---- life -----------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class IotlbStatus(TypedDict):
     iotlb_misses: int
     iotlb_updates: int
     iotlb_invalidates: int
+    iotlb_late: int
     iotlb_timeouts: int
     iotlb_entries: int
 
@@ -210,6 +211,7 @@ def _iotlb(front: Attached | None) -> IotlbStatus:
         "iotlb_misses": counted.misses,
         "iotlb_updates": counted.updates,
         "iotlb_invalidates": counted.invalidates,
+        "iotlb_late": counted.late,
         "iotlb_timeouts": counted.expired,
         "iotlb_entries": 0 if front is None else len(front.iommu.iotlb),
     }
