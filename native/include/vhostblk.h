@@ -319,8 +319,9 @@ int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
 int vhb_queue_set_sampling(struct vhb_queue *queue, uint32_t first, uint32_t every);
 
 /* Up to *n* samples into *out*, the oldest first; how many.  Legal at any time.  VHB_SAMPLED says
- * when: the first chains are complete, the room is half used, or (once until then) one is outside;
- * it comes again only behind a take that returned 0. */
+ * when: the first chains are complete, the room is half used, or (once until then) one is outside.
+ * It comes again only when what it told of is taken, so who is told takes until a take returns 0,
+ * or it has 2 * VHB_SAMPLES: more is told of anew. */
 int vhb_queue_take_samples(struct vhb_queue *queue, struct vhb_sample *out, uint32_t n);
 
 /* Break a queue that the control plane owns, as the worker would.  VHB_BROKEN follows. */

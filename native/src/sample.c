@@ -32,16 +32,16 @@ void vhb_samples_publish(struct vhb_queue *q, uint32_t n, bool outside)
     /* Published last: the samples are stored.  pair: samples-stored */
     store_release(&s->stored, s->stored + n);
     if (s->told) {
-        /* Either we see that something was taken, or who took it sees these: it looks again until
+        /* Either we see that all of it was taken, or who takes it sees these: it looks again until
          * there are none.  pair: samples-told */
         full_fence();
-        s->told = load_acquire(&s->taken) == s->told_at;
+        s->told = (int32_t)(s->told_until - load_acquire(&s->taken)) > 0;
     }
     bool half = samples_waiting(s) >= VHB_SAMPLES / 2;
     if (!complete && (s->told || !(outside || half)))
         return;
     s->told = true;
-    s->told_at = load_acquire(&s->taken);
+    s->told_until = s->stored;
     vhb_queue_post(q, VHB_SAMPLED);
 }
 

@@ -53,8 +53,8 @@ struct vhb_samples {
     uint32_t every;
     uint32_t wait; /* chains until the next that is sampled; 0: none ever */
     uint16_t chain;
-    bool told; /* VHB_SAMPLED was posted when *taken* was told_at */
-    uint32_t told_at;
+    bool told; /* VHB_SAMPLED was posted, for what is stored before told_until */
+    uint32_t told_until;
 };
 
 /* Memory that the control plane waits for; on its way to the worker. */

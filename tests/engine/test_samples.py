@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from engine.driver import GPA, MEMORY, PENDING, WRITE, Asked, Lane
+from engine.driver import GPA, INDIRECT, MEMORY, PENDING, WRITE, Asked, Lane
 from engine.harness import Rig
 
 from vhostblk.engine.api import Busy, Fault
@@ -339,10 +339,31 @@ def test_a_running_queue_is_not_condemned(sampled: Sampled) -> None:
     assert queue.fault() is None
 
 
-def test_a_closed_queue_has_no_samples(sampled: Sampled) -> None:
-    """Nobody who asks late meets freed memory."""
+def test_a_closed_queue_is_known_by_what_it_was(sampled: Sampled) -> None:
+    """Nobody who asks late meets freed memory: its counters stay, samples there are none."""
     sampled.begin(first=1)
     sampled.ask_inside()
     sampled.take()
-    sampled.rig.wait(sampled.lane.queue.close())
+    sampled.rig.park(sampled.lane)
+    queue = sampled.lane.queue
+    sampled.rig.call(lambda: queue.condemn("for a reason"))
+    before = queue.counters()
+    sampled.rig.wait(queue.close())
     assert sampled.take() == []
+    assert queue.counters() == before
+    assert queue.fault() == Fault("for a reason", 1, 0)
+
+
+def test_what_told_of_nothing_does_not_stop_the_next(sampled: Sampled) -> None:
+    """The first chains are complete, there is no sample to take: later ones are told of still."""
+    lane = sampled.lane
+    sampled.fence(NOTED)
+    sampled.begin(first=1)
+    lane.offer(lane.chain((GPA, 0, INDIRECT)))
+    sampled.pump()
+    assert sampled.told == 1
+    assert sampled.take() == []
+    sampled.rig.set(lane, lambda queue: queue.set_base(1))
+    sampled.ask_outside()
+    assert sampled.told == 2
+    assert sampled.take() != []

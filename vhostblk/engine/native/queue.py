@@ -19,6 +19,8 @@ from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
 TAKE_SAMPLES = 512
 """Samples taken from a queue at once."""
+TAKES = 2 * lib.VHB_SAMPLES // TAKE_SAMPLES
+"""Times that is done in a row at most: a guest may store faster than we take."""
 SLOTS = 2 * MAX_QUEUE_SIZE
 """Requests a queue can have with its disk, dead ones among them."""
 
@@ -61,7 +63,7 @@ class NativeQueue:
         self._condemned_for = ""
         self._closed = False
         self._detached = False
-        self._freed = False
+        self._last: tuple[Counters, Fault | None] | None = None  # once it is freed
         self._news = asyncio.Event()
         self._fds: dict[str, int] = {}
         worker.queues.add(self)
@@ -238,6 +240,8 @@ class NativeQueue:
 
     def fault(self) -> Fault | None:
         """Return why the queue is broken, None while it is not."""
+        if self._last is not None:
+            return self._last[1]
         out = ffi.new("struct vhb_fault *")
         lib.vhb_queue_fault(self.handle, out)
         if out.reason == lib.VHB_OK:
@@ -248,6 +252,8 @@ class NativeQueue:
 
     def counters(self) -> Counters:
         """Return what the queue has counted."""
+        if self._last is not None:
+            return self._last[0]
         out = ffi.new("struct vhb_counters *")
         lib.vhb_queue_counters(self.handle, out)
         return Counters(**{field.name: getattr(out, field.name) for field in fields(Counters)})
@@ -255,10 +261,13 @@ class NativeQueue:
     def samples(self) -> list[Sample]:
         """Return the samples there are, and forget them."""
         taken: list[Sample] = []
+        if self._last is not None:
+            return taken
         table = ffi.new("struct vhb_sample[]", TAKE_SAMPLES)
-        while not self._freed and (
-            n := lib.vhb_queue_take_samples(self.handle, table, TAKE_SAMPLES)
-        ):
+        for _ in range(TAKES):
+            n = lib.vhb_queue_take_samples(self.handle, table, TAKE_SAMPLES)
+            if n == 0:
+                break
             taken += [_sample(table[i]) for i in range(n)]
         return taken
 
@@ -280,7 +289,7 @@ class NativeQueue:
         self._device.forget(self)
         for fd in self._fds.values():
             os.close(fd)
-        self._freed = True
+        self._last = self.counters(), self.fault()
         check(lib.vhb_queue_free(self.handle), "free")
 
 
