@@ -20,15 +20,16 @@ int vhb_space_set(struct vhb_space *space, const struct vhb_segment *segments, s
     struct vhb_segment *copy = calloc(n ? n : 1, sizeof(*copy));
     if (!copy)
         return -ENOMEM;
-    memcpy(copy, segments, n * sizeof(*copy));
+    if (n)
+        memcpy(copy, segments, n * sizeof(*copy));
     free(space->segments);
     space->segments = copy;
     space->n = n;
-    space->hint = 0;
+    space->last = copy; /* without rows: an empty one */
     return 0;
 }
 
-static const struct vhb_segment *space_search(struct vhb_space *space, uint64_t iova)
+static const struct vhb_segment *space_search(const struct vhb_space *space, uint64_t iova)
 {
     size_t low = 0, high = space->n;
     while (low < high) {
@@ -39,30 +40,18 @@ static const struct vhb_segment *space_search(struct vhb_space *space, uint64_t 
         } else if (iova - seg->iova >= seg->len) {
             low = middle + 1;
         } else {
-            space->hint = middle;
             return seg;
         }
     }
     return NULL;
 }
 
-void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access,
-                     uint64_t *contiguous)
+const struct vhb_segment *vhb_space_row(struct vhb_space *space, uint64_t iova)
 {
-    const struct vhb_segment *seg = space->hint < space->n ? &space->segments[space->hint] : NULL;
-    if (!seg || iova < seg->iova || iova - seg->iova >= seg->len)
-        seg = space_search(space, iova);
-    if (!seg) {
-        space->access = 0;
-        return NULL;
-    }
-    uint32_t allowed = space->access = seg->access;
-    if ((allowed & (access | VHB_ACCESS_FATAL)) != access)
-        return NULL;
-    uint64_t offset = iova - seg->iova;
-    uint64_t left = seg->len - offset;
-    *contiguous = len < left ? len : left;
-    return (uint8_t *)seg->host + offset;
+    static const struct vhb_segment none;
+    const struct vhb_segment *row = space_search(space, iova);
+    space->last = row ? row : &none;
+    return space->last;
 }
 
 void vhb_space_deny(struct vhb_space *space, uint64_t iova, uint64_t len)

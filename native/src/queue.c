@@ -257,7 +257,7 @@ int vhb_queue_condemn(struct vhb_queue *q)
 static bool ring_is_set(const struct vhb_queue *q)
 {
     size_t n = q->size;
-    return n && q->blk.block_size && q->part[VHB_PART_DESC].len >= 16 * n &&
+    return n && q->blk.block_size && q->space.segments && q->part[VHB_PART_DESC].len >= 16 * n &&
            q->part[VHB_PART_AVAIL].len >= 6 + 2 * n && q->part[VHB_PART_USED].len >= 6 + 8 * n;
 }
 

@@ -30,9 +30,8 @@ enum { VHB_DENIED_RANGES = 2 };
 struct vhb_space {
     struct vhb_segment *segments; /* sorted, disjoint */
     size_t n;
-    size_t hint; /* index of the last hit */
-    bool asks;   /* what is in no segment is asked for */
-    uint32_t access; /* of the segment that was found last, 0: none */
+    const struct vhb_segment *last; /* the row looked up last; an empty one: it was in none */
+    bool asks;                      /* what is in no segment is asked for */
     struct vhb_miss miss;
     /* What was asked for in vain, for the chain that waits; the newest first. */
     struct {
@@ -152,6 +151,11 @@ void vhb_split_quiet(struct vhb_queue *queue);
 /* Read the used index from the ring; part of taking a ring over. */
 void vhb_split_load(struct vhb_queue *queue);
 
+/* ---- chain.c ---- */
+
+/* Follow the chain at *head* into *req*, and count it; 0, or as vhb_split_pop. */
+int vhb_chain_walk(struct vhb_queue *queue, struct vhb_req *req, uint16_t head);
+
 /* ---- visit.c ---- */
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */
@@ -216,10 +220,24 @@ static inline bool samples_have_room(const struct vhb_samples *samples)
 /* ---- mem.c ---- */
 
 int vhb_space_set(struct vhb_space *space, const struct vhb_segment *segments, size_t n);
-/* Where [iova, …) lives, how much is contiguous there (at most len); NULL: denied.  What its
- * segment allows is in space.access. */
-void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access,
-                     uint64_t *contiguous);
+/* The row that has *iova*, or an empty one; space.last from now on. */
+const struct vhb_segment *vhb_space_row(struct vhb_space *space, uint64_t iova);
+
+/* Where [iova, …) lives, how much is contiguous there (at most len); NULL: denied.  What its row
+ * allows is in space.last.  Inlined up to the search: most lookups are in the row of the last. */
+static inline void *vhb_space_find(struct vhb_space *space, uint64_t iova, uint64_t len,
+                                   uint32_t access, uint64_t *contiguous)
+{
+    const struct vhb_segment *row = space->last;
+    if (iova - row->iova >= row->len) /* an address before it wraps to behind it */
+        row = vhb_space_row(space, iova);
+    if ((row->access & (access | VHB_ACCESS_FATAL)) != access)
+        return NULL;
+    uint64_t offset = iova - row->iova, left = row->len - offset;
+    *contiguous = len < left ? len : left;
+    return (uint8_t *)row->host + offset;
+}
+
 /* It was not found: whether to ask for it, which space.miss then says, or to deny it. */
 bool vhb_space_missing(struct vhb_space *space, uint64_t iova, uint64_t len, uint32_t access);
 void vhb_space_deny(struct vhb_space *space, uint64_t iova, uint64_t len);

@@ -52,6 +52,34 @@ static void test_run_needs_a_whole_ring(void)
     rig_close(&rig);
 }
 
+/* Nor is one whose driver's addresses mean nothing yet; with a table of no rows all are denied. */
+static void test_run_needs_a_space(void)
+{
+    struct rig rig;
+    struct vhb_queue *bare, *usual;
+    rig_open(&rig, &(struct rig_config){.size = 16, .stopped = true});
+    CHECK_EQ(vhb_queue_new(rig.worker, rig.null_disk, rig.graveyard, 16, &bare), 0);
+    usual = rig.queue;
+    rig.queue = bare;
+    CHECK_EQ(vhb_queue_set_size(bare, 16), 0);
+    CHECK_EQ(vhb_queue_set_blk(bare, &rig.blk), 0);
+    rig_parts(&rig);
+    CHECK_EQ(vhb_queue_run(bare), -EINVAL);
+    CHECK_EQ(vhb_queue_set_space(bare, NULL, 0), 0);
+    CHECK_EQ(vhb_queue_set_enabled(bare, true), 0);
+    put_request(&rig, 0, BLK_FLUSH, 0, 0, 0);
+    put_avail(&rig, 0);
+    rig_run(&rig);
+    struct vhb_fault fault = rig_broken(&rig);
+    CHECK(fault.reason == VHB_STATUS_ADDRESS && fault.value == rig_at(status_at(0)));
+    rig_drain(&rig);
+    CHECK_EQ(vhb_queue_detach(bare), 0);
+    rig_wait(&rig, VHB_DETACHED);
+    CHECK_EQ(vhb_queue_free(bare), 0);
+    rig.queue = usual;
+    rig_close(&rig);
+}
+
 /* Segments out of order, overlapping, empty or overflowing are no table. */
 static void test_space_must_be_a_table(void)
 {
@@ -220,7 +248,8 @@ static void test_kick_fd_may_change(void)
     rig_close(&rig);
 }
 
-CHECK_MAIN(TEST(setters_need_the_ring), TEST(run_needs_a_whole_ring), TEST(space_must_be_a_table),
-           TEST(parked_queue_leaves_the_ring_alone), TEST(drain_waits_for_the_disk),
-           TEST(drain_may_follow_a_park), TEST(detach_needs_a_drain),
-           TEST(disabled_queue_only_completes), TEST(kick_fd_may_change))
+CHECK_MAIN(TEST(setters_need_the_ring), TEST(run_needs_a_whole_ring), TEST(run_needs_a_space),
+           TEST(space_must_be_a_table), TEST(parked_queue_leaves_the_ring_alone),
+           TEST(drain_waits_for_the_disk), TEST(drain_may_follow_a_park),
+           TEST(detach_needs_a_drain), TEST(disabled_queue_only_completes),
+           TEST(kick_fd_may_change))
