@@ -361,7 +361,7 @@ def test_serve_says_what_is_wrong_with_a_path(
             ["--shared-ranges", "1M-0x1fffff"],
             (
                 "Invalid value for '--shared-ranges': shared range '1M-0x1fffff' ends within a"
-                " page: the end is the first byte behind the range, 0x200000"
+                " page: the end is the first byte behind the range, 0x200000."
             ),
         ),
         (

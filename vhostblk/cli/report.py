@@ -96,7 +96,9 @@ def _explained(error: BaseException, name: str) -> tuple[str, Status]:
     match error:
         case click.UsageError():
             where = error.ctx.command_path if error.ctx else name
-            line = f"{where}: {error.format_message()} See '{where} --help'."
+            said = error.format_message()
+            said += "" if said.endswith((".", "?")) else "."
+            line = f"{where}: {said} See '{where} --help'."
             status = Status.USAGE
         case click.Abort() | KeyboardInterrupt():
             line, status = f"{name}: interrupted", Status.INTERRUPTED
