@@ -7,6 +7,7 @@ itself, a ``guest`` with four queues.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,33 +33,41 @@ def imports_before(number: int) -> str:
     return "".join(re.findall(r"^(?:import|from) .*\n", shown, re.MULTILINE))
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the socket of one server for all excerpts, as starting one takes its time."""
+    where = tmp_path_factory.mktemp("served") / "s"
+    # Quiet, as nobody reads its log before the end, and a pipe is soon full.
+    with running.serving("-q", "--num-queues", "4", "memory:1M", socket=where) as server:
+        yield where
+        running.end(server)
+
+
 @pytest.mark.parametrize("number", [n for n in NUMBERS if "def test_" not in EXCERPTS[n]])
-def test_excerpt_runs(number: int, tmp_path: Path) -> None:
+def test_excerpt_runs(number: int, path: Path) -> None:
     """Each excerpt works with the names a reader would have."""
-    text, path = EXCERPTS[number], tmp_path / "s"
+    text = EXCERPTS[number]
     names: dict[str, object] = {"path": path, "payload": bytes(4096)}
     names |= {"good": bytes(4), "bad": bytes(4)}
-    with running.serving("--num-queues", "4", "memory:1M", socket=path) as server:
-        exec(imports_before(number) + MORE_IMPORTS, names)
-        if "connect(" in text:
-            exec(text, names)
-        else:
-            with (
-                GuestMemory(slots_layout(4, 16 << 20)) as memory,
-                Guest.connect(path, queues=4, memory=memory) as guest,
-            ):
-                names |= {"guest": guest, "header_gpa": memory.allocate(16)}
-                exec(text, names)
-        running.end(server)
+    exec(imports_before(number) + MORE_IMPORTS, names)
+    if "connect(" in text:
+        exec(text, names)
+        for one in names.values():
+            if isinstance(one, Guest):
+                one.close()  # for the next one, as a device has one front-end at a time
+        return
+    with (
+        GuestMemory(slots_layout(4, 16 << 20)) as memory,
+        Guest.connect(path, queues=4, memory=memory) as guest,
+    ):
+        names |= {"guest": guest, "header_gpa": memory.allocate(16)}
+        exec(text, names)
 
 
 @pytest.mark.parametrize("number", [n for n in NUMBERS if "def test_" in EXCERPTS[n]])
-def test_excerpt_passes(number: int, tmp_path: Path) -> None:
+def test_excerpt_passes(number: int, path: Path, tmp_path: Path) -> None:
     """The tests the page shows pass."""
-    path = tmp_path / "s"
     (tmp_path / "conftest.py").write_text(CONFTEST.format(path=str(path)))
     (tmp_path / "test_shown.py").write_text(imports_before(number) + EXCERPTS[number])
-    with running.serving("--num-queues", "2", "memory:1M", socket=path) as server:
-        words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shown.py")
-        assert running.outcome(*words, cwd=tmp_path)[0] == 0
-        running.end(server)
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shown.py")
+    assert running.outcome(*words, cwd=tmp_path)[0] == 0
