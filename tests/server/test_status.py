@@ -15,8 +15,9 @@ from server_kit.wire import LINUX, REGION_SIZE, UVA, Wire, addresses, memfd, reg
 from vhostblk.blk.features import names
 from vhostblk.engine.api import Counters, Fault
 from vhostblk.memory.regions import Place, RegionTable, Wanted
+from vhostblk.server.device import STARTS_TOLD
 from vhostblk.server.policy import Confidential
-from vhostblk.server.status import Status, resident, status
+from vhostblk.server.status import Status, log_status, resident, status
 
 Check = Callable[[Wire], object]
 
@@ -113,6 +114,21 @@ def test_start_is_told_of_when_it_has_ended(caplog: pytest.LogCaptureFixture) ->
     uvloop.run(starts())
     assert [one["starts"] for one in logged(caplog)] == [1, 2], "the front-end left"
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_starts_over_and_over_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A guest may reset the device as often as it likes; who asks is always told."""
+    caplog.set_level("INFO")
+
+    async def look() -> None:
+        async with wired() as wire:
+            for _ in range(3 * STARTS_TOLD):
+                log_status(wire.device, asked=False)
+            assert len(logged(caplog)) == STARTS_TOLD
+            log_status(wire.device, asked=True)
+            assert len(logged(caplog)) == STARTS_TOLD + 1
+
+    uvloop.run(look())
 
 
 @pytest.mark.parametrize("message", [34, 4], ids=["RESET_DEVICE", "RESET_OWNER"])

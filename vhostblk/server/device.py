@@ -17,7 +17,7 @@ from vhostblk.engine.api import DeviceEngine, Engine, Queue
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.mapping import Mapping
 from vhostblk.server.guest_counters import GuestCounters
-from vhostblk.server.log import Log
+from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
 from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
@@ -26,6 +26,10 @@ from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
 if TYPE_CHECKING:  # it knows rings and windows, of which a device has none
     from vhostblk.server.attached import Attached
 
+STARTS_TOLD = 16
+START_SECONDS = 10.0
+"""So many ends of starts are told of at once, and one more each so many seconds: a guest that does
+nothing but reset the device fills no log."""
 STUCK_SECONDS = 1.0
 """How long a disk is waited for that has not answered a whole drain long."""
 EXHUME_SECONDS = 1.0
@@ -62,6 +66,7 @@ class Device:
         self.guest = GuestCounters()
         self.attached: Attached | None = None
         """The front-end that is connected."""
+        self.starts_told = Allowance(burst=STARTS_TOLD, seconds=START_SECONDS)
         ring = engine.ring_features
         self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
         if options.access_platform:

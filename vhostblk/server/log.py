@@ -1,7 +1,8 @@
 """Log lines that name their device, through the standard library's logging."""
 
 import logging
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, MutableMapping
 
 MESSAGES = "vhostblk.messages"
 """The logger of every protocol message by name, at level DEBUG."""
@@ -27,3 +28,33 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     ) -> tuple[str, MutableMapping[str, object]]:
         """Put the device in front."""
         return f"{self._device}: {msg}", kwargs
+
+
+class Allowance:
+    """
+    How often something may be logged that a guest can cause as often as it likes.
+
+    Args:
+        burst: So many at once.
+        seconds: One more each so many.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self, *, burst: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._burst = burst
+        self._seconds = seconds
+        self._clock = clock
+        self._left = float(burst)
+        self._at = clock()
+
+    def take(self) -> bool:
+        """Return whether it may be logged now; that one counts."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._at) / self._seconds)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

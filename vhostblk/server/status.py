@@ -143,8 +143,11 @@ def log_status(device: Device, *, asked: bool) -> None:
 
     Args:
         device: Whose.
-        asked: Somebody wants to see it now, so ``-q`` does not keep it back.
+        asked: Somebody wants to see it now, so neither ``-q`` nor the device's allowance for
+            starts keeps it back.
     """
+    if not asked and not device.starts_told.take():
+        return
     log = Log(STATUS, device.options.name) if asked else device.log
     log.info("status: %s", json.dumps(status(device), separators=(",", ":")))
 
