@@ -24,8 +24,11 @@ from vhostblk.engine.reference.work import Work
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Missing, Segment
 
-BUDGET = 64
-"""Requests taken in one visit: a driver that never stops must not keep us from anything else."""
+BUDGET = 4
+"""
+Requests taken in one visit: a driver that never stops must not keep us from anything else.  As many
+as the C core takes: what is done before a ring breaks is given back a visit at a time.
+"""
 
 
 class ReferenceQueue:
