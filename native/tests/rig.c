@@ -9,9 +9,7 @@
 
 #include "rig.h"
 
-enum { DEADLINE_MS = 20000 };
-
-static int64_t now_ms(void)
+int64_t rig_now_ms(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
@@ -125,9 +123,9 @@ bool take_used(struct rig *rig)
 
 void wait_used(struct rig *rig)
 {
-    int64_t end = now_ms() + DEADLINE_MS;
+    int64_t end = rig_now_ms() + RIG_DEADLINE_MS;
     while (!take_used(rig)) {
-        CHECK(now_ms() < end);
+        CHECK(rig_now_ms() < end);
         rig_pass(rig);
     }
 }
@@ -209,12 +207,12 @@ void rig_pass(struct rig *rig)
 
 void rig_wait(struct rig *rig, uint32_t event)
 {
-    int64_t end = now_ms() + DEADLINE_MS;
+    int64_t end = rig_now_ms() + RIG_DEADLINE_MS;
     for (;;) {
         rig->events |= vhb_queue_take_events(rig->queue);
         if (rig->events & event)
             break;
-        CHECK(now_ms() < end);
+        CHECK(rig_now_ms() < end);
         rig_pass(rig);
     }
     rig->events &= ~event;

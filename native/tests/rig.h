@@ -83,7 +83,9 @@ void rig_run(struct rig *rig);
 void rig_park(struct rig *rig);  /* and wait until it is */
 void rig_drain(struct rig *rig); /* likewise */
 void rig_cancel(struct rig *rig);
-void rig_wait(struct rig *rig, uint32_t event); /* for one VHB_* event */
+enum { RIG_DEADLINE_MS = 20000 };
+int64_t rig_now_ms(void);
+void rig_wait(struct rig *rig, uint32_t event); /* for one VHB_* event, with a deadline */
 void rig_pass(struct rig *rig);                 /* one step, or a moment for the thread */
 uint64_t rig_count(struct rig *rig, size_t offset);
 #define RIG_COUNT(rig, name) rig_count(rig, offsetof(struct vhb_counters, name))

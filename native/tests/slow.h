@@ -33,8 +33,9 @@ static inline struct vhb_job start(struct slow *s, uint16_t head, uint32_t type,
     put_request(&s->rig, head, type, sector, RIG_DATA + 512u * head, len);
     put_avail(&s->rig, head);
     rig_kick(&s->rig);
-    for (int i = 0; vhb_mailbox_take(s->box, &job, 1) == 0; i++) {
-        CHECK(i < 1000);
+    int64_t end = rig_now_ms() + RIG_DEADLINE_MS; /* the worker may be a thread */
+    while (vhb_mailbox_take(s->box, &job, 1) == 0) {
+        CHECK(rig_now_ms() < end);
         rig_pass(&s->rig);
     }
     return job;
