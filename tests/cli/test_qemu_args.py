@@ -46,6 +46,15 @@ def test_qemu_args_of_a_second_disk_leave_the_memory_out(
     )
 
 
+def test_qemu_args_can_have_qemu_connect_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """--reconnect-ms goes into the character device, in QEMU's own words."""
+    options = ["--socket-path", "/run/b.sock", "--device-only", "--reconnect-ms", "100"]
+    assert main.main(["qemu-args", *options]) == 0
+
+    out = capsys.readouterr().out
+    assert "-chardev socket,id=vhostblk0,path=/run/b.sock,reconnect-ms=100 -device" in out
+
+
 def test_qemu_args_quotes_for_shell_and_qemu(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

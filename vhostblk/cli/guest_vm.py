@@ -112,6 +112,7 @@ class Machine:
         socket_path: Where the back-end listens.
         queues: Virtqueues, and as many CPUs (Linux uses a queue per CPU).
         memory_mib: The guest's memory; None: *arguments* set it up, and name the machine.
+        chardev_options: More of the socket's properties: "reconnect-ms=100".
         device_options: More of the device's properties: "serial=x" is the back-end's business,
             "packed=on" is QEMU's.
         arguments: More of QEMU's arguments.
@@ -124,6 +125,7 @@ class Machine:
     socket_path: Path
     queues: int = 1
     memory_mib: int | None = 256
+    chardev_options: tuple[str, ...] = ()
     device_options: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     platform: tuple[str, ...] = ()
@@ -151,6 +153,7 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
         memory=None if machine.memory_mib is None else f"{machine.memory_mib}M",
         machine="q35",
         id="disk",
+        chardev_options=machine.chardev_options,
         device_options=machine.device_options,
     )
     # One thread for all CPUs: with one each, QEMU 10.0 aborted once in 100 boots while Linux set up

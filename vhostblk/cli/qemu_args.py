@@ -28,6 +28,7 @@ class Attachment:
         memory: The guest's memory, as QEMU writes sizes; None: set up elsewhere.
         machine: QEMU's machine type; None: named elsewhere, or QEMU's default.
         id: Name of the character device; each disk of a guest needs its own.
+        chardev_options: More of the character device's properties.
         device_options: More of the device's properties.
         guest: What encrypts the guest; None: nothing does.
     """
@@ -37,6 +38,7 @@ class Attachment:
     memory: str | None = "1G"
     machine: str | None = None
     id: str = "vhostblk0"
+    chardev_options: tuple[str, ...] = ()
     device_options: tuple[str, ...] = ()
     guest: Confidential | None = None
 
@@ -51,9 +53,10 @@ def arguments(attachment: Attachment) -> list[str]:
     path = os.path.abspath(attachment.socket_path)  # noqa: PTH100 - must not follow links
     device = ("vhost-user-blk-pci", f"chardev={attachment.id}")
     platform = confidential.DEVICE_OPTIONS if attachment.guest else ()
+    chardev = ("socket", f"id={attachment.id}", f"path={path.replace(',', ',,')}")
     return [
         *_memory(attachment),
-        *("-chardev", f"socket,id={attachment.id},path={path.replace(',', ',,')}"),
+        *("-chardev", ",".join((*chardev, *attachment.chardev_options))),
         "-device",
         ",".join(
             (
@@ -117,6 +120,13 @@ def _memory(attachment: Attachment) -> list[str]:
     help="Name of the character device; a second disk needs another.",
 )
 @click.option(
+    "--reconnect-ms",
+    type=click.IntRange(1),
+    metavar="MILLISECONDS",
+    help="Have QEMU connect again when the back-end was restarted, trying this often (QEMU 9.2 "
+    "and later; before, add reconnect=SECONDS to its -chardev).",
+)
+@click.option(
     "--device-only",
     is_flag=True,
     help="Leave the memory out: a second disk, or shared memory that is already set up.",
@@ -129,6 +139,7 @@ def qemu_args(
     memory: str,
     machine: str | None,
     name: str,
+    reconnect_ms: int | None,
     device_only: bool,
     **said: Unpack[Said],
 ) -> None:
@@ -141,6 +152,7 @@ def qemu_args(
     Examples:
       vhostblk qemu-args --socket-path /run/vm0.sock
       qemu-system-x86_64 guest.img $(vhostblk qemu-args --socket-path /run/vm0.sock)
+      vhostblk qemu-args --socket-path /run/vm0.sock --reconnect-ms 100
       vhostblk qemu-args --socket-path /run/vm0-b.sock --id b --device-only
       vhostblk qemu-args --socket-path /run/vm0.sock --memory 4G --sev-snp
     """  # noqa: D301 - \b keeps click from joining the lines of the examples
@@ -150,6 +162,7 @@ def qemu_args(
         memory=None if device_only else memory,
         machine=machine,
         id=name,
+        chardev_options=() if reconnect_ms is None else (f"reconnect-ms={reconnect_ms}",),
         guest=confidential.chosen(said),
     )
     click.echo(shlex.join(arguments(attachment)))
