@@ -21,6 +21,17 @@ USED_ALIGN = 4
 EVENT_SIZE = 2
 """used_event behind the avail ring, avail_event behind the used ring."""
 
+PACKED_DESC_F_AVAIL = 1 << 7
+PACKED_DESC_F_USED = 1 << 15
+PACKED_EVENT_SIZE = 4
+"""An event suppression structure: descriptor offset and wrap counter, then flags."""
+PACKED_EVENT_ALIGN = 4
+PACKED_EVENT_ENABLE = 0
+PACKED_EVENT_DISABLE = 1
+PACKED_EVENT_DESC = 2
+PACKED_WRAP = 1 << 15
+"""The wrap counter in an event suppression structure, and in each half of a base."""
+
 MAX_QUEUE_SIZE = 1024
 """The largest ring we serve (QEMU's largest too); the format allows 32768."""
 
