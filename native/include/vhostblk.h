@@ -292,7 +292,7 @@ int vhb_queue_miss(struct vhb_queue *queue, struct vhb_miss *out);
 int vhb_queue_watch_use(struct vhb_queue *queue, const struct vhb_piece *pieces, size_t n);
 int vhb_queue_in_use(struct vhb_queue *queue); /* 1 until then, else 0; at any time */
 
-/* Ring size, a power of two up to max_size. */
+/* Ring size, up to max_size. */
 int vhb_queue_set_size(struct vhb_queue *queue, uint32_t size);
 
 /* Where a part of the ring (VHB_PART_*) lives.  -EINVAL if a border splits an element. */
@@ -300,7 +300,7 @@ int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece
 
 /* Next avail entry to take; the used index is read from the ring at the next run. */
 int vhb_queue_set_base(struct vhb_queue *queue, uint32_t base);
-int vhb_queue_base(struct vhb_queue *queue); /* -EBUSY while its worker owns it */
+int vhb_queue_base(struct vhb_queue *queue, uint32_t *out); /* -EBUSY while its worker owns it */
 
 /* Eventfds stay the caller's and are O_NONBLOCK; -1 for none (no kick fd: the ring is polled).  One
  * that is replaced may be closed at once. */
@@ -327,7 +327,7 @@ int vhb_queue_take_samples(struct vhb_queue *queue, struct vhb_sample *out, uint
 /* Break a queue that the control plane owns, as the worker would.  VHB_BROKEN follows. */
 int vhb_queue_condemn(struct vhb_queue *queue);
 
-/* Hand the ring to the worker.  -EINVAL: size, parts or space are missing or too small.
+/* Hand the ring to the worker.  -EINVAL: size, parts or space are missing or do not fit.
  * The ring is looked at once without waiting for a kick, and a new call fd is signalled once. */
 int vhb_queue_run(struct vhb_queue *queue);
 

@@ -52,6 +52,7 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
                             .disk = disk,
                             .graveyard = graveyard,
                             .max_size = max_size,
+                            .ring = &vhb_split_ops,
                             .kick = -1,
                             .call = -1,
                             .err = -1,
@@ -142,7 +143,7 @@ int vhb_queue_set_size(struct vhb_queue *q, uint32_t size)
 {
     if (!ours(q))
         return -EBUSY;
-    if (size == 0 || size > q->max_size || (size & (size - 1)))
+    if (size == 0 || size > q->max_size)
         return -EINVAL;
     q->size = size;
     return 0;
@@ -161,7 +162,7 @@ int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
 {
     if (!ours(q))
         return -EBUSY;
-    q->next_avail = (uint16_t)base;
+    q->base = base;
     q->loaded = false;
     q->broken = false;
     q->losses = 0;
@@ -171,9 +172,12 @@ int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
     return 0;
 }
 
-int vhb_queue_base(struct vhb_queue *q)
+int vhb_queue_base(struct vhb_queue *q, uint32_t *out)
 {
-    return ours(q) ? q->next_avail : -EBUSY;
+    if (!ours(q))
+        return -EBUSY;
+    *out = q->loaded ? q->ring->save(q) : q->base;
+    return 0;
 }
 
 int vhb_queue_set_kick(struct vhb_queue *q, int fd)
@@ -254,13 +258,6 @@ int vhb_queue_condemn(struct vhb_queue *q)
 
 /* ---- asking: the control plane -------------------------------------------------------- */
 
-static bool ring_is_set(const struct vhb_queue *q)
-{
-    size_t n = q->size;
-    return n && q->blk.block_size && q->space.segments && q->part[VHB_PART_DESC].len >= 16 * n &&
-           q->part[VHB_PART_AVAIL].len >= 6 + 2 * n && q->part[VHB_PART_USED].len >= 6 + 8 * n;
-}
-
 /* Whatever was asked before, and whether or not the ring was given back meanwhile. */
 static void hand_over(struct vhb_queue *q, enum vhb_ask ask)
 {
@@ -283,7 +280,7 @@ int vhb_queue_run(struct vhb_queue *q)
 {
     if (!ours(q))
         return -EBUSY;
-    if (!ring_is_set(q))
+    if (!q->blk.block_size || !q->space.segments || !q->ring->is_set(q))
         return -EINVAL;
     hand_over(q, VHB_ASK_RUN);
     return 0;

@@ -1,4 +1,4 @@
-/* split.c - the split virtqueue: pop, push, should_call, arm, quiet.
+/* split.c - the split virtqueue: pop, push, should_call, arm, quiet, and its saved state.
  *
  * virtio 1.3, 2.7.  Everything in the ring may change while we look: each field is loaded once
  * into a local, and only the local is checked and used. */
@@ -10,7 +10,7 @@ _Static_assert(sizeof(struct vring_used_elem) == 8, "virtio 1.3, 2.7.8");
 
 /* ---- pop ----------------------------------------------------------------------------- */
 
-int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
+static int split_pop(struct vhb_queue *q, struct vhb_req *req)
 {
     /* The entry was stored before the index that covers it.  pair: avail-idx (driver) */
     uint16_t ahead = (uint16_t)(load_acquire(avail_idx(q)) - q->next_avail);
@@ -34,7 +34,7 @@ int vhb_split_pop(struct vhb_queue *q, struct vhb_req *req)
 
 /* ---- push, calls, kicks -------------------------------------------------------------- */
 
-int vhb_split_push(struct vhb_queue *q)
+static int split_push(struct vhb_queue *q)
 {
     int n = 0;
     for (struct vhb_req *req = q->done, *next; req; req = next, n++) {
@@ -54,7 +54,7 @@ int vhb_split_push(struct vhb_queue *q)
 }
 
 /* Spec: virtio 1.3, 2.7.10. */
-bool vhb_split_should_call(struct vhb_queue *q)
+static bool split_should_call(struct vhb_queue *q)
 {
     uint16_t old = q->signalled_used, new = q->next_used;
     if (old == new)
@@ -68,7 +68,7 @@ bool vhb_split_should_call(struct vhb_queue *q)
     return (uint16_t)(new - load_relaxed(used_event(q)) - 1) < (uint16_t)(new - old);
 }
 
-bool vhb_split_arm(struct vhb_queue *q)
+static bool split_arm(struct vhb_queue *q)
 {
     if (q->event_idx)
         store_relaxed(avail_event(q), q->next_avail);
@@ -81,7 +81,7 @@ bool vhb_split_arm(struct vhb_queue *q)
     return load_relaxed(avail_idx(q)) != q->next_avail;
 }
 
-void vhb_split_quiet(struct vhb_queue *q)
+static void split_quiet(struct vhb_queue *q)
 {
     /* With EVENT_IDX an avail_event in the past is quiet enough. */
     if (!q->event_idx && !q->quiet)
@@ -89,10 +89,37 @@ void vhb_split_quiet(struct vhb_queue *q)
     q->quiet = true;
 }
 
-void vhb_split_load(struct vhb_queue *q)
+/* ---- the saved state ----------------------------------------------------------------- */
+
+static void split_load(struct vhb_queue *q)
 {
+    q->next_avail = (uint16_t)q->base;
     q->next_used = load_relaxed(used_idx(q));
     q->signalled_used = q->next_used;
     /* The ring may come from a device that died while it wanted no kicks: take that back. */
     q->quiet = true;
 }
+
+static uint32_t split_save(const struct vhb_queue *q)
+{
+    return q->next_avail;
+}
+
+/* Spec: virtio 1.3, 2.7: the queue size is a power of 2. */
+static bool split_is_set(const struct vhb_queue *q)
+{
+    size_t n = q->size;
+    return n && !(n & (n - 1)) && q->part[VHB_PART_DESC].len >= 16 * n &&
+           q->part[VHB_PART_AVAIL].len >= 6 + 2 * n && q->part[VHB_PART_USED].len >= 6 + 8 * n;
+}
+
+const struct vhb_ring_ops vhb_split_ops = {
+    .pop = split_pop,
+    .push = split_push,
+    .should_call = split_should_call,
+    .arm = split_arm,
+    .quiet = split_quiet,
+    .load = split_load,
+    .save = split_save,
+    .is_set = split_is_set,
+};

@@ -81,8 +81,8 @@ static int push_done(struct vhb_queue *q)
         q->done_tail = &q->done;
         return 0;
     }
-    int n = vhb_split_push(q);
-    if (n && vhb_split_should_call(q))
+    int n = q->ring->push(q);
+    if (n && q->ring->should_call(q))
         call_driver(q);
     return n;
 }
@@ -125,7 +125,7 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io)
     uint64_t bytes = 0;
     while (n < BUDGET && bytes < BUDGET_BYTES && !q->broken && !lost_memory(q) && has_slot(q)) {
         struct vhb_req *req = vhb_slot_peek(q);
-        int r = vhb_split_pop(q, req);
+        int r = q->ring->pop(q, req);
         q->starved = r == -EAGAIN;
         if (r == -ENODATA) {
             q->missing = true;
@@ -212,7 +212,7 @@ static void check_mappings(struct vhb_queue *q)
 static void take_over(struct vhb_queue *q)
 {
     if (!q->loaded)
-        vhb_split_load(q);
+        q->ring->load(q);
     q->loaded = true;
     if (q->greet)
         call_driver(q);
@@ -260,7 +260,7 @@ static bool may_pop(struct vhb_queue *q)
     if (!q->enabled || q->broken || q->missing)
         return false;
     uint32_t lost = vhb_fault_seen();
-    bool more = vhb_split_arm(q);
+    bool more = q->ring->arm(q);
     doom_if_lost(q, lost);
     return more && has_slot(q);
 }
@@ -271,7 +271,7 @@ void vhb_queue_quiet(struct vhb_queue *q)
     if (!running || !q->enabled || q->broken || q->quiet)
         return;
     uint32_t lost = vhb_fault_seen();
-    vhb_split_quiet(q);
+    q->ring->quiet(q);
     doom_if_lost(q, lost);
 }
 

@@ -1,4 +1,4 @@
-/* vq.h - a virtqueue, and the five verbs a ring format implements.
+/* vq.h - a virtqueue, and what a ring format implements: five verbs and a saved state.
  *
  * Contexts: fields under "shared" are atomics; those under "ring" and "settings" belong to the
  * owner; the rest is the worker's for ever. */
@@ -74,9 +74,10 @@ struct vhb_queue {
     /* ring */
     struct vhb_part part[3];
     uint32_t size;
+    uint32_t base; /* as set, until the ring is loaded */
     uint16_t next_avail, next_used;
     uint16_t signalled_used; /* used idx at the last call decision */
-    bool loaded;             /* next_used was read from the ring */
+    bool loaded;             /* base has become the indexes */
     bool quiet;              /* the driver was told not to kick */
     bool broken;
     bool missing; /* the next chain waits for an answer: space.miss */
@@ -84,6 +85,7 @@ struct vhb_queue {
     struct vhb_samples samples;
 
     /* settings */
+    const struct vhb_ring_ops *ring; /* the format */
     struct vhb_space space;
     struct vhb_blk blk;
     int kick, call, err;
@@ -138,22 +140,32 @@ static inline uint32_t slot_count(const struct vhb_queue *queue)
 
 /* ---- ring formats: split.c ---- */
 
-/* Take the next chain into *req* (head, vec, n_readable, n_writable, status, bad).
- * 1: taken; 0: none; -EAGAIN: it needs more pieces than are free now; -ENODATA: it needs what
- * space.miss says; -EPROTO: broken now. */
-int vhb_split_pop(struct vhb_queue *queue, struct vhb_req *req);
-/* Give back every request of the done list with one publication of the index; how many. */
-int vhb_split_push(struct vhb_queue *queue);
-bool vhb_split_should_call(struct vhb_queue *queue);
-/* Ask for kicks again; whether entries slipped in meanwhile. */
-bool vhb_split_arm(struct vhb_queue *queue);
-void vhb_split_quiet(struct vhb_queue *queue);
-/* Read the used index from the ring; part of taking a ring over. */
-void vhb_split_load(struct vhb_queue *queue);
+struct vhb_ring_ops {
+    /* Take the next chain into *req* (head, vec, n_readable, n_writable, status, bad).
+     * 1: taken; 0: none; -EAGAIN: it needs more pieces than are free now; -ENODATA: it needs what
+     * space.miss says; -EPROTO: broken now.  Nothing is consumed but where it returns 1. */
+    int (*pop)(struct vhb_queue *queue, struct vhb_req *req);
+    /* Give back every request of the done list with one publication; how many. */
+    int (*push)(struct vhb_queue *queue);
+    /* Whether the driver wants to be told of what was pushed since the last look. */
+    bool (*should_call)(struct vhb_queue *queue);
+    /* Ask for kicks again; whether entries slipped in meanwhile. */
+    bool (*arm)(struct vhb_queue *queue);
+    void (*quiet)(struct vhb_queue *queue);
+
+    /* Make the indexes of *base*, and of the ring; part of taking a ring over. */
+    void (*load)(struct vhb_queue *queue);
+    /* The indexes of a loaded ring, in the form of *base*.  The control plane's. */
+    uint32_t (*save)(const struct vhb_queue *queue);
+    /* Whether what was set makes a ring.  The control plane's. */
+    bool (*is_set)(const struct vhb_queue *queue);
+};
+
+extern const struct vhb_ring_ops vhb_split_ops;
 
 /* ---- chain.c ---- */
 
-/* Follow the chain at *head* into *req*, and count it; 0, or as vhb_split_pop. */
+/* Follow the chain at *head* into *req*, and count it; 0, or as vhb_ring_ops.pop. */
 int vhb_chain_walk(struct vhb_queue *queue, struct vhb_req *req, uint16_t head);
 
 /* ---- visit.c ---- */

@@ -280,6 +280,13 @@ void rig_cancel(struct rig *rig)
     rig_wait(rig, VHB_DRAINED);
 }
 
+uint32_t rig_base(struct rig *rig)
+{
+    uint32_t base;
+    CHECK_EQ(vhb_queue_base(rig->queue, &base), 0);
+    return base;
+}
+
 /* ---- life ----------------------------------------------------------------------------- */
 
 static void *run_worker(void *arg)

@@ -83,6 +83,7 @@ void rig_run(struct rig *rig);
 void rig_park(struct rig *rig);  /* and wait until it is */
 void rig_drain(struct rig *rig); /* likewise */
 void rig_cancel(struct rig *rig);
+uint32_t rig_base(struct rig *rig); /* of a ring that is ours */
 enum { RIG_DEADLINE_MS = 20000 };
 int64_t rig_now_ms(void);
 void rig_wait(struct rig *rig, uint32_t event); /* for one VHB_* event, with a deadline */

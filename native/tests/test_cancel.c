@@ -161,7 +161,7 @@ static void test_whole_ring_is_cancelled(void)
         rig_run(&s.rig);
         settle(&s.rig);
         rig_drain(&s.rig); /* heads that found no slot, if any, are still in the ring */
-        put_avail_idx(&s.rig, (uint16_t)vhb_queue_base(s.rig.queue));
+        put_avail_idx(&s.rig, (uint16_t)rig_base(&s.rig));
         rig_run(&s.rig);
     }
     for (uint32_t i = 0; i < n; i++)

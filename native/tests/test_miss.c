@@ -62,7 +62,7 @@ static void test_miss_names_the_range(void)
     CHECK(!take_used(&rig));
 
     rig_park(&rig);
-    CHECK_EQ(vhb_queue_base(rig.queue), 1);
+    CHECK_EQ(rig_base(&rig), 1);
     rig_space(&rig);
     rig_run(&rig);
     wait_used(&rig);
@@ -103,7 +103,7 @@ static void test_miss_outlives_a_park(void)
     struct vhb_miss miss;
     CHECK_EQ(vhb_queue_miss(rig.queue, &miss), 1);
     rig_drain(&rig); /* legal from missing */
-    CHECK_EQ(vhb_queue_base(rig.queue), 0);
+    CHECK_EQ(rig_base(&rig), 0);
     CHECK_EQ(vhb_queue_set_base(rig.queue, 0), 0);
     CHECK_EQ(vhb_queue_miss(rig.queue, &miss), 0);
     rig_close(&rig);

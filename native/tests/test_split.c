@@ -29,7 +29,7 @@ static void test_requests_wrap_around_the_ring(void)
             CHECK_EQ(rig.ram[RIG_DATA + 511], read ? 0 : 0x77);
         }
         rig_drain(&rig);
-        CHECK_EQ(vhb_queue_base(rig.queue), (3 * sizes[s] + 5) & 0xffff);
+        CHECK_EQ(rig_base(&rig), (3 * sizes[s] + 5) & 0xffff);
         rig_close(&rig);
     }
 }
@@ -63,7 +63,7 @@ static void test_indices_wrap_at_65536(void)
         CHECK_EQ(do_request(&rig, BLK_FLUSH, 0, 0, 0), BLK_OK);
     CHECK_EQ(get16(&rig, RIG_USED + 2), 3);
     rig_drain(&rig);
-    CHECK_EQ(vhb_queue_base(rig.queue), 4);
+    CHECK_EQ(rig_base(&rig), 4);
     rig_close(&rig);
 }
 

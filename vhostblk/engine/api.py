@@ -225,19 +225,29 @@ class Queue(Protocol):
         Say where the ring lives.
 
         Args:
-            size: Descriptors, a power of two up to 1024.
-            desc: Pieces of the descriptor table, 16 * size bytes or more.
-            avail: Pieces of the avail ring, 6 + 2 * size bytes or more.
-            used: Pieces of the used ring, 6 + 8 * size bytes or more.
+            size: Descriptors, up to 1024; of a split ring a power of two.
+            desc: Pieces of the descriptor table or ring, 16 * size bytes or more.
+            avail: Pieces of the avail ring, 6 + 2 * size bytes or more; packed: the driver's
+                event suppression, 4 bytes.
+            used: Pieces of the used ring, 6 + 8 * size bytes or more; packed: the device's.
+
+        What does not fit the format is refused here, or at `run` at the latest.
         """
         ...
 
     def set_base(self, base: int) -> None:
-        """Set the next avail entry to take; the used index is read from the ring at `run`."""
+        """
+        Set where the ring goes on, from the next `run`.
+
+        Args:
+            base: As on the wire.  Split: the next avail entry to take; the used index is the
+                ring's own.  Packed: bits 0-14 the next descriptor to take, 15 its wrap counter,
+                16-31 the same of the next one to use.
+        """
         ...
 
     def base(self) -> int:
-        """Return the next avail entry not yet taken."""
+        """Return where the ring goes on, in the form of `set_base`."""
         ...
 
     def set_kick(self, fd: int | None) -> None:

@@ -55,6 +55,7 @@ class NativeQueue:
         disk = device.disk if self._mailbox is None else self._mailbox.disk
         shared = worker.handle, disk, device.graveyard
         self.handle = make("queue", lib.vhb_queue_new, *shared, MAX_QUEUE_SIZE)
+        self._base = ffi.new("uint32_t *")
         self._worker = worker
         self._device = device
         self._on_broken = on_broken
@@ -108,7 +109,8 @@ class NativeQueue:
 
     def base(self) -> int:
         """Return the next avail entry not yet taken."""
-        return check(lib.vhb_queue_base(self.handle), "base")
+        check(lib.vhb_queue_base(self.handle, self._base), "base")
+        return cast("int", self._base[0])
 
     def set_kick(self, fd: int | None) -> None:
         """Take over an eventfd; None: the ring is polled."""
@@ -210,7 +212,7 @@ class NativeQueue:
         return self.counters().dead
 
     def _ours(self) -> bool:
-        return cast("int", lib.vhb_queue_base(self.handle)) >= 0
+        return cast("int", lib.vhb_queue_base(self.handle, self._base)) == 0
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Wait for the worker; what it says may be about something older, so look again."""
