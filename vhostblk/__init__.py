@@ -19,6 +19,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     serial: str = "",
     num_queues: int = 1,
     queue_size: int = 1024,
+    packed: bool = True,
     read_only: bool = False,
     block_size: int = 0,
     drain_seconds: float | None = None,
@@ -42,6 +43,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         serial: What the guest sees as the disk's serial, 20 bytes at most.
         num_queues: How many queues a guest may use, 1 to 64.
         queue_size: Descriptors a queue may have, a power of two up to 1024.
+        packed: Offer packed rings, which a guest uses if its front-end lets it.
         read_only: Refuse writes, whatever the disk can.
         block_size: Bytes every request is a multiple of; 0: the disk's own.
         drain_seconds: How long requests in flight may take when the guest stops or leaves.
@@ -82,6 +84,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             serial=serial,
             num_queues=num_queues,
             queue_size=queue_size,
+            packed=packed,
             read_only=read_only,
             block_size=block_size,
             drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,

@@ -26,6 +26,7 @@ from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.space import AddressSpace
 from vhostblk.server.detect import Detector
 from vhostblk.server.guest_counters import GuestCounters
+from vhostblk.server.keeper import Keeper
 from vhostblk.server.log import Log
 from vhostblk.server.ring import Ring
 from vhostblk.server.terms import Terms
@@ -223,15 +224,15 @@ def judged(wanted: Wanted) -> Iterator[tuple[Detector, Ring, GuestCounters]]:
     blk = BlkDevice(capacity_sectors=8)
     terms = Terms(features=0, space=AddressSpace.build(table), blk=blk, writethrough=False)
     made = FakeEngine().queue(0, on_broken=lambda: None)
-    ring = Ring(
+    keeper = Keeper(
         0,
         make_queue=lambda: made,
-        on_miss=lambda _: None,
-        on_start=lambda: None,
+        may_run=lambda: True,
         on_dead=lambda: None,
         drain_seconds=1.0,
         log=log,
     )
+    ring = Ring(0, keeper=keeper, on_miss=lambda _: None, on_start=lambda: None, log=log)
     yield Detector([ring], lambda: terms, log, counters=counters, hints=True), ring, counters
     table.regions[0].mapping.release()
 

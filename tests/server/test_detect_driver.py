@@ -19,7 +19,7 @@ from server_kit.wire import QUIET, wired
 from vhostblk.engine.api import Counters, Fault
 from vhostblk.server import detect
 from vhostblk.server.guest_counters import GuestCounters
-from vhostblk.server.terms import Addresses
+from vhostblk.server.place import Addresses
 
 ZEROES, NO_DRIVER, NONSENSE = "reads as zeroes", "no driver has set up a ring", "makes sense"
 

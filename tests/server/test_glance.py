@@ -8,7 +8,7 @@ from vhostblk.memory.ranges import Range
 from vhostblk.memory.regions import Place, RegionTable, Wanted
 from vhostblk.memory.space import Access, AddressSpace, Translation
 from vhostblk.server.glance import glance
-from vhostblk.server.terms import Addresses, layout, lies_in
+from vhostblk.server.place import Addresses, layout, lies_in
 
 PAGE = 4096
 UVA = 1 << 40

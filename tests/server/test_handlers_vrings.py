@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -158,16 +159,36 @@ def test_a_ring_without_memory_is_refused_and_can_be_repaired() -> None:
 
 
 def test_bad_ring_numbers_are_refused() -> None:
-    """Sizes are powers of two up to the device's, bases have 16 bits, rings have indexes."""
+    """Sizes are those the device has room for, and rings have indexes."""
 
     async def refuse() -> None:
         async with wired(queue_size=256) as wire:
             await wire.negotiate()
-            for num in (0, 3, 512, 1 << 31):
+            for num in (0, 257, 512, 1 << 31):
                 assert await wire.acked(8, vring(0, num)) != 0
             assert await wire.acked(8, vring(0, 256)) == 0
             assert await wire.acked(8, vring(2, 256)) != 0
-            assert await wire.acked(10, vring(0, 1 << 16)) != 0
+            assert await wire.acked(10, vring(2, 0)) != 0
+
+    uvloop.run(refuse())
+
+
+@pytest.mark.parametrize(("num", "base"), [(12, 0), (8, 1 << 16)])
+def test_a_split_ring_with_numbers_it_cannot_have_does_not_start(num: int, base: int) -> None:
+    """
+    Whether a ring is split is known at its start: there its size and base are checked.
+
+    Spec: virtio 1.3, 2.7; vhost-user, "A vring state description".
+    """
+
+    async def refuse() -> None:
+        async with wired() as wire:
+            await wire.negotiate()
+            await wire.plug()
+            await wire.set_up(num=num, base=base)
+            assert await wire.acked(18, vring(0, 1)) == errno.EINVAL
+            await wire.set_up(num=8)
+            assert await wire.acked(18, vring(0, 1)) == 0
 
     uvloop.run(refuse())
 

@@ -128,6 +128,7 @@ class FakeQueue:
     def set_base(self, base: int) -> None:
         self._note("base", base)
         self.next = base
+        self.broken = None
 
     def base(self) -> int:
         if self.running:
@@ -180,8 +181,8 @@ class FakeQueue:
             await self.is_unused.wait()
 
     def run(self) -> None:
+        assert self.broken is None
         self._note("run")
-        self.broken = None
         self.running = True
 
     async def parked(self) -> None:
@@ -235,7 +236,7 @@ class FakeEngine:
 
     @property
     def ring_features(self) -> int:
-        return 3 << 28
+        return 3 << 28 | 3 << 34 | 1 << 40
 
     def device(self, disk: object) -> "FakeEngine":
         assert disk is not None

@@ -55,7 +55,9 @@ class Iommu(Wire):
     async def invalidate(self, iova: int, size: int = PAGE) -> int:
         return await self.acked(22, IOTLB.pack(iova, size, 0, 0, INVALIDATE))
 
-    async def begin(self, *, features: int = LINUX | PLATFORM, ring: int = RING) -> None:
+    async def begin(
+        self, *, features: int = LINUX | PLATFORM, ring: int = RING, base: int = 5
+    ) -> None:
         """Go as far as SET_VRING_ENABLE, which is answered at once."""
         self.tell(16, u64(ALL_PROTOCOL_FEATURES))
         theirs = socket.socketpair()
@@ -65,7 +67,7 @@ class Iommu(Wire):
         self.tell(2, u64(features))
         await self.plug()
         self.tell(8, vring(0, 8))
-        self.tell(10, vring(0, 5))
+        self.tell(10, vring(0, base))
         self.tell(9, addresses(0, ring))
         assert await self.acked(12, u64(0), [os.eventfd(0)]) == 0
         assert await self.acked(18, vring(0, 1)) == 0

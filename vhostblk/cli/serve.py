@@ -42,6 +42,14 @@ from vhostblk.disk.grammar import parse
     show_default=True,
     help="Descriptors a ring may have; a power of two.",
 )
+@click.option(
+    "--packed",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    callback=options.parsed(lambda text: text == "on"),
+    help="Offer packed rings; a guest uses them if its QEMU says packed=on, too.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse writes of every kind.")
 @click.option(
     "--cache",
@@ -74,6 +82,7 @@ def serve(
     serial: str,
     num_queues: int,
     queue_size: int,
+    packed: bool,
     read_only: bool,
     cache: str | None,
     block_size: int,
@@ -116,6 +125,7 @@ def serve(
         serial=serial,
         num_queues=num_queues,
         queue_size=queue_size,
+        packed=packed,
         read_only=read_only,
         block_size=block_size,
         drain_seconds=drain_timeout,

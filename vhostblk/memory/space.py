@@ -21,6 +21,8 @@ from vhostblk.spec.virtio_ring import (
     AVAIL_HEADER_SIZE,
     DESC_ALIGN,
     DESC_SIZE,
+    PACKED_EVENT_ALIGN,
+    PACKED_EVENT_SIZE,
     USED_ALIGN,
     USED_ELEM_SIZE,
     USED_HEADER_SIZE,
@@ -149,6 +151,13 @@ AVAIL = RingPart(
 )
 USED = RingPart(
     align=USED_ALIGN, header=USED_HEADER_SIZE, element=USED_ELEM_SIZE, access=Access.WRITE
+)
+PACKED_DESC = RingPart(align=DESC_ALIGN, header=0, element=DESC_SIZE, access=_ANY)
+DRIVER_EVENT = RingPart(
+    align=PACKED_EVENT_ALIGN, header=0, element=PACKED_EVENT_SIZE, access=Access.READ
+)
+DEVICE_EVENT = RingPart(
+    align=PACKED_EVENT_ALIGN, header=0, element=PACKED_EVENT_SIZE, access=Access.WRITE
 )
 
 

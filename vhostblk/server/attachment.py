@@ -19,6 +19,8 @@ from vhostblk.server.detect import Detector
 from vhostblk.server.device import Device
 from vhostblk.server.enforcement import DIRECT, TELL_SECONDS, Enforcement, Step
 from vhostblk.server.iommu import Iommu
+from vhostblk.server.keeper import Keeper
+from vhostblk.server.misses import Misses
 from vhostblk.server.observer import Observer
 from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
@@ -27,9 +29,6 @@ from vhostblk.server.terms import Terms
 from vhostblk.spec.vhost_user import ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
 
-GLOBAL_FLUSH = 1 << 30
-"""Bytes from which on an invalidation means everything: nothing in flight is waited for, as what
-the guest unmapped before it flushed was not in flight any more."""
 _CHANNEL = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 
 
@@ -51,6 +50,7 @@ class Attachment:
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
+        self.misses = Misses(self, self.rings, self.lock, device.log)
         self._enforcement = Enforcement(
             device.options, device.log, clock=time.monotonic, features=lambda: self.features
         )
@@ -83,7 +83,7 @@ class Attachment:
             return self.device.make_queue(index, on_broken=broken)
 
         def missed(miss: Miss | None) -> None:
-            self._missed(self.rings[index], miss)
+            self.misses.missed(self.rings[index], miss)
 
         def started() -> None:
             self._enforcement.begin()
@@ -92,15 +92,16 @@ class Attachment:
         def dead() -> None:
             self.device.revoke(self.rings[index].queue)
 
-        return Ring(
+        keeper = Keeper(
             index,
             make_queue=make,
-            on_miss=missed,
-            on_start=started,
+            may_run=lambda: True,
             on_dead=dead,
             drain_seconds=self.device.options.drain_seconds,
             log=self.device.log,
         )
+        log = self.device.log
+        return Ring(index, keeper=keeper, on_miss=missed, on_start=started, log=log)
 
     def _saw(self, ring: Ring, samples: Sequence[Sample]) -> None:
         """Heed what a queue has sampled."""
@@ -217,7 +218,7 @@ class Attachment:
         """
         rings = self.running
         drain = self.writethrough
-        await asyncio.gather(*(ring.take_back(drain=drain) for ring in rings))
+        await asyncio.gather(*(ring.keeper.take_back(drain=drain) for ring in rings))
         try:
             if drain:
                 await self.device.flush()
@@ -225,7 +226,7 @@ class Attachment:
                 ring.queue.set_blk(self.device.blk, writethrough=self.writethrough)
         finally:
             for ring in rings:
-                ring.hand_over()
+                ring.keeper.hand_over()
 
     async def reset(self) -> None:
         """Stop and disable every ring; memory, channel and protocol features stay."""
@@ -266,65 +267,6 @@ class Attachment:
         if not self.running:
             self._enforcement.end()
 
-    async def invalidate(self, iova: int, size: int) -> None:
-        """
-        Forget a range; afterwards nothing is accessed through it any more.
-
-        Args:
-            iova: Its first byte.
-            size: Bytes, at least 1; may wrap.
-        """
-        self.observer.look()  # where its samples are is still known
-        wait = size < GLOBAL_FLUSH
-        use = self.iommu.iotlb.memory(iova, size, self.space.table) if wait else ()
-        ranges = self.iommu.invalidate(iova, size)
-        space = self.translated()
-        rings = [ring for ring in self.running if ring.translated]
-        in_time = await asyncio.gather(*(ring.lose(ranges, space, use=use) for ring in rings))
-        if not all(in_time):
-            self.iommu.counters.late += 1
-            self.device.log.warning(
-                "requests still use the memory at IOVA %#x that the guest has unmapped", iova
-            )
-
-    def _missed(self, ring: Ring, miss: Miss | None) -> None:
-        """Ask for what a chain needs; None: for what the ring itself does."""
-        if miss is None:
-            self.iommu.wait(ring.index, self._find_ring(ring))
-        elif not ring.held:
-            self.iommu.wait(ring.index, self._find(ring, miss))
-
-    async def _find(self, ring: Ring, miss: Miss) -> None:
-        needed = miss.iova, miss.length
-        self.iommu.need(ring.index, miss.index, needed)
-        denied = await self.iommu.ask(ring.index, miss.index, needed, miss.access)
-        if denied is not None:
-            self.device.log.warning(
-                "queue %d: a request fails, as IOVA %#x is not mapped", ring.index, miss.iova
-            )
-        async with self.lock:
-            if ring.running:
-                await ring.answer(self.translated(), denied)
-                if denied is not None:
-                    self.iommu.denied(ring.index)
-
-    async def _find_ring(self, ring: Ring) -> None:
-        said = False
-        while ring.held:
-            for iova, length, access in ring.parts():
-                if await self.iommu.ask(ring.index, None, (iova, length), access) is not None:
-                    if not said:  # once; it is asked again at everything the front-end tells
-                        self.device.log.warning(
-                            "queue %d waits: its ring at IOVA %#x is not mapped", ring.index, iova
-                        )
-                    said = True
-                    await self.iommu.changed()
-                    break
-            else:
-                async with self.lock:
-                    if not ring.running or not ring.settle(self.translated(), ask=False):
-                        return
-
     async def close(self) -> None:
         """Drain every queue, drop them, the descriptors and the memory."""
         self.detector.close()
@@ -345,7 +287,7 @@ class Attachment:
                 raise result
 
     async def _close_ring(self, ring: Ring) -> None:
-        queue = await ring.give_up()
+        queue = await ring.keeper.give_up()
         if queue is None:
             return
         done = queue.counters()

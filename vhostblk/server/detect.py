@@ -26,8 +26,9 @@ from vhostblk.server import hints
 from vhostblk.server.glance import Glance, glance
 from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Log
+from vhostblk.server.place import Addresses
 from vhostblk.server.ring import Ring
-from vhostblk.server.terms import Addresses, Terms
+from vhostblk.server.terms import Terms
 
 LOOKS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Seconds from each look at the rings that have not asked for anything to the next, from a start

@@ -21,7 +21,7 @@ from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
 from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
-from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
+from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED
 
 if TYPE_CHECKING:  # it knows rings and windows, of which a device has none
     from vhostblk.server.attached import Attached
@@ -67,7 +67,7 @@ class Device:
         self.attached: Attached | None = None
         """The front-end that is connected."""
         self.starts_told = Allowance(burst=STARTS_TOLD, seconds=START_SECONDS)
-        ring = engine.ring_features
+        ring = engine.ring_features if options.packed else engine.ring_features & ~F_RING_PACKED
         self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
         if options.access_platform:
             # Without it no confidential guest of QEMU's starts; without a vIOMMU it is stripped.

@@ -29,7 +29,7 @@ async def iotlb_msg(attachment: Attachment, message: IotlbMsg) -> None:
         case IotlbType.INVALIDATE:
             if message.size == 0:
                 raise Refused(EINVAL, "an invalidation of nothing")
-            await attachment.invalidate(message.iova, message.size)
+            await attachment.misses.invalidate(message.iova, message.size)
         case _:
             # BATCH_BEGIN and BATCH_END are for vDPA; a MISS is ours to send.
             raise Refused(EOPNOTSUPP, f"an IOTLB message of type {message.kind}")

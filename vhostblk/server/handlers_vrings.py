@@ -14,23 +14,23 @@ from vhostblk.protocol.messages import (
     SetVringNum,
 )
 from vhostblk.server.attachment import Attachment
-from vhostblk.server.terms import Addresses
-
-MAX_SPLIT_BASE = (1 << 16) - 1
+from vhostblk.server.place import Addresses
 
 
 async def set_vring_num(attachment: Attachment, message: SetVringNum) -> None:
-    """Note a ring's size."""
+    """
+    Note a ring's size; a split ring's must be a power of two, which is seen when it starts.
+
+    QEMU sends it before and others after SET_FEATURES, so the format is not known here.
+    """
     most = attachment.device.options.queue_size
-    if not 1 <= message.num <= most or message.num.bit_count() != 1:
-        raise Refused(EINVAL, f"a ring has a power of two up to {most}, not {message.num}")
+    if not 1 <= message.num <= most:
+        raise Refused(EINVAL, f"a ring has 1 to {most} descriptors, not {message.num}")
     attachment.rings[message.index].set_num(message.num)
 
 
 async def set_vring_base(attachment: Attachment, message: SetVringBase) -> None:
-    """Note where a ring goes on."""
-    if message.base > MAX_SPLIT_BASE:
-        raise Refused(EINVAL, f"the base of a split ring has 16 bits: {message.base:#x}")
+    """Note where a ring goes on; what its format allows is seen when it starts."""
     attachment.rings[message.index].set_base(message.base)
 
 

@@ -43,6 +43,7 @@ class DeviceOptions:
         on_violation: For the same: what becomes of one that goes elsewhere.
         iommu: When addresses go through the front-end's IOMMU.
         access_platform: Offer VIRTIO_F_ACCESS_PLATFORM (bit 33).
+        packed: Offer packed rings, where the data plane has them.
 
     Raises:
         VhostBlkError: One of them cannot be.
@@ -61,6 +62,7 @@ class DeviceOptions:
     on_violation: OnViolation = OnViolation.FAIL
     iommu: IommuMode = IommuMode.AUTO
     access_platform: bool = True
+    packed: bool = True
 
     def __post_init__(self) -> None:
         if len(self.serial.encode()) > SERIAL_SIZE:

@@ -2,11 +2,11 @@
 One ring of a front-end: its state, what the front-end said of it, and the queue behind it.
 
 Everything that changes the state goes through `vhostblk.protocol.state.step_ring`; this file does
-what the table's actions say.  A ring's queue is made when the front-end first mentions the ring
-with something to keep, and lives until the connection ends.
+what the table's actions say.  The queue is a `Keeper`'s, where the ring is said to be a `Place`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from errno import EINVAL
 
 from vhostblk.engine.api import Counters, Fault, Miss, Piece, Queue
@@ -15,9 +15,11 @@ from vhostblk.memory.iotlb import EVERYWHERE, Range, meet
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
+from vhostblk.server.keeper import Keeper
 from vhostblk.server.log import Log
 from vhostblk.server.parting import unused
-from vhostblk.server.terms import Addresses, Part, Placed, Terms, layout, lies_in
+from vhostblk.server.place import Addresses, Place, Placed, check_base, first_base
+from vhostblk.server.terms import Terms
 
 _RUNNING = frozenset({RingState.STARTED, RingState.PAUSED})
 
@@ -28,44 +30,35 @@ class Ring:
 
     Args:
         index: Its number.
-        make_queue: Makes the queue behind it, parked.
+        keeper: Of the queue behind it.
         on_miss: Told what a chain needs of the IOMMU; None: the ring itself needs something.
         on_start: Called with its queue parked when it is about to start, or has lost memory.
-        on_dead: Called when requests were given up that the disk still has.
-        drain_seconds: Bound of every drain.
         log: For what an operator should know.
     """
 
-    def __init__(  # noqa: PLR0913 - one caller, which names them
+    def __init__(
         self,
         index: int,
         *,
-        make_queue: Callable[[], Queue],
+        keeper: Keeper,
         on_miss: Callable[[Miss | None], None],
         on_start: Callable[[], None],
-        on_dead: Callable[[], None],
-        drain_seconds: float,
         log: Log,
     ) -> None:
         self.index = index
         self.state = RingState.STOPPED
-        self.base = 0
+        self.base: int | None = None
+        """As on the wire, in the format of its driver; None: the one a new ring has."""
         self.translated = False
         """Its addresses, and those in its descriptors, go through the IOMMU."""
-        self.held = False
-        """It runs as soon as the IOMMU has told where it is."""
         self.starts = 0
         """How often it has started."""
         self.before = Counters()
         """What the queue had done before the last start."""
-        self._num = 0
-        self._addresses: Addresses | None = None
-        self._make_queue = make_queue
+        self.place = Place(index=index)
+        self.keeper = keeper
         self._on_miss = on_miss
         self._on_start = on_start
-        self._on_dead = on_dead
-        self._made: Queue | None = None
-        self._drain_seconds = drain_seconds
         self._log = log
 
     @property
@@ -74,48 +67,52 @@ class Ring:
         return self.state in _RUNNING
 
     @property
+    def held(self) -> bool:
+        """Whether it waits for the IOMMU to tell where it is."""
+        return self.keeper.held
+
+    @property
     def broken(self) -> bool:
         """Whether it must be stopped and started before it serves again."""
         return self.fault() is not None
 
     def fault(self) -> Fault | None:
         """Return why it is broken, None while it is not."""
-        return None if self._made is None else self._made.fault()
+        return self.keeper.fault()
 
     def counters(self) -> Counters:
         """Return what its queue has done; nothing if there is none."""
-        return Counters() if self._made is None else self._made.counters()
+        return self.keeper.counters()
 
     @property
     def queue(self) -> Queue:
         """Return the queue behind it; made at the first call."""
-        if self._made is None:
-            self._made = self._make_queue()
-        return self._made
+        return self.keeper.queue
 
     # ---- settings -------------------------------------------------------------------------
 
     def set_num(self, num: int) -> None:
         """Note its size in descriptors."""
         self.state = step_ring(self.state, RingEvent.SETUP).state
-        self._num = num
+        self.place = replace(self.place, num=num)
 
     def set_base(self, base: int) -> None:
-        """Note the next avail entry to take."""
+        """Note where it goes on; its format, and with it what is legal, is known at the start."""
         self.state = step_ring(self.state, RingEvent.SETUP).state
         self.base = base
 
     async def set_addresses(self, addresses: Addresses, terms: Terms) -> None:
         """Note where it is; while it runs, move it there."""
         step = step_ring(self.state, RingEvent.ADDR)
+        place = replace(self.place, addresses=addresses)
         if step.action is RingAction.UPDATE and self.translated:
-            await self.take_back(drain=False)
-            self._addresses = addresses
+            await self.keeper.take_back(drain=False)
+            self.place = place
             self._settle(terms)
         elif step.action is RingAction.UPDATE:
-            placed = self._place(terms.space, addresses)
+            placed = place.pieces(terms.space)
             await self.change(lambda queue: self._set_ring(queue, placed))
-        self._addresses = addresses
+        self.place = place
         self.state = step.state
 
     async def set_kick(self, fd: Fd | None, terms: Terms) -> None:
@@ -154,8 +151,8 @@ class Ring:
             terms: With the space; the ring is still there: see `check`.
             drain: Something of the old one goes.
         """
-        placed = None if self.translated or self.broken else self._place(terms.space)
-        await self.take_back(drain=drain)
+        placed = None if self.translated or self.broken else self.place.pieces(terms.space)
+        await self.keeper.take_back(drain=drain)
         if drain:
             self._on_start()
         if self.translated:
@@ -164,7 +161,7 @@ class Ring:
         self.queue.set_space(terms.space.segments)
         if placed is not None:
             self._set_ring(self.queue, placed)
-        self.hand_over()
+        self.keeper.hand_over()
 
     def check(self, space: AddressSpace) -> None:
         """
@@ -174,26 +171,23 @@ class Ring:
             Refused: A part of it would be gone.
         """
         if not self.broken and not self.translated:
-            self._place(space)
+            self.place.pieces(space)
 
     def lies_in(self, space: AddressSpace) -> list[list[Range]]:
-        """Return the guest memory of its parts, as `terms.lies_in` does; none before a set-up."""
-        try:
-            return [lies_in(part, space) for part in self._layout()]
-        except Refused:
-            return []
+        """Return the guest memory of its parts, as `Place.lies_in` does."""
+        return self.place.lies_in(space)
 
     async def condemn(self, why: str) -> None:
         """Break it, for a reason that no single request has."""
         if not self.broken:
-            await self.take_back(drain=False)
+            await self.keeper.take_back(drain=False)
             self.queue.condemn(why)
 
     # ---- behind an IOMMU ------------------------------------------------------------------
 
     def parts(self) -> list[tuple[int, int, Access]]:
         """Return address, bytes and use of each part, of a ring that was set up."""
-        return [(at, length, part.access) for at, length, part in self._layout()]
+        return [(at, length, part.access) for at, length, part in self.place.layout()]
 
     def settle(self, space: AddressSpace, *, ask: bool = True) -> bool:
         """
@@ -208,19 +202,19 @@ class Ring:
         """
         self.queue.set_space(space.segments)
         try:
-            desc, avail, used = (space.ring_pieces_by_iova(*one) for one in self._layout())
+            placed = self.place.pieces_by_iova(space)
         except Missing:
-            self.held = True
+            self.keeper.held = True
             if ask:
                 self._on_miss(None)
             return True
         except (Denied, Refused) as error:
-            self.held = True
+            self.keeper.held = True
             self._log.error("queue %d cannot run: %s", self.index, error)
             return False
-        self.held = False
-        self._set_ring(self.queue, Placed(desc=desc, avail=avail, used=used))
-        self.hand_over()
+        self.keeper.held = False
+        self._set_ring(self.queue, placed)
+        self.keeper.hand_over()
         return False
 
     def _settle(self, terms: Terms) -> None:
@@ -230,11 +224,11 @@ class Ring:
 
     async def answer(self, space: AddressSpace, denied: Range | None) -> None:
         """Go on with the chain that waits; it may be denied something."""
-        await self.take_back(drain=False)
+        await self.keeper.take_back(drain=False)
         self.queue.set_space(space.segments)
         if denied is not None:
             self.queue.deny(*denied)
-        self.hand_over()
+        self.keeper.hand_over()
 
     async def lose(
         self, ranges: Sequence[Range], space: AddressSpace, *, use: Sequence[Piece]
@@ -251,11 +245,11 @@ class Ring:
         Returns:
             False when something in flight still uses it.
         """
-        await self.take_back(drain=False)
-        if not meet(ranges, [(at, length) for at, length, _ in self._layout()]):
+        await self.keeper.take_back(drain=False)
+        if not meet(ranges, [(at, length) for at, length, _ in self.place.layout()]):
             self.queue.watch_use(use)
             self.queue.set_space(space.segments)
-            self.hand_over()
+            self.keeper.hand_over()
             return await unused(self.queue)
         in_time = not use or await self._complete()
         self.settle(space)
@@ -265,11 +259,18 @@ class Ring:
         """Put what is in flight into the used ring before that goes, as far as it ends in time."""
         self.queue.watch_use(EVERYWHERE)
         self.queue.set_enabled(enabled=False)
-        self.hand_over()
+        self.keeper.hand_over()
         in_time = await unused(self.queue)
-        await self.take_back(drain=False)
+        await self.keeper.take_back(drain=False)
         self.queue.set_enabled(enabled=self.state is RingState.STARTED)
         return in_time
+
+    async def change(self, apply: Callable[[Queue], None]) -> None:
+        """Change a setting of the queue, wherever the ring stands."""
+        if self.running:
+            await self.keeper.change(apply)
+        else:
+            apply(self.queue)
 
     # ---- life -----------------------------------------------------------------------------
 
@@ -281,75 +282,36 @@ class Ring:
             The next avail entry not yet taken; the same at the next call.
         """
         await self._end(RingEvent.STOP)
-        return self.base
+        return first_base(packed=self.place.packed) if self.base is None else self.base
 
     async def reset(self) -> None:
         """Stop it and forget its settings."""
         await self._end(RingEvent.RESET)
-        self._num = self.base = 0
-        self._addresses = None
+        self.base = None
+        self.place = Place(index=self.index)
 
     async def _end(self, event: RingEvent) -> None:
         step = step_ring(self.state, event)
         if step.action is RingAction.STOP:
             if self.running:
-                await self.take_back(drain=True)
+                await self.keeper.take_back(drain=True)
                 self.base = self.queue.base()
             self.queue.set_kick(None)
-        self.held = False
+        self.keeper.held = False
         self.state = step.state
 
-    async def take_back(self, *, drain: bool) -> None:
-        """Get the queue of a running ring back; *drain*: with nothing in flight."""
-        await (self._drain(self._drain_seconds) if drain else self.queue.parked())
-
-    async def _drain(self, seconds: float) -> None:
-        dead = await self.queue.drained(seconds=seconds)
-        if dead:
-            self._on_dead()
-            text = "queue %d: %d requests failed after %g s; the disk still has them"
-            self._log.warning(text, self.index, dead, seconds)
-
-    def hand_over(self) -> None:
-        """Give the queue of a running ring to its worker again; a broken one waits."""
-        if not self.broken and not self.held:
-            self.queue.run()
-
-    async def change(self, apply: Callable[[Queue], None]) -> None:
-        """Change a setting of the queue, wherever the ring stands."""
-        if not self.running:
-            apply(self.queue)
-            return
-        await self.take_back(drain=False)
-        try:
-            apply(self.queue)
-        finally:
-            self.hand_over()
-
-    async def give_up(self) -> Queue | None:
-        """
-        Drain the queue for the last time.
-
-        Returns:
-            It, to be closed; None if there never was one.
-        """
-        if self._made is not None:
-            await self.take_back(drain=True)
-        queue, self._made = self._made, None
-        return queue
-
     def _start(self, terms: Terms) -> None:
-        self._check(terms)
-        self.translated = terms.translates(self._layout())
+        self.place = self._check(terms)
+        self.translated = terms.translates(self.place.layout())
         queue = self.queue
         if not self.translated:
-            placed = self._place(terms.space)
+            placed = self.place.pieces(terms.space)
             queue.set_ask(None)
             queue.set_space(terms.space.segments)
             self._set_ring(queue, placed)
         self.starts += 1
         self.before = queue.counters()
-        queue.set_base(self.base)
+        queue.set_base(first_base(packed=terms.packed) if self.base is None else self.base)
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
         queue.set_enabled(enabled=True)
@@ -359,32 +321,30 @@ class Ring:
             queue.set_ask(self._on_miss)
             self._settle(terms)
         else:
-            queue.run()
+            self.keeper.hand_over()
 
-    def _check(self, terms: Terms) -> None:
+    def _check(self, terms: Terms) -> Place:
+        """
+        Return where it starts, if it can.
+
+        Raises:
+            Refused: It cannot; nothing has changed.
+        """
         if missing := terms.required & ~terms.features:
             raise Refused(
                 EINVAL,
                 f"ring {self.index} does not start: the driver has not acked feature bits "
                 f"{missing:#x} (VERSION_1), which confidential require asks for",
             )
-        if not terms.translates(self._layout()):
-            self._place(terms.space)
+        place = self.place.started(packed=terms.packed)
+        if self.base is not None:
+            check_base(self.base, place)
+        if not terms.translates(place.layout()):
+            place.pieces(terms.space)
+        return place
 
     def _set_ring(self, queue: Queue, placed: Placed) -> None:
-        queue.set_ring(size=self._num, desc=placed.desc, avail=placed.avail, used=placed.used)
-
-    def _place(self, space: AddressSpace, addresses: Addresses | None = None) -> Placed:
-        desc, avail, used = (space.ring_pieces(*one) for one in self._layout(addresses))
-        return Placed(desc=desc, avail=avail, used=used)
-
-    def _layout(self, addresses: Addresses | None = None) -> list[Part]:
-        where = addresses or self._addresses
-        if where is None:
-            raise Refused(EINVAL, f"ring {self.index} has no address: SET_VRING_ADDR is missing")
-        if self._num == 0:
-            raise Refused(EINVAL, f"ring {self.index} has no size: SET_VRING_NUM is missing")
-        return layout(self._num, where)
+        queue.set_ring(size=self.place.num, desc=placed.desc, avail=placed.avail, used=placed.used)
 
 
 def _take(fd: Fd | None) -> int | None:

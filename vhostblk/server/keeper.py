@@ -1,0 +1,97 @@
+"""
+The queue behind a ring, and who has it: its worker, or the control plane.
+
+A queue is made when there is something for it to keep, and lives until the connection ends.
+"""
+
+from collections.abc import Callable
+
+from vhostblk.engine.api import Counters, Fault, Queue
+from vhostblk.server.log import Log
+
+
+class Keeper:
+    """
+    One ring's queue.
+
+    Args:
+        index: The ring's number.
+        make_queue: Makes the queue, parked.
+        may_run: Asked before the queue is handed over: whether the disk may be used now.
+        on_dead: Called when requests were given up that the disk still has.
+        drain_seconds: Bound of every drain.
+        log: For what an operator should know.
+
+    Attributes:
+        held: It is handed over as soon as the IOMMU has told where the ring is.
+    """
+
+    def __init__(  # noqa: PLR0913 - one caller, which names them
+        self,
+        index: int,
+        *,
+        make_queue: Callable[[], Queue],
+        may_run: Callable[[], bool],
+        on_dead: Callable[[], None],
+        drain_seconds: float,
+        log: Log,
+    ) -> None:
+        self.held = False
+        self._index = index
+        self._make_queue = make_queue
+        self._may_run = may_run
+        self._on_dead = on_dead
+        self._drain_seconds = drain_seconds
+        self._log = log
+        self._made: Queue | None = None
+
+    @property
+    def queue(self) -> Queue:
+        """Return the queue; made at the first call."""
+        if self._made is None:
+            self._made = self._make_queue()
+        return self._made
+
+    def fault(self) -> Fault | None:
+        """Return why it is broken, None while it is not."""
+        return None if self._made is None else self._made.fault()
+
+    def counters(self) -> Counters:
+        """Return what it has done; nothing if there is none."""
+        return Counters() if self._made is None else self._made.counters()
+
+    async def take_back(self, *, drain: bool) -> None:
+        """Get it back from its worker; *drain*: with nothing in flight."""
+        if not drain:
+            await self.queue.parked()
+            return
+        dead = await self.queue.drained(seconds=self._drain_seconds)
+        if dead:
+            self._on_dead()
+            text = "queue %d: %d requests failed after %g s; the disk still has them"
+            self._log.warning(text, self._index, dead, self._drain_seconds)
+
+    def hand_over(self) -> None:
+        """Give it to its worker; one that is broken, or may not run yet, stays here."""
+        if self.fault() is None and not self.held and self._may_run():
+            self.queue.run()
+
+    async def change(self, apply: Callable[[Queue], None]) -> None:
+        """Change a setting of one that runs."""
+        await self.take_back(drain=False)
+        try:
+            apply(self.queue)
+        finally:
+            self.hand_over()
+
+    async def give_up(self) -> Queue | None:
+        """
+        Drain it for the last time.
+
+        Returns:
+            It, to be closed; None if there never was one.
+        """
+        if self._made is not None:
+            await self.take_back(drain=True)
+        queue, self._made = self._made, None
+        return queue
