@@ -4,9 +4,71 @@
  * into a local, and only the local is checked and used. */
 #include <errno.h>
 
+#include "chain.h"
 #include "split.h"
 
 _Static_assert(sizeof(struct vring_used_elem) == 8, "virtio 1.3, 2.7.8");
+
+/* ---- a chain ------------------------------------------------------------------------- */
+
+static int walk_entries(struct vhb_walk *walk, struct vhb_table *table, uint32_t index)
+{
+    struct vhb_queue *q = walk->q;
+    uint32_t i = 0;
+    for (uint32_t walked = 0; walked < table->n; walked++) {
+        struct vring_desc d;
+        int r = table_load(walk, table, i, &d);
+        if (r < 0)
+            return r;
+        if (d.flags & VRING_DESC_F_INDIRECT)
+            return vhb_break(q, VHB_INDIRECT, i, d.len);
+        r = walk_add(walk, d.addr, d.len, d.flags & VRING_DESC_F_WRITE);
+        if (r < 0)
+            return r;
+        if (!(d.flags & VRING_DESC_F_NEXT))
+            return 0;
+        if (d.next >= table->n)
+            return vhb_break(q, VHB_NEXT, i, d.next);
+        i = d.next;
+    }
+    return vhb_break(q, VHB_LOOP, index, table->n);
+}
+
+/* Spec: virtio 1.3, 2.7.5.3. */
+static int walk_table(struct vhb_walk *walk, const struct vring_desc *from, uint32_t index)
+{
+    struct vhb_table table;
+    if (from->flags & VRING_DESC_F_NEXT)
+        return vhb_break(walk->q, VHB_INDIRECT, index, from->len);
+    int r = table_open(walk, &table, from->addr, from->len, index);
+    if (r < 0)
+        return r;
+    r = walk_entries(walk, &table, index);
+    table_close(walk, &table);
+    return r;
+}
+
+/* Spec: virtio 1.3, 2.7.5. */
+static int walk_chain(struct vhb_walk *walk, uint32_t head)
+{
+    struct vhb_queue *q = walk->q;
+    uint32_t i = head;
+    for (uint32_t walked = 0; walked < q->size; walked++) {
+        struct vring_desc d;
+        load_desc(part_at(&q->part[VHB_PART_DESC], (size_t)i * sizeof(d)), &d);
+        if (d.flags & VRING_DESC_F_INDIRECT)
+            return walk_table(walk, &d, i);
+        int r = walk_add(walk, d.addr, d.len, d.flags & VRING_DESC_F_WRITE);
+        if (r < 0)
+            return r;
+        if (!(d.flags & VRING_DESC_F_NEXT))
+            return 0;
+        if (d.next >= q->size)
+            return vhb_break(q, VHB_NEXT, i, d.next);
+        i = d.next;
+    }
+    return vhb_break(q, VHB_LOOP, head, q->size);
+}
 
 /* ---- pop ----------------------------------------------------------------------------- */
 
@@ -22,7 +84,9 @@ static int split_pop(struct vhb_queue *q, struct vhb_req *req)
     if (head >= q->size)
         return vhb_break(q, VHB_HEAD, q->next_avail, head);
 
-    int r = vhb_chain_walk(q, req, head);
+    struct vhb_walk walk;
+    walk_begin(&walk, q, req, head);
+    int r = vhb_walk_end(&walk, walk_chain(&walk, head));
     if (r < 0) {
         q->space.miss.index = q->next_avail;
         return r;

@@ -163,11 +163,6 @@ struct vhb_ring_ops {
 
 extern const struct vhb_ring_ops vhb_split_ops;
 
-/* ---- chain.c ---- */
-
-/* Follow the chain at *head* into *req*, and count it; 0, or as vhb_ring_ops.pop. */
-int vhb_chain_walk(struct vhb_queue *queue, struct vhb_req *req, uint16_t head);
-
 /* ---- visit.c ---- */
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */
