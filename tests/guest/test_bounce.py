@@ -11,6 +11,7 @@ from vhostblk.guest.dma import CANARY, BounceError
 from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import MIB, PAGE
 from vhostblk.guest.pages import Mode, Protection
+from vhostblk.guest.shape import RingShape
 from vhostblk.guest.swiotlb import SLOT, PoolFullError
 
 
@@ -184,7 +185,7 @@ def test_ring_is_one_shared_piece(memory: GuestMemory) -> None:
     Source: Linux's driver on PCI.
     """
     dma = Bounced(memory, small())
-    ring = dma.allocate_ring(256)
+    ring = dma.allocate_ring(RingShape(256))
     assert ring.desc % PAGE == 0
     assert ring.avail == ring.desc + 4096
     assert ring.used == ring.desc + 4096 + 576

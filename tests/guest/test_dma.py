@@ -4,6 +4,7 @@ from vhostblk.guest import GuestMemory, Region
 from vhostblk.guest.bounce import Bounced, SwiotlbOptions
 from vhostblk.guest.dma import Direct, Marked, pages_of, share_pages, unshare_pages
 from vhostblk.guest.layout import MIB, PAGE
+from vhostblk.guest.shape import RingShape
 
 
 def test_direct_shows_memory_as_it_is() -> None:
@@ -14,7 +15,7 @@ def test_direct_shows_memory_as_it_is() -> None:
         assert dma.map(0x1234, 99, writable=True) == 0x1234
         dma.unmap(0x1234, 99)
         dma.drop(0x1234)
-        ring = dma.allocate_ring(8)
+        ring = dma.allocate_ring(RingShape(8))
         assert memory.is_ram(ring.used, 70)
         dma.free_ring(ring)
         dma.close()
@@ -34,7 +35,7 @@ def test_marked_addresses_have_the_bit() -> None:
         dma.unmap(address, 0)
         dma.drop(dma.map(orig, 16, writable=False))
         assert dma.max_mapping == 262144
-        ring = dma.allocate_ring(8)
+        ring = dma.allocate_ring(RingShape(8))
         assert memory.is_shared(ring.desc)
         dma.free_ring(ring)
         dma.close()

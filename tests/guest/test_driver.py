@@ -54,7 +54,7 @@ def test_a_request_that_never_fits_is_refused(guest: Guest) -> None:
 
 def test_a_full_ring_takes_no_slots(guest: Guest) -> None:
     """A chain the ring has no room for leaves nothing mapped."""
-    guest.queues[0].ring.take(8)
+    guest.queues[0].split.take(8)
     with pytest.raises(RingError):
         guest.submit(Request.read(0, 512))
     assert used(guest) == 0

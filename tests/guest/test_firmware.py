@@ -8,6 +8,7 @@ from vhostblk.guest.firmware import Islands
 from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.layout import MIB, PAGE
 from vhostblk.guest.pages import Mode
+from vhostblk.guest.shape import RingShape
 
 
 @pytest.mark.parametrize("mode", ["plain", "sev", "snp", "tdx"])
@@ -34,7 +35,7 @@ def test_islands_leave_holes() -> None:
     """On SEV-SNP nothing is left of a request but the ring."""
     with GuestMemory([Region(0, MIB)], mode="snp") as memory:
         dma = Islands(memory)
-        ring = dma.allocate_ring(4)
+        ring = dma.allocate_ring(RingShape(4))
         orig = memory.allocate(16)
         address = dma.map(orig, 16, writable=False)
         assert touched_pages(memory) == {ring.desc, address}

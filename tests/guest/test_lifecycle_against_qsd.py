@@ -39,7 +39,7 @@ def test_reboot_with_other_features_and_rings(connect: Connect, daemon: Daemon) 
     guest = connect(queues=2, features=BARE & ~vu.VHOST_F_LOG_ALL, queue_size=64)
     exchange(guest, daemon, rounds=4)
     guest.reboot(features=DEFAULT_FEATURES, queue_options=QueueOptions(size=128))
-    assert guest.session.event_idx
+    assert guest.session.ring_features.event_idx
     assert guest.session.indirect
     exchange(guest, daemon, rounds=4)
 

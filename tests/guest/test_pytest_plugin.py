@@ -21,7 +21,7 @@ def test_guests_are_closed(tmp_path: Path) -> None:
 def test_fixture_connects(tmp_path: Path, vhost_user_guest: Callable[..., Guest]) -> None:
     """The fixture takes the arguments of Guest.connect."""
     with storage_daemon(tmp_path, 1 << 20) as daemon:
-        assert vhost_user_guest(daemon.path, queue_size=16).queues[0].ring.size == 16
+        assert vhost_user_guest(daemon.path, queue_size=16).queues[0].ring.shape.size == 16
 
 
 def test_plugin_is_declared() -> None:

@@ -38,9 +38,9 @@ def queue(memory: GuestMemory) -> Iterator[Queue]:
 
 def use(queue: Queue, *tickets: Ticket, length: int = 1) -> None:
     """Use chains as a device does, without a call."""
-    idx = queue.ring.used_idx()
+    idx = queue.split.used_idx()
     for ticket in tickets:
-        at = queue.ring.addresses.used + 4 + 8 * (idx % queue.ring.size)
+        at = queue.ring.addresses.used + 4 + 8 * (idx % queue.split.size)
         element = ticket.head.to_bytes(4, "little") + length.to_bytes(4, "little")
         queue.memory.write(at, element)
         idx = (idx + 1) & 0xFFFF
@@ -180,7 +180,7 @@ def test_replace_ring_forgets_everything(memory: GuestMemory) -> None:
     os.eventfd_write(queue.err, 1)
     os.eventfd_write(queue.call, 1)
     queue.replace_ring(QueueOptions(size=16, base=9))
-    assert (queue.ring.size, queue.ring.avail_idx, queue.ring.in_flight) == (16, 9, ())
+    assert (queue.split.size, queue.split.avail_idx, queue.split.in_flight) == (16, 9, ())
     assert not queue.is_broken()
     assert queue.take_calls() == 0
     queue.close()

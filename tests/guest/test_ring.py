@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from vhostblk.guest import Buffer, Descriptor, GuestMemory, Region, RingAddresses, RingError
 from vhostblk.guest.layout import PAGE
-from vhostblk.guest.ring import (
-    SplitRing,
-    Used,
-    allocate_ring,
-    avail_bytes,
-    desc_bytes,
-    indirect_table,
-    need_event,
-    used_bytes,
-)
+from vhostblk.guest.ring import SplitRing, indirect_table, need_event
+from vhostblk.guest.shape import RingShape, Used, allocate_ring
 
 AT = RingAddresses(desc=0x1000, avail=0x2000, used=0x3000)
 
@@ -44,8 +36,9 @@ def use(ring: SplitRing, *elements: tuple[int, int]) -> None:
 
 def test_sizes_of_the_parts() -> None:
     """Descriptors are 16 bytes; the event words lie behind the rings."""
-    assert (desc_bytes(256), avail_bytes(256), used_bytes(256)) == (4096, 518, 2054)
-    assert (desc_bytes(1), avail_bytes(1), used_bytes(1)) == (16, 8, 14)
+    for size, expected in ((256, (4096, 518, 2054)), (1, (16, 8, 14))):
+        shape = RingShape(size)
+        assert (shape.desc_bytes, shape.avail_bytes, shape.used_bytes) == expected
 
 
 def test_direct_chain_in_memory(memory: GuestMemory) -> None:
@@ -77,7 +70,7 @@ def test_indirect_table_in_golden_bytes() -> None:
 def test_indirect_chain_in_memory(memory: GuestMemory) -> None:
     """A direct descriptor may lead to the one that refers to the table, which is the last."""
     ring = SplitRing(memory, AT, 4)
-    ring.add_indirect([Buffer(0xAAAA, 16)], 0xBBBB, 3)
+    ring.add_indirect([Buffer(0xAAAA, 16)], 0xBBBB, [Buffer(1, 1)] * 3)
     assert memory.read(0x1000, 32) == bytes.fromhex(
         "aaaa000000000000 10000000 0100 0100bbbb000000000000 30000000 0400 0000"
     )
@@ -153,23 +146,51 @@ def test_pop_used_refuses_an_index_that_runs_ahead(memory: GuestMemory) -> None:
         ring.pop_used()
 
 
+def test_pop_used_in_order_takes_a_batch(memory: GuestMemory) -> None:
+    """
+    One used element may stand for the chains before it; the index moves by all of them.
+
+    Spec: virtio 1.3, 2.7.9.
+    """
+    ring = SplitRing(memory, AT, 8, in_order=True)
+    heads = [ring.add([Buffer(0, 16), Buffer(0, 100, writable=True)]) for _ in range(3)]
+    prepared = ring.add([Buffer(0, 1)])
+    ring.publish(heads[1], heads[0], heads[2])
+    memory.write(0x3004, heads[0].to_bytes(4, "little") + (1).to_bytes(4, "little"))
+    memory.store_u16(0x3002, 2)
+    assert ring.pop_used() == [Used(heads[1], 100), Used(heads[0], 1)]
+    use(ring, (heads[2], 5))
+    assert ring.pop_used() == [Used(heads[2], 5)]
+    assert (ring.in_flight, ring.last_used) == ((prepared,), 3)
+
+
+def test_pop_used_in_order_refuses_a_batch_that_is_no_batch(memory: GuestMemory) -> None:
+    """A chain out of turn, with an index that moved by one only, is the device's fault."""
+    ring = SplitRing(memory, AT, 4, in_order=True)
+    heads = [ring.add([Buffer(0, 1)]) for _ in range(2)]
+    ring.publish(*heads)
+    use(ring, (heads[1], 0))
+    with pytest.raises(RingError, match="number 2 in order, and moved its index by 1"):
+        ring.pop_used()
+
+
 def test_wants_kick_by_flag(memory: GuestMemory) -> None:
     """Without EVENT_IDX the device says in its flags whether it wants kicks."""
     ring = SplitRing(memory, AT, 4)
-    assert ring.wants_kick(1)
+    assert ring.wants_kick()
     memory.store_u16(0x3000, 1)
-    assert not ring.wants_kick(1)
+    assert not ring.wants_kick()
 
 
 def test_wants_kick_by_event(memory: GuestMemory) -> None:
     """With EVENT_IDX it names the entry it wants to hear of, behind the used ring."""
     ring = SplitRing(memory, AT, 4, event_idx=True)
     ring.publish(ring.add([Buffer(0, 1)]))
-    assert ring.wants_kick(1)
+    assert ring.wants_kick()
     memory.store_u16(0x3000 + 4 + 8 * 4, 1)
-    assert not ring.wants_kick(1)
+    assert not ring.wants_kick()
     ring.publish(ring.add([Buffer(0, 1)]))
-    assert ring.wants_kick(1)
+    assert ring.wants_kick()
 
 
 def test_quiet_asks_for_no_calls(memory: GuestMemory) -> None:
@@ -191,7 +212,7 @@ def test_raw_writes_check_nothing(memory: GuestMemory) -> None:
 def test_allocate_ring_aligns(memory: GuestMemory) -> None:
     """The parts are aligned as the standard wants, and do not overlap."""
     memory.reserve(4096, 1)
-    at = allocate_ring(memory, 8)
+    at = allocate_ring(memory, RingShape(8))
     assert (at.desc % 16, at.avail % 2, at.used % 4) == (0, 0, 0)
     assert at.desc + 128 <= at.avail
     assert at.avail + 22 <= at.used

@@ -250,4 +250,4 @@ def test_an_address_bit_is_not_stripped(
     guest = vhost_user_guest(path, confidential=confidential)
     with pytest.raises(BrokenQueueError):
         guest.read(0, 512)
-    assert guest.queues[0].ring.used_idx() == 0
+    assert guest.queues[0].split.used_idx() == 0

@@ -309,7 +309,7 @@ def test_noise_in_a_descriptor_harms_one_queue(
     guest = vhost_user_guest(server.add(Memory(SIZE), num_queues=2), queues=2, confidential=kind)
     ring = guest.queues[0].ring
     guest.read(0, 512)
-    guest.memory.write(ring.addresses.desc, noise(16 * ring.size, seed=3))
+    guest.memory.write(ring.addresses.desc, noise(ring.shape.desc_bytes, seed=3))
     ring.publish(7)
     guest.queues[0].notify()
     with pytest.raises(BrokenQueueError):

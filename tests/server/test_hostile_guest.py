@@ -91,7 +91,7 @@ def test_a_mended_ring_goes_on_where_it_stood(server: Serving, vhost_user_guest:
     queue.notify()
     queue.wait_broken(5)
     assert guest.stop() == {0: 31}
-    queue.ring.set_avail_idx(31)
+    queue.split.set_avail_idx(31)
     guest.start()
     assert guest.read(0, 512) == b"before".ljust(512)
 

@@ -104,14 +104,14 @@ def test_request_there_is_waited_for(server: Serving, part: str) -> None:
             "status": ticket.shown[2].gpa // PAGE * PAGE,
             "used": ring(held.guest).used,
         }
-        done = held.guest.queues[0].ring.used_idx()
+        done = held.guest.queues[0].split.used_idx()
         later = threading.Timer(0.05, held.release)
         later.start()
         assert 0.04 < held.invalidate(where[part]) < SOON
         later.join()
         assert held.waiting == 0
         if part == "used":
-            assert held.guest.queues[0].ring.used_idx() == done + 1
+            assert held.guest.queues[0].split.used_idx() == done + 1
         assert held.guest.wait(ticket).data == held.data[0]
         assert held.late() == 0
 

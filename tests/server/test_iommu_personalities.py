@@ -132,7 +132,7 @@ def test_read_only_used_ring(server: Serving) -> None:
         ticket = guest.submit(Request.read(0, BLOCK))
         with pytest.raises(DeadlineError):
             guest.wait(ticket, timeout=0.05)
-        assert guest.queues[0].ring.used_idx() == 1
+        assert guest.queues[0].split.used_idx() == 1
         iommu.answers = lambda _: "prompt"
         iommu.tell(ring(guest).used)
         assert guest.wait(ticket).data == bytes(BLOCK)

@@ -120,7 +120,7 @@ def test_invalidated_ring_in_the_middle_of_load(server: Serving, part: str) -> N
             ]
             assert [guest.wait(ticket).data for ticket in tickets] == data
         assert iommu.misses > before
-        assert guest.queues[0].ring.used_idx() == len(data) * 4
+        assert guest.queues[0].split.used_idx() == len(data) * 4
 
 
 def test_everything_is_invalidated_in_the_middle_of_load(server: Serving) -> None:

@@ -27,7 +27,8 @@ from vhostblk.guest.hostile import (
 )
 from vhostblk.guest.negotiate import DEFAULT_FEATURES
 from vhostblk.guest.queue import Queue
-from vhostblk.guest.ring import Buffer, Descriptor, indirect_table
+from vhostblk.guest.ring import Descriptor, indirect_table
+from vhostblk.guest.shape import Buffer
 from vhostblk.memory.ranges import OnViolation
 from vhostblk.server.policy import Confidential, parse_shared_ranges
 from vhostblk.spec import virtio_ring as vr
@@ -148,7 +149,7 @@ def test_what_a_request_gets(
     assert guest.read(0, len(STORED), queue=1) == kept
     assert other.read(0, 512) == bytes(512)
     if expected is BROKEN:
-        assert guest.queues[0].ring.used_idx() == guest.stop()[0], "nothing came back of it"
+        assert guest.queues[0].split.used_idx() == guest.stop()[0], "nothing came back of it"
         guest.reboot()
         guest.reboot()  # the pool of every second boot is where it was at first
     assert guest.read(0, len(STORED)) == kept

@@ -29,7 +29,6 @@ from vhostblk.guest.hostile import (
 from vhostblk.guest.layout import MIB, PAGE, Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.pages import ADDRESS_BIT
-from vhostblk.guest.ring import avail_bytes, desc_bytes, used_bytes
 from vhostblk.server import detect
 from vhostblk.server.policy import Confidential as Policy
 from vhostblk.spec.virtio_blk import Status
@@ -44,11 +43,11 @@ def ring_pages(guest: Guest) -> set[int]:
     """Return the pages of all rings."""
     pages = set()
     for queue in guest.queues:
-        at, size = queue.ring.addresses, queue.ring.size
+        at, shape = queue.ring.addresses, queue.ring.shape
         for gpa, length in (
-            (at.desc, desc_bytes(size)),
-            (at.avail, avail_bytes(size)),
-            (at.used, used_bytes(size)),
+            (at.desc, shape.desc_bytes),
+            (at.avail, shape.avail_bytes),
+            (at.used, shape.used_bytes),
         ):
             pages |= set(range(gpa - gpa % PAGE, gpa + length, PAGE))
     return pages
@@ -103,11 +102,11 @@ def test_noise_behind_an_iommu(
     """Where the ring is in the guest is said, not its IOVA."""
     guest = vhost_user_guest(server.add(Memory(SIZE)), iommu="page", queue_size=256)
     guest.write(0, b"served".ljust(512))
-    at = guest.queues[0].ring.addresses
+    at, shape = guest.queues[0].ring.addresses, guest.queues[0].ring.shape
     noise = random.Random(1).randbytes(8192)
-    guest.memory.write(at.desc, noise[: desc_bytes(256)])
-    guest.memory.write(at.used, noise[: used_bytes(256)])
-    guest.memory.write(at.avail, noise[: avail_bytes(256)])
+    guest.memory.write(at.desc, noise[: shape.desc_bytes])
+    guest.memory.write(at.used, noise[: shape.used_bytes])
+    guest.memory.write(at.avail, noise[: shape.avail_bytes])
     guest.queues[0].notify()
     guest.queues[0].wait_broken(5)
     assert until(lambda: ENCRYPTED in caplog.text)
@@ -159,7 +158,7 @@ def test_an_address_bit_is_named(
     assert until(lambda: BIT in caplog.text)
     assert "the indirect table at 0x8" in caplog.text
     assert f"the same without bit {bit}, is inside" in caplog.text
-    assert guest.queues[0].ring.used_idx() == 0, "never repaired"
+    assert guest.queues[0].split.used_idx() == 0, "never repaired"
 
 
 @pytest.mark.usefixtures("_soon")

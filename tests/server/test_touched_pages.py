@@ -21,7 +21,7 @@ from vhostblk.guest.confidential import Kind
 from vhostblk.guest.dma import Direct, pages_of
 from vhostblk.guest.iommu import Flush
 from vhostblk.guest.layout import MIB, PAGE
-from vhostblk.guest.ring import RingAddresses, avail_bytes, desc_bytes, used_bytes
+from vhostblk.guest.shape import RingAddresses, RingShape
 from vhostblk.spec.virtio_blk import Status
 
 Connect = Callable[..., Guest]
@@ -98,11 +98,11 @@ def exposed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
         pages.update(pages_of(gpa, length))
         return show(self, gpa, length, writable=writable, cpu=cpu)
 
-    def allocate_ring(self: Direct, size: int) -> RingAddresses:
-        made = ring(self, size)
-        pages.update(pages_of(made.desc, desc_bytes(size)))
-        pages.update(pages_of(made.avail, avail_bytes(size)))
-        pages.update(pages_of(made.used, used_bytes(size)))
+    def allocate_ring(self: Direct, shape: RingShape) -> RingAddresses:
+        made = ring(self, shape)
+        pages.update(pages_of(made.desc, shape.desc_bytes))
+        pages.update(pages_of(made.avail, shape.avail_bytes))
+        pages.update(pages_of(made.used, shape.used_bytes))
         return made
 
     monkeypatch.setattr(Direct, "map", map_)

@@ -19,7 +19,7 @@ from vhostblk.guest.hostile import Case, Outcome, Trap, attempt, chain, header, 
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.queue import Queue
-from vhostblk.guest.ring import Buffer
+from vhostblk.guest.shape import Buffer
 from vhostblk.spec.virtio_blk import RequestType
 
 Connect = Callable[..., Guest]

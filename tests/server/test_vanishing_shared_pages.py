@@ -26,7 +26,7 @@ from vhostblk.guest.guest import Guest
 from vhostblk.guest.layout import MIB, PAGE, Region
 from vhostblk.guest.mapping import Mapping
 from vhostblk.guest.memory import GuestMemory
-from vhostblk.guest.ring import Buffer
+from vhostblk.guest.shape import Buffer
 from vhostblk.spec.virtio_blk import RequestType, Status
 
 Connect = Callable[..., Guest]
@@ -150,7 +150,7 @@ def test_huge_pages_that_are_not_there_fail_in_the_kernel(  # noqa: PLR0913, PLR
         for _ in range(3):
             assert transfer(guest, kind, HUGE.gpa + 8192) is Status.IOERR
             assert guest.read(0, 4096) == X
-        assert guest.queues[0].ring.used_idx() == 6
+        assert guest.queues[0].split.used_idx() == 6
         assert image.read_bytes() == X * (SIZE // 4096)
 
 

@@ -6,7 +6,7 @@ from server_kit.serving import Serving
 from vhostblk.disk.memory import Memory
 from vhostblk.guest import Guest, GuestMemory, IommuOptions
 from vhostblk.guest.iommu import Flush, Iommu, Mapped
-from vhostblk.guest.ring import RingAddresses
+from vhostblk.guest.shape import RingAddresses
 
 PAGE = 4096
 MIB = 1 << 20

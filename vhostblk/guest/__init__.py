@@ -26,9 +26,12 @@ from vhostblk.guest.iommu import Iommu, IommuOptions, Mapped
 from vhostblk.guest.layout import Region, pc_layout, slots_layout
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import DEFAULT_FEATURES, DEFAULT_PROTOCOL_FEATURES
+from vhostblk.guest.packed import PackedDescriptor
 from vhostblk.guest.pages import PageStateError, Protection
-from vhostblk.guest.queue import Queue, QueueOptions, Ticket
-from vhostblk.guest.ring import Buffer, Descriptor, RingAddresses
+from vhostblk.guest.queue import Queue, Ticket
+from vhostblk.guest.ring import Descriptor
+from vhostblk.guest.rings import QueueOptions
+from vhostblk.guest.shape import Buffer, RingAddresses, RingShape
 from vhostblk.guest.swiotlb import PoolFullError
 from vhostblk.guest.touches import Auditor, Report, Touch
 
@@ -53,6 +56,7 @@ __all__ = [
     "IommuOptions",
     "Mapped",
     "NackError",
+    "PackedDescriptor",
     "PageStateError",
     "PoolFullError",
     "Protection",
@@ -64,6 +68,7 @@ __all__ = [
     "Request",
     "RingAddresses",
     "RingError",
+    "RingShape",
     "StatusError",
     "SwiotlbOptions",
     "Ticket",

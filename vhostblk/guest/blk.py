@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.queue import Ticket
-from vhostblk.guest.ring import Buffer
+from vhostblk.guest.shape import Buffer
 from vhostblk.spec import virtio_blk as vb
 from vhostblk.spec.virtio_blk import RequestType
 

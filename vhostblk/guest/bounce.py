@@ -23,7 +23,7 @@ from vhostblk.guest.dma import (
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.layout import PAGE
 from vhostblk.guest.memory import GuestMemory
-from vhostblk.guest.ring import RingAddresses
+from vhostblk.guest.shape import RingAddresses, RingShape
 from vhostblk.guest.swiotlb import SLOT, Pool, PoolFullError, max_mapping
 
 
@@ -127,9 +127,9 @@ class Bounced:
         pool.release(address, clean=False)
         self._retire(pool)
 
-    def allocate_ring(self, size: int) -> RingAddresses:
+    def allocate_ring(self, shape: RingShape) -> RingAddresses:
         """Allocate coherent memory; it is not in the pool."""
-        return self._rings.allocate(size)
+        return self._rings.allocate(shape)
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Free coherent memory."""

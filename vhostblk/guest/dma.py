@@ -13,13 +13,7 @@ from typing import Protocol
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.layout import PAGE
 from vhostblk.guest.memory import GuestMemory
-from vhostblk.guest.ring import (
-    RingAddresses,
-    allocate_ring,
-    avail_bytes,
-    desc_bytes,
-    used_bytes,
-)
+from vhostblk.guest.shape import RingAddresses, RingShape, allocate_ring
 
 CANARY = 0xD5
 """What lies between mappings, where no device has any business."""
@@ -76,8 +70,8 @@ class Dma(Protocol):
     def drop(self, address: int) -> None:
         """Take a buffer back that the device may still be using, and look at nothing."""
 
-    def allocate_ring(self, size: int) -> RingAddresses:
-        """Find memory for a ring of *size* descriptors that driver and device see at once."""
+    def allocate_ring(self, shape: RingShape) -> RingAddresses:
+        """Find memory for a ring that driver and device see at once."""
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Give the memory of a ring back."""
@@ -114,9 +108,9 @@ class Direct:
     def drop(self, address: int) -> None:
         """Do nothing."""
 
-    def allocate_ring(self, size: int) -> RingAddresses:
+    def allocate_ring(self, shape: RingShape) -> RingAddresses:
         """Find room for its parts, apart from each other."""
-        return allocate_ring(self._memory, size, align=self._ring_align)
+        return allocate_ring(self._memory, shape, align=self._ring_align)
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Free its parts."""
@@ -157,9 +151,9 @@ class Marked:
         """Drop the address without the bit."""
         self._dma.drop(address & ~self._mark)
 
-    def allocate_ring(self, size: int) -> RingAddresses:
+    def allocate_ring(self, shape: RingShape) -> RingAddresses:
         """Allocate; the front-end translates these addresses, so they have no bit."""
-        return self._dma.allocate_ring(size)
+        return self._dma.allocate_ring(shape)
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Free."""
@@ -277,11 +271,11 @@ class CoherentRings:
         self._exposed = exposed
         self._sizes: dict[int, int] = {}
 
-    def allocate(self, size: int) -> RingAddresses:
+    def allocate(self, shape: RingShape) -> RingAddresses:
         """Allocate one piece, share it, clear it."""
-        avail = desc_bytes(size)
-        used = _up(avail + avail_bytes(size), COHERENT_ALIGN)
-        length = _up(used + used_bytes(size), PAGE)
+        avail = shape.desc_bytes
+        used = _up(avail + shape.avail_bytes, COHERENT_ALIGN)
+        length = _up(used + shape.used_bytes, PAGE)
         gpa = share_pages(self._memory, length)
         self._memory.write(gpa, bytes(length))
         self._sizes[gpa] = length

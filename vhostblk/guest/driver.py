@@ -14,7 +14,7 @@ from vhostblk.guest.deadline import Deadline
 from vhostblk.guest.dma import BounceError, Dma, UnderstatedError
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.queue import Queue, Ticket
-from vhostblk.guest.ring import Buffer
+from vhostblk.guest.shape import Buffer
 from vhostblk.guest.swiotlb import PoolFullError
 from vhostblk.spec.virtio_blk import Status
 

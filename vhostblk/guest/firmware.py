@@ -14,7 +14,7 @@ from vhostblk.guest.dma import (
 )
 from vhostblk.guest.layout import PAGE
 from vhostblk.guest.memory import GuestMemory
-from vhostblk.guest.ring import RingAddresses
+from vhostblk.guest.shape import RingAddresses, RingShape
 from vhostblk.spec import virtio_blk as vb
 from vhostblk.spec import virtio_ring as vr
 
@@ -73,9 +73,9 @@ class Islands:
         self._memory.write(start, bytes(end - start))
         self._memory.free(start)
 
-    def allocate_ring(self, size: int) -> RingAddresses:
+    def allocate_ring(self, shape: RingShape) -> RingAddresses:
         """Allocate a common buffer: memory shared where it is."""
-        return self._rings.allocate(size)
+        return self._rings.allocate(shape)
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Take its pages back."""

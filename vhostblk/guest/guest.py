@@ -31,8 +31,9 @@ from vhostblk.guest.negotiate import (
     Wanted,
 )
 from vhostblk.guest.personality import QEMU_VIOMMU
-from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.guest.queue import Queue
 from vhostblk.guest.remapped import Remapped
+from vhostblk.guest.rings import QueueOptions
 from vhostblk.guest.session import Session
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.virtio_blk import Status
@@ -101,7 +102,9 @@ class Guest:
         *,
         queues: int = 1,
         queue_size: int = 256,
-        base: int = 0,
+        base: int | None = None,
+        packed: bool = False,
+        in_order: bool = False,
         features: int = DEFAULT_FEATURES,
         protocol_features: int = DEFAULT_PROTOCOL_FEATURES,
         memory: GuestMemory | None = None,
@@ -117,7 +120,9 @@ class Guest:
             path: The back-end's socket.
             queues: How many queues.
             queue_size: Descriptors of each.
-            base: Index at which the rings begin.
+            base: Where the rings begin (see ``QueueOptions``).
+            packed: Have packed rings, or fail.
+            in_order: Have requests used in the order in which they were made, or fail.
             features: Virtio features to acknowledge of those offered.
             protocol_features: Features to agree on of those offered.
             memory: The RAM, which stays the caller's; ``None`` for 64 MiB of its own.
@@ -133,9 +138,15 @@ class Guest:
         Raises:
             GuestError: The back-end is not there, or does not do what was asked.
         """
+        asked = vr.F_RING_PACKED * packed | vr.F_IN_ORDER * in_order
         guest = cls(
             FrontEnd.connect(path, timeout=timeout),
-            Wanted(queues=queues, features=features, protocol_features=protocol_features),
+            Wanted(
+                queues=queues,
+                features=features | asked,
+                required=asked,
+                protocol_features=protocol_features,
+            ),
             QueueOptions(size=queue_size, base=base),
             memory,
             confidential,
@@ -231,13 +242,14 @@ class Guest:
         The machine is reset before, and the operating system starts anew after it.  An IOMMU lets
         all addresses through as they are meanwhile.
         """
-        features = self.features
+        features, options = self.features, self.queues[0].options
         firmware = self._behind_iommu(Islands(self.memory))
-        self._hand_over(FIRMWARE_FEATURES, None, firmware, [0], firmware=True)
+        split = replace(options, size=1 << options.size.bit_length() - 1, base=None)
+        self._hand_over(FIRMWARE_FEATURES, split, firmware, [0], firmware=True)
         try:
             yield
         finally:
-            self._hand_over(features, None, self._make_dma())
+            self._hand_over(features, options, self._make_dma())
 
     def add_region(self, region: Region) -> None:
         """Plug RAM in while the device runs."""
@@ -384,7 +396,7 @@ class Guest:
         old.close()
 
     def _framing(self, queue: Queue, request: Request) -> Framing:
-        tiny = queue.ring.size < 3 and not self.session.indirect  # noqa: PLR2004 - header, data, status
+        tiny = queue.ring.shape.size < 3 and not self.session.indirect  # noqa: PLR2004 - header, data, status
         longest = queue.dma.max_mapping
         if tiny or longest is None:
             return Framing.compact() if tiny else Framing()

@@ -19,7 +19,8 @@ from vhostblk.guest.blk import HEADER, UNWRITTEN_STATUS
 from vhostblk.guest.errors import BrokenQueueError, DeadlineError, DisconnectedError
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.queue import Queue, Ticket
-from vhostblk.guest.ring import Buffer, Descriptor, indirect_table
+from vhostblk.guest.ring import Descriptor, indirect_table
+from vhostblk.guest.shape import Buffer
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.virtio_blk import REQUEST_HEADER_SIZE, SECTOR_SIZE, RequestType, Status
 
@@ -171,10 +172,10 @@ def raw_chain(queue: Queue, *descriptors: Descriptor) -> Trap:
     Returns:
         The trap, without a status.
     """
-    taken = queue.ring.take(len(descriptors))
+    taken = queue.split.take(len(descriptors))
     for index, descriptor in zip(taken, descriptors, strict=True):
         after = taken[descriptor.next] if descriptor.next < len(taken) else descriptor.next
-        queue.ring.write_descriptor(
+        queue.split.write_descriptor(
             index, Descriptor(descriptor.addr, descriptor.length, descriptor.flags, after)
         )
     ticket = queue.adopt(taken[0])
@@ -208,20 +209,20 @@ def read_table(queue: Queue) -> tuple[bytes, int]:
 
 
 def _avail_idx_ahead(queue: Queue) -> Trap:
-    queue.ring.set_avail_idx(queue.ring.avail_idx + queue.ring.size + 1)
+    queue.split.set_avail_idx(queue.split.avail_idx + queue.ring.shape.size + 1)
     queue.notify()
     return Trap()
 
 
 def _avail_idx_back(queue: Queue) -> Trap:
-    queue.ring.set_avail_idx(queue.ring.avail_idx - 1)
+    queue.split.set_avail_idx(queue.split.avail_idx - 1)
     queue.notify()
     return Trap()
 
 
 def _head(head: int) -> Callable[[Queue], Trap]:
     def set_up(queue: Queue) -> Trap:
-        queue.ring.publish(queue.ring.size if head < 0 else head)
+        queue.ring.publish(queue.ring.shape.size if head < 0 else head)
         queue.notify()
         return Trap()
 

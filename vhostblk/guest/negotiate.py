@@ -57,12 +57,14 @@ class Wanted:
     Args:
         queues: How many queues.
         features: Virtio features the driver would acknowledge.
+        required: Those of them it cannot do without.
         protocol_features: Features the front-end would agree on.
         personality: Which front-end it is.
     """
 
     queues: int = 1
     features: int = DEFAULT_FEATURES
+    required: int = 0
     protocol_features: int = DEFAULT_PROTOCOL_FEATURES
     personality: Personality = PLAIN
 
@@ -100,7 +102,7 @@ def negotiate(frontend: FrontEnd, wanted: Wanted, channel: BackendChannel) -> Ag
         What was agreed on.
 
     Raises:
-        GuestError: The back-end does not answer, or serves fewer queues.
+        GuestError: The back-end does not answer, serves fewer queues or lacks what is required.
     """
     agreed = ProtocolFeature(0)
     max_queues, slots = 1, vu.MEM_TABLE_REGIONS
@@ -120,6 +122,8 @@ def negotiate(frontend: FrontEnd, wanted: Wanted, channel: BackendChannel) -> Ag
     frontend.set_owner()
     offered = frontend.get_features()
     wanted.personality.check(offered, agreed)
+    if missing := wanted.required & ~offered:
+        raise GuestError(f"the back-end does not offer feature bits {missing:#x}")
     return Agreement(
         offered=offered,
         features=offered & wanted.features,

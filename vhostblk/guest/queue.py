@@ -5,7 +5,6 @@ Waiting is poll() on call, err and the socket, so that a device that gave up or 
 once and not as a timeout.
 """
 
-import contextlib
 import math
 import os
 import select
@@ -14,40 +13,18 @@ from dataclasses import dataclass, field
 
 from vhostblk.guest.deadline import Deadline
 from vhostblk.guest.dma import Direct, Dma
-from vhostblk.guest.errors import BrokenQueueError, DisconnectedError
+from vhostblk.guest.errors import BrokenQueueError, DisconnectedError, GuestError
 from vhostblk.guest.memory import GuestMemory
-from vhostblk.guest.ring import (
-    Buffer,
-    RingAddresses,
-    SplitRing,
-    indirect_table,
-)
-from vhostblk.spec import virtio_ring as vr
+from vhostblk.guest.packed import PackedRing
+from vhostblk.guest.ring import SplitRing
+from vhostblk.guest.rings import QueueOptions, base_of, make_ring
+from vhostblk.guest.shape import Buffer, Ring, RingFeatures
+from vhostblk.guest.signals import Signals
 
 RECHECK = 0.25
 """Seconds without a call after which a waiting driver looks at the ring itself (see ``ring``)."""
 GRACE = 0.25
 """Seconds a call may come after its used element before it counts as missed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueOptions:
-    """
-    How a queue is set up.
-
-    Args:
-        size: Descriptors.
-        base: Index of the first entry.
-        addresses: Where the parts lie; ``None`` to allocate them.
-        honour_notify: Kick only when the device wants it (see ``ring`` for the risk).
-        nonblocking_kick: Make the kick eventfd non-blocking, as QEMU does.
-    """
-
-    size: int = 256
-    base: int = 0
-    addresses: RingAddresses | None = None
-    honour_notify: bool = False
-    nonblocking_kick: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +34,7 @@ class Ticket:
 
     Args:
         queue: Index of the queue.
-        head: Its head descriptor.
+        head: Its head descriptor, or its buffer id.
         table: GPA of its indirect table, if it has one.
         shown: Where the device sees the table.
         used_length: Bytes the device says it wrote; ``None`` until it is done.
@@ -102,9 +79,7 @@ class Queue:
         dma: The driver's way to show the device memory.
         ring: Its ring.
         options: How it was set up.
-        kick: Eventfd, driver to device.
-        call: Eventfd, device to driver.
-        err: Eventfd, device to driver: the queue is broken.
+        signals: Its eventfds; owned.
         hangup_fd: Socket whose end means that nobody will answer, if there is one.
         counters: Kicks and calls.
     """
@@ -112,24 +87,23 @@ class Queue:
     index: int
     memory: GuestMemory
     dma: Dma
-    ring: SplitRing
+    ring: Ring
     options: QueueOptions
-    kick: int
-    call: int
-    err: int
+    signals: Signals
     hangup_fd: int | None = None
     counters: QueueCounters = field(default_factory=QueueCounters)
     _tickets: dict[int, Ticket] = field(default_factory=dict)
 
     @classmethod
-    def create(
+    def create(  # noqa: PLR0913 - the parts of a queue
         cls,
         index: int,
         memory: GuestMemory,
         options: QueueOptions,
         *,
-        event_idx: bool = False,
+        features: RingFeatures = RingFeatures(),  # noqa: B008 - a frozen value
         dma: Dma | None = None,
+        signals: Signals | None = None,
     ) -> "Queue":
         """
         Make a queue with an empty ring in guest memory.
@@ -138,24 +112,55 @@ class Queue:
             index: Its number.
             memory: Where the ring goes.
             options: Size, base and place.
-            event_idx: EVENT_IDX was negotiated.
+            features: What was negotiated about rings.
             dma: How the device is shown memory; ``None``: as it is.
+            signals: Its eventfds; ``None`` to make them.
 
         Returns:
             The queue; the back-end has not heard of it.
         """
         dma = dma or Direct(memory)
-        addresses = options.addresses or dma.allocate_ring(options.size)
-        ring = SplitRing(memory, addresses, options.size, base=options.base, event_idx=event_idx)
-        kick = os.eventfd(0, os.EFD_CLOEXEC | (os.EFD_NONBLOCK if options.nonblocking_kick else 0))
-        call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        err = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        return cls(index, memory, dma, ring, options, kick, call, err)
+        ring = make_ring(memory, options, features, dma)
+        signals = signals or Signals.make(nonblocking_kick=options.nonblocking_kick)
+        return cls(index, memory, dma, ring, options, signals)
+
+    @property
+    def split(self) -> SplitRing:
+        """Return its ring, which has the split format."""
+        if not isinstance(self.ring, SplitRing):
+            raise GuestError(f"the ring of queue {self.index} has the packed format")
+        return self.ring
+
+    @property
+    def packed(self) -> PackedRing:
+        """Return its ring, which has the packed format."""
+        if not isinstance(self.ring, PackedRing):
+            raise GuestError(f"the ring of queue {self.index} has the split format")
+        return self.ring
+
+    @property
+    def base(self) -> int:
+        """Return where the ring began, as SET_VRING_BASE says it."""
+        return base_of(self.options, packed=self.ring.shape.packed)
+
+    @property
+    def kick(self) -> int:
+        """Return the eventfd by which the driver kicks."""
+        return self.signals.kick
+
+    @property
+    def call(self) -> int:
+        """Return the eventfd by which the device calls."""
+        return self.signals.call
+
+    @property
+    def err(self) -> int:
+        """Return the eventfd by which the device says that the queue is broken."""
+        return self.signals.err
 
     def close(self) -> None:
         """Close the eventfds; free what was allocated for the ring and for chains in flight."""
-        for fd in (self.kick, self.call, self.err):
-            os.close(fd)
+        self.signals.close()
         self._free_ring()
 
     def submit(
@@ -197,7 +202,7 @@ class Queue:
     def publish(self, *tickets: Ticket) -> None:
         """Make prepared chains available in one go, then kick."""
         self.ring.publish(*(ticket.head for ticket in tickets))
-        if not self.options.honour_notify or self.ring.wants_kick(len(tickets)):
+        if not self.options.honour_notify or self.ring.wants_kick():
             self.notify()
 
     def notify(self) -> None:
@@ -273,7 +278,11 @@ class Queue:
         return done
 
     def replace_ring(
-        self, options: QueueOptions, *, event_idx: bool = False, dma: Dma | None = None
+        self,
+        options: QueueOptions,
+        *,
+        features: RingFeatures = RingFeatures(),  # noqa: B008 - a frozen value
+        dma: Dma | None = None,
     ) -> None:
         """
         Begin anew on an empty ring, as a driver does after a reset; the eventfds stay.
@@ -282,16 +291,15 @@ class Queue:
 
         Args:
             options: Of the new ring.
-            event_idx: EVENT_IDX was negotiated.
+            features: What was negotiated about rings.
             dma: How the device is shown memory from now on; ``None``: as before.
         """
-        addresses = options.addresses or (dma or self.dma).allocate_ring(options.size)
+        ring = make_ring(self.memory, options, features, dma or self.dma)
         self._free_ring()
-        self._forget_signals()
+        self.take_calls()
+        self.signals.forget_errors()
         self.dma = dma or self.dma
-        self.ring = SplitRing(
-            self.memory, addresses, options.size, base=options.base, event_idx=event_idx
-        )
+        self.ring = ring
         self.options = options
 
     def wait_broken(self, timeout: float) -> None:
@@ -316,32 +324,24 @@ class Queue:
 
     def take_calls(self) -> int:
         """Return how many calls are pending (0 if none), and clear them."""
-        try:
-            calls = os.eventfd_read(self.call)
-        except BlockingIOError:
-            return 0
+        calls = self.signals.take_calls()
         self.counters.calls += calls
         return calls
 
     def _prepare_indirect(self, direct: Sequence[Buffer], buffers: Sequence[Buffer]) -> Ticket:
-        packed = indirect_table(buffers)
-        table = self.memory.allocate(len(packed))
+        contents = self.ring.table(buffers)
+        table = self.memory.allocate(len(contents))
         shown = None
         try:
-            self.memory.write(table, packed)
-            shown = self.dma.map(table, len(packed), writable=False, cpu=self.index)
-            head = self.ring.add_indirect(direct, shown, len(packed) // vr.DESC_SIZE)
+            self.memory.write(table, contents)
+            shown = self.dma.map(table, len(contents), writable=False, cpu=self.index)
+            head = self.ring.add_indirect(direct, shown, buffers)
         except BaseException:
             self.memory.free(table)
             if shown is not None:
                 self.dma.drop(shown)
             raise
         return Ticket(self.index, head, table, shown)
-
-    def _forget_signals(self) -> None:
-        self.take_calls()
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.err)
 
     def _free_ring(self) -> None:
         for ticket in self._tickets.values():
@@ -359,11 +359,8 @@ class Queue:
             raise BrokenQueueError(f"the device gave up queue {self.index} (err eventfd)")
         if self.call in ready:
             self.take_calls()
-        elif self._used_waits() and not self._poll(GRACE, [self.call]):
+        elif self.ring.has_used() and not self._poll(GRACE, [self.call]):
             self.counters.missed_calls += 1
-
-    def _used_waits(self) -> bool:
-        return self.ring.used_idx() != self.ring.last_used
 
     def _poll(self, timeout: float, fds: Sequence[int]) -> set[int]:
         poller = select.poll()

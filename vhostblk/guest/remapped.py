@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from vhostblk.guest.dma import Dma
 from vhostblk.guest.iommu import READ, WRITE, Iommu
-from vhostblk.guest.ring import RingAddresses, avail_bytes, desc_bytes, used_bytes
+from vhostblk.guest.shape import RingAddresses, RingShape
 
 
 class Remapped:
@@ -49,9 +49,9 @@ class Remapped:
         self._iommu.unmap(address)
         self._dma.drop(at)
 
-    def allocate_ring(self, size: int) -> RingAddresses:
+    def allocate_ring(self, shape: RingShape) -> RingAddresses:
         """Allocate a ring; `RingMap` shows it to the device."""
-        return self._dma.allocate_ring(size)
+        return self._dma.allocate_ring(shape)
 
     def free_ring(self, addresses: RingAddresses) -> None:
         """Give the memory of a ring back."""
@@ -74,14 +74,14 @@ class RingMap:
     iommu: Iommu
     _shown: dict[int, RingAddresses] = field(default_factory=dict)
 
-    def show(self, index: int, addresses: RingAddresses, size: int) -> RingAddresses:
+    def show(self, index: int, addresses: RingAddresses, shape: RingShape) -> RingAddresses:
         """Map the parts of ring *index*, in place of those it had; return their IOVAs."""
         self._unmap(index)
         both = READ | WRITE
         shown = RingAddresses(
-            desc=self.iommu.map(addresses.desc, desc_bytes(size), both),
-            avail=self.iommu.map(addresses.avail, avail_bytes(size), both),
-            used=self.iommu.map(addresses.used, used_bytes(size), both),
+            desc=self.iommu.map(addresses.desc, shape.desc_bytes, both),
+            avail=self.iommu.map(addresses.avail, shape.avail_bytes, both),
+            used=self.iommu.map(addresses.used, shape.used_bytes, both),
         )
         self._shown[index] = shown
         return shown

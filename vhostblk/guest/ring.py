@@ -17,33 +17,19 @@ that is woken by the kick cannot: the eventfd's lock lies between.
 Spec: virtio 1.3, 2.7.
 """
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vhostblk.guest.errors import RingError
 from vhostblk.guest.memory import GuestMemory
+from vhostblk.guest.shape import Buffer, RingAddresses, RingShape, Used, writable_bytes
 from vhostblk.spec import virtio_ring as vr
 
 DESC = struct.Struct("<QIHH")
 USED_ELEM = struct.Struct("<II")
 WRAP = 0xFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """
-    One piece of a request.
-
-    Args:
-        gpa: First byte.
-        length: Bytes.
-        writable: The device may write it (else: read it).
-    """
-
-    gpa: int
-    length: int
-    writable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,60 +47,17 @@ class Descriptor:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class _Chain:
     """
-    An element of the used ring.
+    A chain in flight.
 
     Args:
-        head: Which chain.
-        length: Bytes the device says it wrote.
+        descriptors: Which it has, the head first.
+        writable: Bytes the device may write.
     """
 
-    head: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class RingAddresses:
-    """GPAs of a ring's three parts."""
-
-    desc: int
-    avail: int
-    used: int
-
-
-def desc_bytes(size: int) -> int:
-    """Return the bytes of a descriptor table of *size* entries."""
-    return vr.DESC_SIZE * size
-
-
-def avail_bytes(size: int) -> int:
-    """Return the bytes of an available ring, used_event included."""
-    return vr.AVAIL_HEADER_SIZE + vr.AVAIL_ELEM_SIZE * size + vr.EVENT_SIZE
-
-
-def used_bytes(size: int) -> int:
-    """Return the bytes of a used ring, avail_event included."""
-    return vr.USED_HEADER_SIZE + vr.USED_ELEM_SIZE * size + vr.EVENT_SIZE
-
-
-def allocate_ring(memory: GuestMemory, size: int, *, align: int = 1) -> RingAddresses:
-    """
-    Find room for a ring; its parts lie apart, in different regions if there are any.
-
-    Args:
-        memory: Where.
-        size: Descriptors.
-        align: Each part begins at a multiple of this, a power of two, and of what it needs.
-
-    Returns:
-        Where the parts are.
-    """
-    return RingAddresses(
-        desc=memory.allocate(desc_bytes(size), align=max(align, vr.DESC_ALIGN)),
-        avail=memory.allocate(avail_bytes(size), align=max(align, vr.AVAIL_ALIGN)),
-        used=memory.allocate(used_bytes(size), align=max(align, vr.USED_ALIGN)),
-    )
+    descriptors: list[int]
+    writable: int
 
 
 class SplitRing:
@@ -127,9 +70,10 @@ class SplitRing:
         size: Descriptors, a power of two up to 32768.
         base: Index of the first available and of the first used entry, modulo 65536.
         event_idx: EVENT_IDX was negotiated.
+        in_order: IN_ORDER was: one used element may stand for all chains before it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - where and how a ring is
         self,
         memory: GuestMemory,
         addresses: RingAddresses,
@@ -137,6 +81,7 @@ class SplitRing:
         *,
         base: int = 0,
         event_idx: bool = False,
+        in_order: bool = False,
     ) -> None:
         if size < 1 or size > 1 << 15 or size & (size - 1):
             raise RingError(f"a split ring cannot have {size} descriptors")
@@ -144,13 +89,21 @@ class SplitRing:
         self.addresses = addresses
         self.size = size
         self.event_idx = event_idx
+        self.in_order = in_order
         self.avail_idx = base & WRAP
         """Index of the next available entry, as last published."""
         self.last_used = base & WRAP
         """Index of the next used entry to look at."""
+        self._published = 0
         self._free = list(range(size))
-        self._chains: dict[int, list[int]] = {}
+        self._chains: dict[int, _Chain] = {}
+        self._order: dict[int, None] = {}  # heads, as published
         self._clear()
+
+    @property
+    def shape(self) -> RingShape:
+        """Return its size and format."""
+        return RingShape(self.size)
 
     @property
     def free_descriptors(self) -> int:
@@ -159,7 +112,7 @@ class SplitRing:
 
     @property
     def in_flight(self) -> tuple[int, ...]:
-        """Return the heads the device has not given back, in no order."""
+        """Return the heads the device has not given back, oldest first."""
         return tuple(self._chains)
 
     def add(self, buffers: Sequence[Buffer]) -> int:
@@ -175,21 +128,21 @@ class SplitRing:
         Raises:
             RingError: Not enough descriptors are free.
         """
-        chain = self.take(len(buffers))
+        chain = self.take(len(buffers), writable=writable_bytes(buffers))
         for i, buffer in enumerate(buffers):
             flags = vr.DESC_F_WRITE if buffer.writable else 0
             after = chain[i + 1] if i + 1 < len(chain) else None
             self._link(chain[i], buffer, flags, after)
         return chain[0]
 
-    def add_indirect(self, direct: Sequence[Buffer], table: int, entries: int) -> int:
+    def add_indirect(self, direct: Sequence[Buffer], table: int, buffers: Sequence[Buffer]) -> int:
         """
         Write a chain that ends in an indirect table; the device does not see it yet.
 
         Args:
             direct: Buffers in front of the table; usually none.
             table: GPA of the table, already written.
-            entries: Descriptors in the table.
+            buffers: Those in the table.
 
         Returns:
             The head.
@@ -197,20 +150,26 @@ class SplitRing:
         Raises:
             RingError: Not enough descriptors are free.
         """
-        chain = self.take(len(direct) + 1)
+        writable = writable_bytes(direct) + writable_bytes(buffers)
+        chain = self.take(len(direct) + 1, writable=writable)
         for i, buffer in enumerate(direct):
             flags = vr.DESC_F_WRITE if buffer.writable else 0
             self._link(chain[i], buffer, flags, chain[i + 1])
-        last = Descriptor(table, entries * vr.DESC_SIZE, vr.DESC_F_INDIRECT)
+        last = Descriptor(table, len(buffers) * vr.DESC_SIZE, vr.DESC_F_INDIRECT)
         self.write_descriptor(chain[-1], last)
         return chain[0]
 
-    def take(self, count: int) -> list[int]:
+    def table(self, buffers: Sequence[Buffer]) -> bytes:
+        """Return the contents of an indirect table."""
+        return indirect_table(buffers)
+
+    def take(self, count: int, *, writable: int = 0) -> list[int]:
         """
         Take free descriptors as one chain, of which the first is the head; write them yourself.
 
         Args:
             count: How many, at least 1.
+            writable: Bytes the device may write there.
 
         Returns:
             Their indices.
@@ -223,18 +182,21 @@ class SplitRing:
                 f"a chain of {count} descriptors, but {len(self._free)} of {self.size} are free"
             )
         chain, self._free = self._free[:count], self._free[count:]
-        self._chains[chain[0]] = chain
+        self._chains[chain[0]] = _Chain(chain, writable)
         return chain
 
     def give_back(self, head: int) -> None:
         """Free the descriptors of a chain the device will not (or did already) complete."""
-        self._free.extend(self._chains.pop(head))
+        self._free.extend(self._chains.pop(head).descriptors)
+        self._order.pop(head, None)
 
     def publish(self, *heads: int) -> None:
         """Make chains available: elements first, then one store of the index."""
         for i, head in enumerate(heads):
             self.write_avail(self.avail_idx + i, head)
+            self._order[head] = None
         self.set_avail_idx(self.avail_idx + len(heads))
+        self._published = len(heads)
 
     def pop_used(self) -> list[Used]:
         """
@@ -244,7 +206,7 @@ class SplitRing:
             The elements, in the order of the ring.
 
         Raises:
-            RingError: A head that is not in flight, or an index that ran ahead.
+            RingError: A head that is not in flight, or not its turn, or an index that ran ahead.
         """
         popped: list[Used] = []
         while True:
@@ -254,18 +216,25 @@ class SplitRing:
                     f"the used index is {self.used_idx()}: {new} new entries, "
                     f"but {len(self._chains)} chains are in flight"
                 )
-            popped.extend(self._pop_one() for _ in range(new))
+            end = len(popped) + new
+            while len(popped) < end:
+                popped.extend(self._pop_batch(end - len(popped)))
             if not self.event_idx or not new:
                 return popped
             # Look again after arming: what came between was not going to be called for.
             self.set_used_event(self.last_used)
 
-    def wants_kick(self, published: int) -> bool:
-        """
-        Tell whether the device asked to be kicked.
+    def has_used(self) -> bool:
+        """Tell whether the device has given something back that was not taken."""
+        return self.used_idx() != self.last_used
 
-        Args:
-            published: How many entries the last ``publish`` added.
+    def lost_base(self, known: int) -> int:  # noqa: ARG002 - the other format needs it
+        """Return what SET_VRING_BASE says when the device died: where it had got to, as QEMU."""
+        return self.used_idx()
+
+    def wants_kick(self) -> bool:
+        """
+        Tell whether the device asked to be kicked for what the last ``publish`` added.
 
         Returns:
             Its answer, which without a fence may be a stale one.
@@ -273,7 +242,7 @@ class SplitRing:
         if not self.event_idx:
             flags = self.memory.load_u16(self.addresses.used)
             return not flags & vr.USED_F_NO_NOTIFY
-        return need_event(self.avail_event(), self.avail_idx, self.avail_idx - published)
+        return need_event(self.avail_event(), self.avail_idx, self.avail_idx - self._published)
 
     def quiet(self) -> None:
         """Ask the device not to call (a hint; without EVENT_IDX only)."""
@@ -313,21 +282,31 @@ class SplitRing:
             flags |= vr.DESC_F_NEXT
         self.write_descriptor(index, Descriptor(buffer.gpa, buffer.length, flags, after or 0))
 
-    def _pop_one(self) -> Used:
+    def _pop_batch(self, new: int) -> list[Used]:
         slot = self.last_used % self.size
         at = self.addresses.used + vr.USED_HEADER_SIZE + vr.USED_ELEM_SIZE * slot
         head, length = USED_ELEM.unpack(self.memory.read(at, USED_ELEM.size))
         if head not in self._chains:
             raise RingError(f"the device used head {head} at {self.last_used}: not in flight")
-        self.last_used = (self.last_used + 1) & WRAP
-        self.give_back(head)
-        return Used(head, length)
+        skipped = list(itertools.takewhile(lambda one: one != head, self._order))
+        # In order it stands for those before it as well, which were used completely.
+        done = [Used(one, self._chains[one].writable) for one in skipped] if self.in_order else []
+        if len(done) >= new:
+            raise RingError(
+                f"the device used head {head} at {self.last_used}, which is number "
+                f"{len(done) + 1} in order, and moved its index by {new}"
+            )
+        done.append(Used(head, length))
+        self.last_used = (self.last_used + len(done)) & WRAP
+        for one in done:
+            self.give_back(one.head)
+        return done
 
     def _clear(self) -> None:
         base = self.avail_idx
-        self.memory.write(self.addresses.desc, bytes(desc_bytes(self.size)))
-        self.memory.write(self.addresses.avail, bytes(avail_bytes(self.size)))
-        self.memory.write(self.addresses.used, bytes(used_bytes(self.size)))
+        self.memory.write(self.addresses.desc, bytes(self.shape.desc_bytes))
+        self.memory.write(self.addresses.avail, bytes(self.shape.avail_bytes))
+        self.memory.write(self.addresses.used, bytes(self.shape.used_bytes))
         # A ring that begins elsewhere than 0 was in use before: its memory says so too.
         self.memory.store_u16(self.addresses.avail + 2, base)
         self.memory.store_u16(self.addresses.used + 2, base)

@@ -15,9 +15,10 @@ from vhostblk.guest.iommu import Iommu
 from vhostblk.guest.layout import Region
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import Wanted, negotiate
-from vhostblk.guest.queue import Queue, QueueOptions
+from vhostblk.guest.queue import Queue
 from vhostblk.guest.remapped import RingMap
-from vhostblk.guest.ring import RingAddresses
+from vhostblk.guest.rings import QueueOptions
+from vhostblk.guest.shape import RingAddresses, RingFeatures
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.vhost_user import (
     VHOST_USER_F_PROTOCOL_FEATURES,
@@ -102,9 +103,9 @@ class Session:
         return bool(self.features & vr.F_INDIRECT_DESC)
 
     @property
-    def event_idx(self) -> bool:
-        """Tell whether EVENT_IDX is acknowledged."""
-        return bool(self.features & vr.F_EVENT_IDX)
+    def ring_features(self) -> RingFeatures:
+        """Return what is acknowledged about rings."""
+        return RingFeatures.of(self.features)
 
     def start(self, queues: Sequence[int] | None = None) -> None:
         """
@@ -139,8 +140,8 @@ class Session:
         """Send NUM, BASE, ADDR and KICK of one queue."""
         queue = self.queues[index]
         addresses = self._shown(queue)
-        self.frontend.set_vring_num(index, queue.ring.size)
-        self.frontend.set_vring_base(index, self._bases.get(index, queue.options.base))
+        self.frontend.set_vring_num(index, queue.ring.shape.size)
+        self.frontend.set_vring_base(index, self._bases.get(index, queue.base))
         self.frontend.set_vring_addr(
             wire.VringAddr(
                 index=index,
@@ -157,7 +158,7 @@ class Session:
         """Return where the device finds a ring: UVAs, or IOVAs behind an IOMMU."""
         at = queue.ring.addresses
         if self.rings is not None:
-            return self.rings.show(queue.index, at, queue.ring.size)
+            return self.rings.show(queue.index, at, queue.ring.shape)
         uva = self.memory.uva
         return RingAddresses(desc=uva(at.desc), avail=uva(at.avail), used=uva(at.used))
 
@@ -225,7 +226,7 @@ class Session:
             self.features = self.agreement.offered & features | kept
         for queue in self.queues:
             queue.replace_ring(
-                queue_options or queue.options, event_idx=self.event_idx, dma=self.dma
+                queue_options or queue.options, features=self.ring_features, dma=self.dma
             )
         self.start(queues)
 
@@ -269,7 +270,7 @@ class Session:
         self.memory.remove_region(gpa)
 
     def _make_queue(self, index: int, options: QueueOptions) -> None:
-        queue = Queue.create(index, self.memory, options, event_idx=self.event_idx, dma=self.dma)
+        queue = Queue.create(index, self.memory, options, features=self.ring_features, dma=self.dma)
         queue.hangup_fd = self.frontend.connection.fileno()
         self.queues.append(queue)
         # Long before SET_FEATURES: QEMU does so as soon as it is connected.
