@@ -30,13 +30,15 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     access_platform: bool = True,
     socket_mode: int = 0o600,
     socket_owner: tuple[int | None, int | None] = (None, None),
+    control: str | os.PathLike[str] | None = None,
     ready: Callable[[], None] | None = None,
 ) -> None:
     """
     Serve a disk to virtual machines until SIGTERM or SIGINT; then drain, flush and return.
 
     Args:
-        disk: An object that meets the `Disk` contract; opened and closed here.
+        disk: An object that meets the `Disk` contract, or a disk named as text; opened and
+            closed here.
         socket_path: Where to listen.
         fd: Instead: a socket that somebody opened, listening or connected; taken over.
         engine: ``auto``, ``native`` (the compiled core) or ``reference`` (Python).
@@ -55,12 +57,15 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         access_platform: Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.
         socket_mode: Permission bits of the socket.
         socket_owner: User and group of the socket, as numbers; None: whoever runs this.
+        control: Where to listen for `vhostblk ctl`; None: nowhere.
         ready: Called, in the thread that serves, once a front-end can be served.
 
     Raises:
         VhostBlkError: Something cannot be had; the text says what to do.
     """
     # Here, as most who import the package (the fake guest's users) never serve.
+    from vhostblk.disk.grammar import parse  # noqa: PLC0415
+    from vhostblk.disk.make import make  # noqa: PLC0415
     from vhostblk.memory.ranges import OnViolation  # noqa: PLC0415
     from vhostblk.server.listener import SocketOptions  # noqa: PLC0415
     from vhostblk.server.policy import (  # noqa: PLC0415
@@ -73,8 +78,9 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     from vhostblk.server.serve import device_name, serve_disk  # noqa: PLC0415
 
     uid, gid = socket_owner
+    source = parse(disk) if isinstance(disk, str) else None
     serve_disk(
-        disk,
+        disk if source is None else make(source),
         socket_path,
         fd=fd,
         engine=engine,
@@ -94,5 +100,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             iommu=chosen(IommuMode, "iommu", iommu),
             access_platform=access_platform,
         ),
+        control=control,
+        source=source,
         ready=ready,
     )

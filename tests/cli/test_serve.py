@@ -258,7 +258,7 @@ def use_and_leave(sock: socket.socket) -> None:
         (["memory:12"], "memory:12: a disk has 512 bytes or a multiple of that, not 12"),
         (
             ["--cache", "none", "memory:1M"],
-            "--cache is for files: a memory: disk has no host cache",
+            "cache is for files: a memory: disk has no host cache",
         ),
         (
             ["--serial", "123456789012345678901", "memory:1M"],

@@ -4,8 +4,8 @@ import pytest
 
 from vhostblk.disk.call import Calls, starts_writeback
 from vhostblk.disk.file import CacheMode, File, Locking
-from vhostblk.disk.grammar import parse
-from vhostblk.disk.make import SCHEMES, make
+from vhostblk.disk.grammar import DiskSpec, parse
+from vhostblk.disk.make import SCHEMES, beside, make
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
 from vhostblk.errors import VhostBlkError
@@ -117,3 +117,40 @@ def test_the_reference_has_every_scheme_and_option() -> None:
             assert f"{option}=" in section
     for mode in (*CacheMode, *Locking):
         assert f"`{mode}`" in text
+
+
+def test_beside_puts_cache_and_read_only_into_a_file(tmp_path: Path) -> None:
+    """What the command was told of the file reaches the file, which opens and locks itself so."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    disk = make(beside(parse(str(image)), cache="writethrough", read_only=True))
+    assert isinstance(disk, File)
+    disk.open()
+    assert (disk.writeback, disk.info().read_only) == (False, True)
+    disk.close()
+
+
+def test_beside_serves_any_disk_read_only() -> None:
+    """read_only is the device's for a disk that has no such option itself."""
+    spec = parse("memory:1M")
+    assert beside(spec, cache=None, read_only=True) == spec
+
+
+def test_beside_refuses_two_answers_to_one_question() -> None:
+    """An option of the command and one of the disk may not differ."""
+    spec = parse("file:disk.img,cache=none")
+    with pytest.raises(VhostBlkError, match="cache=none here, but cache=writeback elsewhere"):
+        beside(spec, cache="writeback", read_only=False)
+
+
+def test_beside_refuses_an_option_the_disk_has_not() -> None:
+    """A cache mode says nothing about memory."""
+    spec = parse("memory:1M")
+    with pytest.raises(VhostBlkError, match="a memory: disk has no host cache"):
+        beside(spec, cache="none", read_only=False)
+
+
+def test_beside_takes_a_file_of_any_name() -> None:
+    """A back-end program is given a path, never a scheme."""
+    spec = beside(DiskSpec("file", "memory:1M"), cache=None, read_only=False)
+    assert isinstance(make(str(spec)), File)

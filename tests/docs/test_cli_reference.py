@@ -8,26 +8,34 @@ Run as a program, this file writes them into the page:
 import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from vhostblk.cli import backend_command, main
+from vhostblk.cli import backend_command, ctl, main
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
-USAGE = re.compile(r"^```text\n(Usage: (.+?) \[OPTIONS\].*?)^```$", re.MULTILINE | re.DOTALL)
+USAGE = re.compile(
+    r"^```text\n(Usage: (vhostblk[a-z -]*?) (?:\[OPTIONS\]|[A-Z\[]).*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def help_text(program: str) -> str:
     """The help of ``vhostblk serve`` and the like, 80 columns wide."""
-    command = backend_command.backend
-    name, _, subcommand = program.partition(" ")
+    command: click.Command = backend_command.backend
+    name, *subcommands = program.split(" ")
     if name == "vhostblk":
-        command = main.vhostblk.commands[subcommand] if subcommand else main.vhostblk
+        command = main.vhostblk
+    for subcommand in subcommands:
+        assert isinstance(command, click.Group)
+        command = command.commands[subcommand]
     result = CliRunner(env={"COLUMNS": "80"}).invoke(command, ["--help"], prog_name=program)
     return result.output
 
 
 PROGRAMS = ["vhostblk", *(f"vhostblk {name}" for name in main.vhostblk.commands)]
+PROGRAMS += [f"vhostblk ctl {name}" for name in ctl.ctl.commands]
 PROGRAMS.append("vhostblk-backend")
 
 

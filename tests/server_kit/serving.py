@@ -16,6 +16,7 @@ from vhostblk.engine.choose import EngineName, load
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import Device
 from vhostblk.server.listener import SocketOptions, listen
+from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
 
@@ -35,7 +36,7 @@ class Serving:
 
     def __init__(self, engine: EngineName, directory: Path) -> None:
         self._engine = engine
-        self._directory = directory
+        self.directory = directory
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
         self._stop = asyncio.Event()
@@ -62,6 +63,7 @@ class Serving:
         self._loop = asyncio.get_running_loop()
         async with Server(make_engine(self._engine)) as server:
             self._server = server
+            self.operations = Operations(server, self._stop.set)
             self._up.set()
             await self._stop.wait()
 
@@ -81,7 +83,7 @@ class Serving:
     def add(self, disk: object, **options: object) -> Path:
         """Serve one more disk; return its socket."""
         self._count += 1
-        path = self._directory / f"s{self._count}"
+        path = self.directory / f"s{self._count}"
         chosen = DeviceOptions(**{"name": path.name, "drain_seconds": 2.0, **options})  # type: ignore[arg-type]
 
         async def add() -> Device:

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 
 import vhostblk
-from vhostblk.cli import disks, options, report
+from vhostblk.cli import options, report
 from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.make import beside
 
 
 @click.command("vhostblk-backend")
@@ -54,9 +55,9 @@ def backend(
     """  # noqa: D301 - \b keeps click from joining lines
     options.one_socket(socket_path, fd)
     report.start_logging(-1 if quiet else verbose)
-    disk = disks.make_disk(DiskSpec("file", blk_file), cache=None, read_only=read_only)
+    disk = beside(DiskSpec("file", blk_file), cache=None, read_only=read_only)
     vhostblk.serve(
-        disk,
+        str(disk),
         socket_path,
         fd=fd,
         read_only=read_only,

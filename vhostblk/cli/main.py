@@ -2,23 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 import click
 
 from vhostblk.cli import report
+from vhostblk.cli.ctl import ctl
 from vhostblk.cli.demo import demo
 from vhostblk.cli.libvirt_xml import libvirt_xml
 from vhostblk.cli.qemu_args import qemu_args
 from vhostblk.cli.serve import serve
-
-
-def version() -> str:
-    """Say which vhostblk this is."""
-    try:
-        return metadata.version("vhostblk")
-    except metadata.PackageNotFoundError:
-        return "(run from a source tree, not installed)"
+from vhostblk.version import version
 
 
 @click.group(invoke_without_command=True)
@@ -41,7 +34,7 @@ def vhostblk(context: click.Context, *, asked_version: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (serve, qemu_args, libvirt_xml, demo):
+for command in (serve, ctl, qemu_args, libvirt_xml, demo):
     vhostblk.add_command(command)
 
 

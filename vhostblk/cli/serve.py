@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 import vhostblk
-from vhostblk.cli import disks, options, report
+from vhostblk.cli import options, report
 from vhostblk.disk.file import CacheMode
 from vhostblk.disk.grammar import parse
+from vhostblk.disk.make import beside
 
 
 @click.command("serve", short_help="Serve a disk until SIGTERM.")
@@ -71,6 +72,12 @@ from vhostblk.disk.grammar import parse
     help="How long a stop waits for requests in flight before it fails them.  [default: 20]",
 )
 @options.confidential
+@click.option(
+    "--control",
+    metavar="PATH",
+    type=click.Path(readable=False, path_type=Path),
+    help="Listen here for `vhostblk ctl`, which changes what is served.  [default: nowhere]",
+)
 @options.verbosity
 def serve(
     *,
@@ -93,6 +100,7 @@ def serve(
     on_violation: options.OnViolation,
     iommu: options.Iommu,
     access_platform: bool,
+    control: Path | None,
     verbose: int,
     quiet: bool,
 ) -> None:
@@ -118,7 +126,7 @@ def serve(
     options.one_socket(socket_path, fd)
     report.start_logging(-1 if quiet else verbose)
     vhostblk.serve(
-        disks.make_disk(parse(disk), cache=cache, read_only=read_only),
+        str(beside(parse(disk), cache=cache, read_only=read_only)),
         socket_path,
         fd=fd,
         engine=engine,
@@ -136,5 +144,6 @@ def serve(
         access_platform=access_platform,
         socket_mode=socket_mode,
         socket_owner=socket_owner or (None, None),
+        control=control,
         ready=report.ready,
     )

@@ -65,6 +65,28 @@ def make(spec: DiskSpec | str) -> Disk:
     return scheme.build(spec)
 
 
+def beside(spec: DiskSpec, *, cache: str | None, read_only: bool) -> DiskSpec:
+    """
+    Add to a disk what was said of the device it is for.
+
+    Args:
+        spec: The disk.
+        cache: A file's cache mode; None: as *spec* says.
+        read_only: Open a file so, which lets readers share its lock.  For other disks the device
+            refuses writes.
+
+    Raises:
+        VhostBlkError: A cache mode for what has none, or two answers to one question.
+    """
+    if cache is not None:
+        if spec.scheme != "file":
+            raise VhostBlkError(f"cache is for files: a {spec.scheme}: disk has no host cache")
+        spec = spec.with_option("cache", cache)
+    if read_only and spec.scheme == "file":
+        spec = spec.with_option("read-only", "on")
+    return spec
+
+
 def _check_options(spec: DiskSpec, known: frozenset[str]) -> None:
     for key in spec.options:
         if key not in known:

@@ -22,6 +22,7 @@ from vhostblk.server.iommu import Iommu
 from vhostblk.server.keeper import Keeper
 from vhostblk.server.misses import Misses
 from vhostblk.server.observer import Observer
+from vhostblk.server.peer import Peer
 from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
 from vhostblk.server.status import log_status
@@ -38,10 +39,12 @@ class Attachment:
 
     Args:
         device: What it is connected to.
+        peer: Who it is; None: not known.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, peer: Peer | None = None) -> None:
         self.device = device
+        self.peer = peer
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.status = 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vhostblk.blk.config import ConfigSpace
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.features import offered
+from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import DeviceEngine, Engine, Queue
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.mapping import Mapping
@@ -46,6 +47,7 @@ class Device:
         pump: The disk and its thread.
         blk: What is promised.
         options: What was asked.
+        source: The disk as it was written; None: a program's own object.
         log: Its log.
     """
 
@@ -57,8 +59,10 @@ class Device:
         pump: Pump,
         blk: BlkDevice,
         options: DeviceOptions,
+        source: DiskSpec | None,
         log: Log,
     ) -> None:
+        self.source = source
         self.blk = blk
         self.options = options
         self.log = log
@@ -77,6 +81,11 @@ class Device:
         self._pump = pump
         self._buried: list[Mapping] = []
         self._exhuming: asyncio.TimerHandle | None = None
+
+    @property
+    def disk_name(self) -> str:
+        """The disk as a person may write it; of a program's own object its class."""
+        return type(self._pump.calls.disk).__name__ if self.source is None else str(self.source)
 
     # ---- queues ---------------------------------------------------------------------------
 
@@ -177,7 +186,9 @@ class Device:
         atexit.register(self._buried.clear)
 
 
-async def open_device(disk: object, engine: Engine, options: DeviceOptions) -> Device:
+async def open_device(
+    disk: object, engine: Engine, options: DeviceOptions, source: DiskSpec | None = None
+) -> Device:
     """
     Open a disk and make a device of it.
 
@@ -185,6 +196,7 @@ async def open_device(disk: object, engine: Engine, options: DeviceOptions) -> D
         disk: Any object that meets the `Disk` contract; closed by the device.
         engine: The data plane.
         options: What the operator asks.
+        source: The disk as it was written, if it was.
 
     Raises:
         VhostBlkError: The disk cannot be had, or not so.
@@ -198,4 +210,12 @@ async def open_device(disk: object, engine: Engine, options: DeviceOptions) -> D
     except BaseException:
         await pump.close(seconds=options.drain_seconds)
         raise
-    return Device(engine=engine, share=share, pump=pump, blk=blk, options=options, log=log)
+    return Device(
+        engine=engine,
+        share=share,
+        pump=pump,
+        blk=blk,
+        options=options,
+        source=source,
+        log=log,
+    )

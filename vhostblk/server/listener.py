@@ -55,6 +55,11 @@ class Listener:
         self._listening = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         self._gate = Gate(sock.fileno())
 
+    @property
+    def path(self) -> Path | None:
+        """The name of our own socket file; None: not ours, or removed."""
+        return self._path
+
     async def accept(self) -> socket.socket | None:
         """
         Return the next connection; None when there will be no more.

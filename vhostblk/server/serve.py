@@ -4,14 +4,19 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import uvloop
 
+from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.choose import EngineName, load
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.control import Control
+from vhostblk.server.jsonrpc import Dispatcher
 from vhostblk.server.listener import Listener, SocketOptions, adopt, listen
+from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
 
@@ -28,6 +33,8 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     engine: EngineName = "auto",
     socket: SocketOptions | None = None,
     options: DeviceOptions | None = None,
+    control: str | os.PathLike[str] | None = None,
+    source: DiskSpec | None = None,
     ready: Callable[[], None] | None = None,
 ) -> None:
     """
@@ -42,6 +49,8 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         engine: ``auto``, ``native`` or ``reference``.
         socket: Who may connect to *socket_path*.
         options: What to ask of the device.
+        control: Where to listen for operators; None: nowhere.
+        source: The disk as it was written, if it was.
         ready: Called once front-ends can connect.
 
     Raises:
@@ -49,13 +58,22 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     """
     if (socket_path is None) == (fd is None):
         raise VhostBlkError("say where to serve: a socket path, or the fd of a socket")
-    # The socket first: who asks for a taken one should not have locked the disk meanwhile.
-    if socket_path is None:
-        listener = adopt(-1 if fd is None else fd)
-    else:
-        listener = listen(Path(socket_path), socket or SocketOptions())
     options = options or DeviceOptions(name=device_name(socket_path, fd))
-    uvloop.run(_serve(disk, listener, engine, options, ready))
+    # The sockets first: who asks for a taken one should not have locked the disk meanwhile.
+    with ExitStack() as sockets:
+        if socket_path is None:
+            listener = adopt(-1 if fd is None else fd)
+        else:
+            listener = listen(Path(socket_path), socket or SocketOptions())
+        sockets.callback(listener.close)
+        operators = None if control is None else listen(Path(control), SocketOptions())
+        if operators is not None:
+            sockets.callback(operators.close)
+
+        async def add(server: Server) -> None:
+            await server.add(disk, listener, options, source)
+
+        uvloop.run(_serve(add, engine, operators, ready))
 
 
 def device_name(path: str | os.PathLike[str] | None, fd: int | None) -> str:
@@ -64,28 +82,38 @@ def device_name(path: str | os.PathLike[str] | None, fd: int | None) -> str:
 
 
 async def _serve(
-    disk: object,
-    listener: Listener,
+    add: Callable[[Server], Awaitable[None]],
     engine: EngineName,
-    options: DeviceOptions,
+    operators: Listener | None,
     ready: Callable[[], None] | None,
 ) -> None:
     told = asyncio.Event()
     _on_signals(told.set, *SIGNALS)
-    try:
-        plane = load(engine)
-    except BaseException:
-        listener.close()
-        raise
-    async with Server(plane) as server:
+    async with Server(load(engine)) as server, _controlled(server, operators, told.set):
         _on_signals(server.report, STATUS_SIGNAL)
-        await server.add(disk, listener, options)
+        await add(server)
         if ready is not None:
             ready()
         ended = {asyncio.ensure_future(told.wait()), asyncio.ensure_future(server.wait())}
         _, left = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         for task in left:
             task.cancel()
+
+
+@asynccontextmanager
+async def _controlled(
+    server: Server, operators: Listener | None, stop: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Let operators change what is served."""
+    if operators is None:
+        yield
+        return
+    control = Control(operators, Dispatcher(Operations(server, stop).methods()))
+    control.start()
+    try:
+        yield
+    finally:
+        await control.close()
 
 
 def _on_signals(heed: Callable[[], None], *numbers: signal.Signals) -> None:

@@ -7,42 +7,20 @@ its connection, and what goes wrong with one disk ends its device, never the oth
 
 import asyncio
 import resource
-from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import Engine
-from vhostblk.server.attachment import Attachment
+from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import Device, open_device
 from vhostblk.server.listener import Listener
 from vhostblk.server.promise import DeviceOptions
-from vhostblk.server.session import Session
+from vhostblk.server.service import Service
 from vhostblk.server.status import log_status
-from vhostblk.server.transport import Transport
 
 OPEN_FILES = 65536
 """Descriptors we ask for: 64 queues have 3 each and 509 regions one, for every device."""
-RETRY_SECONDS = 1.0
-"""How long to wait with a connection that no descriptor is left for."""
-
-
-@dataclass(slots=True)
-class _Service:
-    """
-    A device being served.
-
-    Args:
-        device: What.
-        listener: Where its front-ends come from.
-        session: The one that is connected.
-        task: The accept loop.
-    """
-
-    device: Device
-    listener: Listener
-    session: Session | None = None
-    task: asyncio.Task[None] | None = None
 
 
 class Server:
@@ -55,7 +33,9 @@ class Server:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._services: list[_Service] = []
+        self.services: dict[str, Service] = {}
+        """What is served, by name."""
+        self._coming: set[str] = set()
         raise_open_files()
 
     async def __aenter__(self) -> Self:
@@ -69,7 +49,18 @@ class Server:
     ) -> None:
         await self.close()
 
-    async def add(self, disk: object, listener: Listener, options: DeviceOptions) -> Device:
+    @property
+    def engine_name(self) -> str:
+        """``native`` or ``reference``."""
+        return self._engine.name
+
+    async def add(
+        self,
+        disk: object,
+        listener: Listener,
+        options: DeviceOptions,
+        source: DiskSpec | None = None,
+    ) -> Device:
         """
         Open a disk and serve it.
 
@@ -77,18 +68,22 @@ class Server:
             disk: Any object that meets the `Disk` contract; closed by the server.
             listener: Where its front-ends come from; owned, also when this fails.
             options: What the operator asks.
+            source: The disk as it was written, if it was.
 
         Raises:
             VhostBlkError: The disk cannot be had, or not so.
         """
         try:
-            device = await open_device(disk, self._engine, options)
+            self._reserve(options.name)
+            try:
+                device = await open_device(disk, self._engine, options, source)
+            finally:
+                self._coming.discard(options.name)
         except BaseException:
             listener.close()
             raise
-        service = _Service(device, listener)
-        service.task = asyncio.create_task(_serve(service), name=f"serve {options.name}")
-        self._services.append(service)
+        service = self.services[options.name] = Service(device, listener)
+        service.start()
         device.log.info(
             "%d bytes on %d queue%s, %s engine%s",
             device.blk.capacity_sectors * 512,
@@ -99,15 +94,20 @@ class Server:
         )
         return device
 
+    def _reserve(self, name: str) -> None:
+        if name in self.services or name in self._coming:
+            raise VhostBlkError(f"a device is called {name!r} already: give this one another name")
+        self._coming.add(name)
+
     async def wait(self) -> None:
         """Return when no device can get a front-end any more (``--fd`` with a connection)."""
-        tasks = [service.task for service in self._services if service.task is not None]
+        tasks = [one.task for one in self.services.values() if one.task is not None]
         if tasks:
             await asyncio.wait(tasks)
 
     def report(self) -> None:
         """Log the status of every device."""
-        for service in self._services:
+        for service in self.services.values():
             log_status(service.device, asked=True)
 
     async def close(self) -> None:
@@ -117,42 +117,13 @@ class Server:
         Raises:
             VhostBlkError: Completed writes may not be stable.
         """
-        services, self._services = self._services, []
-        results = await asyncio.gather(*map(_end, services), return_exceptions=True)
+        services, self.services = self.services, {}
+        ends = (service.end() for service in services.values())
+        results = await asyncio.gather(*ends, return_exceptions=True)
         await self._engine.close()
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-
-async def _serve(service: _Service) -> None:
-    """Serve one front-end after the other."""
-    device = service.device
-    while True:
-        try:
-            sock = await service.listener.accept()
-        except OSError as error:
-            device.log.warning("a connection cannot be accepted: %s", error.strerror)
-            await asyncio.sleep(RETRY_SECONDS)
-            continue
-        if sock is None:
-            return
-        service.session = Session(Transport(sock), Attachment(device), device.log)
-        try:
-            await service.session.run()
-        except Exception:
-            device.log.exception("a bug of ours, at the end of a connection")
-        service.session = None
-
-
-async def _end(service: _Service) -> None:
-    service.listener.close()
-    if service.session is not None:
-        service.session.stop()
-    if service.task is not None:
-        with suppress(asyncio.CancelledError):
-            await service.task
-    await service.device.close()
 
 
 def raise_open_files() -> None:

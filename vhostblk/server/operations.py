@@ -1,0 +1,90 @@
+"""
+What an operator can do while devices are served: the methods of the control socket.
+
+Each public ``async`` method is one of them; docs/reference/control.md describes it.  What changes a
+device does so under its service's lock.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from vhostblk.server.jsonrpc import Json, Method, NoDevice, method
+from vhostblk.server.server import Server
+from vhostblk.server.service import Service
+from vhostblk.server.status import Status, status
+from vhostblk.spec.virtio_blk import SECTOR_SIZE
+from vhostblk.version import version
+
+
+class Operations:
+    """
+    The methods, for one server.
+
+    Args:
+        server: Whose devices.
+        stop: Ends it.
+    """
+
+    def __init__(self, server: Server, stop: Callable[[], None]) -> None:
+        self._server = server
+        self._stop = stop
+
+    def methods(self) -> Mapping[str, Method]:
+        """Return all of them by name."""
+        asking = (self.version, self.list_devices, self.status)
+        changing = (self.shutdown,)
+        rows = [method(one, name=_NAMES.get(one.__name__, "")) for one in asking]
+        rows += [method(one, name=_NAMES.get(one.__name__, ""), changes=True) for one in changing]
+        return {row.name: row for row in rows}
+
+    # ---- asking ---------------------------------------------------------------------------
+
+    async def version(self) -> Json:
+        """Say who answers."""
+        return {"version": version(), "engine": self._server.engine_name, "pid": os.getpid()}
+
+    async def list_devices(self) -> Json:
+        """List what is served."""
+        return [_row(service) for service in self._server.services.values()]
+
+    async def status(self, device: str | None = None) -> Json:
+        """Return the status document of a device, or of all of them by name."""
+        if device is not None:
+            return _json(status(self._find(device).device))
+        services = self._server.services
+        return {name: _json(status(service.device)) for name, service in services.items()}
+
+    # ---- changing -------------------------------------------------------------------------
+
+    async def shutdown(self) -> Json:
+        """End, as SIGTERM does."""
+        self._stop()
+        return None
+
+    def _find(self, name: str) -> Service:
+        service = self._server.services.get(name)
+        if service is None:
+            known = ", ".join(self._server.services) or "none"
+            raise NoDevice(f"no device is called {name!r}; there are {known}")
+        return service
+
+
+def _json(document: Status) -> Json:
+    return cast("Json", document)  # a TypedDict is no Mapping to mypy
+
+
+_NAMES = {"list_devices": "list"}
+"""Methods whose name Python has another use for."""
+
+
+def _row(service: Service) -> Json:
+    device, path = service.device, service.listener.path
+    return {
+        "name": service.name,
+        "disk": device.disk_name,
+        "size": device.blk.capacity_sectors * SECTOR_SIZE,
+        "read_only": device.blk.read_only,
+        "socket_path": None if path is None else str(path),
+        "front_end_connected": device.attached is not None,
+    }
