@@ -150,3 +150,19 @@ def test_a_reset_may_come_thrice(number: int) -> None:
             assert wire.queue.running
 
     uvloop.run(reset())
+
+
+def test_a_ring_is_asked_for_its_base_behind_a_reset() -> None:
+    """
+    QEMU 7.2 pauses a guest by SET_STATUS 0, then GET_VRING_BASE: the answer is where it stood.
+
+    Spec: vhost-user, "VHOST_USER_GET_VRING_BASE".
+    """
+
+    async def pause() -> None:
+        async with wired() as wire:
+            await wire.start(base=7)
+            wire.tell(39, u64(0))
+            assert await wire.ask(11, vring(0, 0)) == vring(0, 7)
+
+    uvloop.run(pause())

@@ -285,9 +285,12 @@ class Ring:
         return first_base(packed=self.place.packed) if self.base is None else self.base
 
     async def reset(self) -> None:
-        """Stop it and forget its settings."""
+        """
+        Stop it and forget its settings, but not where it stands.
+
+        QEMU 7.2 pauses a guest by SET_STATUS 0 first and GET_VRING_BASE then.
+        """
         await self._end(RingEvent.RESET)
-        self.base = None
         self.place = Place(index=self.index)
 
     async def _end(self, event: RingEvent) -> None:
