@@ -5,6 +5,7 @@ The machine itself is :mod:`vhostblk.cli.guest_vm`, which the demonstration uses
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,11 @@ def tools() -> guest_vm.Tools:
         return guest_vm.find_tools(environment())
     except VhostBlkError as error:
         pytest.skip(f"{error}, or run `make setup`")
+
+
+def old_tools() -> guest_vm.Tools:
+    """Return the same with the QEMU of Debian's release, beside which ours is a backport."""
+    old = environment().get("VHOSTBLK_OLD_QEMU")
+    if old is None or not Path(old).exists():
+        pytest.skip("no VHOSTBLK_OLD_QEMU: run `make setup`")
+    return replace(tools(), qemu=Path(old))

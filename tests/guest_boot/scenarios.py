@@ -163,3 +163,16 @@ say busy yes
 sleep 600
 """
 """Keep requests in flight for ever."""
+
+
+def plugged(load: str) -> str:
+    """Run *load* on a disk that comes, see it go and come again, and read all of it."""
+    return f"""\
+say ready yes
+while [ ! -b /dev/vdb ]; do sleep 0.05; done
+{load}
+while [ -b /dev/vdb ]; do sleep 0.05; done
+say gone yes
+while [ ! -b /dev/vdb ]; do sleep 0.05; done
+say sum "$(dd if=/dev/vdb bs=1M iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
+"""

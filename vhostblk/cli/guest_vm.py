@@ -81,7 +81,9 @@ def find_tools(environ: Mapping[str, str]) -> Tools:
     return Tools(**found)
 
 
-def make_initramfs(tools: Tools, script: str, modules: Sequence[str] = ()) -> bytes:
+def make_initramfs(
+    tools: Tools, script: str, modules: Sequence[str] = (), programs: Sequence[Path] = ()
+) -> bytes:
     """
     Make a guest's user space that runs *script* on /dev/vda and powers off.
 
@@ -90,6 +92,7 @@ def make_initramfs(tools: Tools, script: str, modules: Sequence[str] = ()) -> by
         script: Shell (busybox), run with -e and -u.  ``say NAME VALUE`` reports.  mke2fs, e2fsck,
             blkdiscard and fallocate are in /sbin: busybox prefers its own applets to PATH.
         modules: Kernel modules that are loaded before the disk's.
+        programs: More programs for /sbin.
 
     Raises:
         VhostBlkError: The kernel has no such module, or a program is missing.
@@ -98,7 +101,7 @@ def make_initramfs(tools: Tools, script: str, modules: Sequence[str] = ()) -> by
         busybox=tools.busybox,
         modules=tools.modules,
         wanted=(*modules, *VIRTIO_MODULES),
-        programs=PROGRAMS,
+        programs=(*PROGRAMS, *map(str, programs)),
         script=script,
     )
 
@@ -119,6 +122,7 @@ class Machine:
         platform: Arguments in front of the disk: what it stands behind, an IOMMU.
         kernel_options: More of the kernel's command line.
         modules: Kernel modules that are loaded before the disk's.
+        programs: More programs of the guest's, in its /sbin.
         reboots: A reset boots again; otherwise it ends QEMU.
     """
 
@@ -131,6 +135,7 @@ class Machine:
     platform: tuple[str, ...] = ()
     kernel_options: str = ""
     modules: tuple[str, ...] = ()
+    programs: tuple[Path, ...] = ()
     reboots: bool = False
 
 
@@ -205,7 +210,7 @@ class Vm:
         self.monitor = directory / "qmp"
         """Where QEMU listens for QMP, see :func:`vhostblk.cli.qmp.run`."""
         initrd = directory / "initrd"
-        initrd.write_bytes(make_initramfs(tools, script, machine.modules))
+        initrd.write_bytes(make_initramfs(tools, script, machine.modules, machine.programs))
         self._command = qemu_command(tools, machine, initrd, self.monitor)
         self._on_line = on_line
         self._partial = b""
