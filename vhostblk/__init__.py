@@ -15,6 +15,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     socket_path: str | os.PathLike[str] | None = None,
     *,
     fd: int | None = None,
+    connect: str | os.PathLike[str] | None = None,
     engine: Literal["auto", "native", "reference"] = "auto",
     serial: str = "",
     num_queues: int = 1,
@@ -41,6 +42,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             closed here.
         socket_path: Where to listen.
         fd: Instead: a socket that somebody opened, listening or connected; taken over.
+        connect: Instead: where a front-end listens; connected to, now and whenever it is back.
+            Without any of the three: the socket that systemd has passed.
         engine: ``auto``, ``native`` (the compiled core) or ``reference`` (Python).
         serial: What the guest sees as the disk's serial, 20 bytes at most.
         num_queues: How many queues a guest may use, 1 to 64.
@@ -67,6 +70,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     from vhostblk.disk.grammar import parse  # noqa: PLC0415
     from vhostblk.disk.make import make  # noqa: PLC0415
     from vhostblk.memory.ranges import OnViolation  # noqa: PLC0415
+    from vhostblk.server.activation import passed_sockets  # noqa: PLC0415
     from vhostblk.server.listener import SocketOptions  # noqa: PLC0415
     from vhostblk.server.policy import (  # noqa: PLC0415
         Confidential,
@@ -75,18 +79,19 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         parse_shared_ranges,
     )
     from vhostblk.server.promise import DRAIN_SECONDS, DeviceOptions  # noqa: PLC0415
-    from vhostblk.server.serve import device_name, serve_disk  # noqa: PLC0415
+    from vhostblk.server.serve import serve_disk  # noqa: PLC0415
+    from vhostblk.server.where import where  # noqa: PLC0415
 
     uid, gid = socket_owner
+    place = where(socket_path, connect, fd, passed_sockets(os.environ, os.getpid()))
     source = parse(disk) if isinstance(disk, str) else None
     serve_disk(
         disk if source is None else make(source),
-        socket_path,
-        fd=fd,
+        place,
         engine=engine,
         socket=SocketOptions(mode=socket_mode, uid=uid, gid=gid),
         options=DeviceOptions(
-            name=device_name(socket_path, fd),
+            name=place.name,
             serial=serial,
             num_queues=num_queues,
             queue_size=queue_size,

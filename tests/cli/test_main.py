@@ -42,7 +42,10 @@ def test_version_is_the_distributions(
         (["frobnicate"], "vhostblk: No such command 'frobnicate'. See 'vhostblk --help'."),
         (
             ["qemu-args"],
-            "vhostblk qemu-args: Missing option '--socket-path'. See 'vhostblk qemu-args --help'.",
+            (
+                "vhostblk qemu-args: Give --socket-path PATH or --connect PATH, one of them."
+                " See 'vhostblk qemu-args --help'."
+            ),
         ),
         (
             ["qemu-args", "--soket-path", "x"],

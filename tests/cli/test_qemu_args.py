@@ -223,3 +223,22 @@ def test_qemu_takes_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert (run.returncode, run.stderr) == (0, "")
         assert "dev: vhost-user-blk, id" in run.stdout
         assert "a front-end has connected" in running.end(server)
+
+
+def test_qemu_args_has_qemu_listen(capsys: pytest.CaptureFixture[str]) -> None:
+    """--connect is for `vhostblk serve --connect`: QEMU makes the socket."""
+    assert main.main(["qemu-args", "--device-only", "--connect", "/run/q.sock"]) == 0
+    assert "-chardev socket,id=vhostblk0,path=/run/q.sock,server=on " in capsys.readouterr().out
+
+
+def test_qemu_that_listens_does_not_reconnect(capsys: pytest.CaptureFixture[str]) -> None:
+    """QEMU would refuse to start with both: it is said here."""
+    assert main.main(["qemu-args", "--connect", "a", "--reconnect-ms", "5"]) == 2
+    assert "with --connect it is vhostblk that does" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--connect", "a", "--socket-path", "b"]])
+def test_qemu_args_wants_one_path(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither and both are usage errors."""
+    assert main.main(["qemu-args", *words]) == 2
+    assert "Give --socket-path PATH or --connect PATH, one of them." in capsys.readouterr().err

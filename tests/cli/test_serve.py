@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import activated
 import pytest
 import running
 
@@ -358,7 +359,7 @@ def test_serve_says_what_is_wrong_with_a_path(
             ["--engine", "fast"],
             "Invalid value for '--engine': 'fast' is not one of 'auto', 'native', 'reference'.",
         ),
-        (["--fd", "3"], "Give --socket-path PATH or --fd FDNUM, one of them."),
+        (["--fd", "3"], "Give --socket-path PATH, --connect PATH or --fd FDNUM, one of them."),
         (
             ["--shared-ranges", "1M-0x1fffff"],
             (
@@ -388,3 +389,91 @@ def test_fd_says_that_it_is_no_socket() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "vhostblk: fd 0 is not a socket: Socket operation on non-socket\n"
+
+
+def test_connect_serves_whoever_listens_and_comes_back(image: Path) -> None:
+    """
+    --connect waits for a front-end, serves it, and connects again when it is gone.
+
+    Each wait is one line, however many tries it takes, and none of them a warning.
+    """
+    path = image.with_name("s")
+    words = ("-m", "vhostblk", "serve", "--engine", "reference", "--connect", path, image)
+    server = running.start(*words, cwd=image.parent)
+    assert server.stderr is not None
+    for _ in range(2):
+        assert any("waiting for a front-end to listen" in line for line in server.stderr)
+        with socket.socket(socket.AF_UNIX) as qemu:
+            qemu.bind(str(path))
+            qemu.listen(1)
+            front_end, _ = qemu.accept()
+            assert any(f"s: connected to {path}" in line for line in server.stderr)
+        path.unlink()
+        use_and_leave(front_end)
+    log = running.end(server)
+    assert image.read_bytes()[:512] == b"\x11" * 512
+    assert "WARNING" not in log
+
+
+def test_connect_says_what_can_never_work(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An image in place of a socket is an error before the disk is touched."""
+    assert main.main(["serve", "-q", "--connect", str(image), "no-such-disk"]) == 1
+    assert capsys.readouterr().err == (
+        f"vhostblk: cannot connect to {image}: it is no socket: say where QEMU listens\n"
+    )
+
+
+@pytest.mark.parametrize("program", ["vhostblk serve", "vhostblk-backend"])
+def test_a_socket_of_systemds_is_served(image: Path, program: str) -> None:
+    """
+    Started by a socket unit, no place need be given; the manager hears of start and stop.
+
+    The socket's name is the device's. Its file is systemd's and stays.
+    """
+    path, told = image.with_name("s"), image.with_name("n")
+    backend = program == "vhostblk-backend"
+    module = ["vhostblk.cli.backend"] if backend else ["vhostblk", "serve"]
+    disk = ["--blk-file", str(image)] if backend else ["--engine", "reference", str(image)]
+    with (
+        socket.socket(socket.AF_UNIX) as unit,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        unit.bind(str(path))
+        unit.listen()
+        manager.bind(str(told))
+        manager.settimeout(running.TIMEOUT_S)
+        command: list[str] = [sys.executable, "-m", *module, *disk]
+        server = running.start(
+            *(activated.__file__, f"{unit.fileno()}:vm0", "--", *command),
+            cwd=image.parent,
+            pass_fds=(unit.fileno(),),
+            environ={"NOTIFY_SOCKET": str(told)},
+        )
+        assert manager.recv(100) == b"READY=1\nSTATUS=serving vm0"
+        with Guest.connect(path) as guest:
+            guest.write(0, b"\x11" * 512)
+        log = running.end(server)
+        assert manager.recv(100) == b"STOPPING=1\nSTATUS=draining and flushing"
+    assert "vm0: a front-end has connected" in log
+    assert path.exists()
+    assert image.read_bytes()[:512] == b"\x11" * 512
+
+
+def test_a_socket_of_systemds_is_not_left_without_a_server(image: Path) -> None:
+    """A path beside a passed socket, and two sockets for one disk, are errors that say so."""
+    path = image.with_name("s")
+    with socket.socket(socket.AF_UNIX) as unit:
+        unit.bind(str(path))
+        fd = unit.fileno()
+        for sockets, more, said in (
+            ([f"{fd}:vm0"], ["--socket-path", "t"], "and another place to serve was given"),
+            ([f"{fd}:vm0", f"{fd}:vm1"], [], "passed 2 sockets (vm0, vm1): one disk has one"),
+        ):
+            serve = ("-m", "vhostblk", "serve", *more, str(image))
+            words = (activated.__file__, *sockets, "--", sys.executable, *serve)
+            server = running.start(*words, cwd=image.parent, pass_fds=(fd,))
+            _, log = server.communicate(timeout=running.TIMEOUT_S)
+            assert server.returncode == 1
+            assert log.startswith("vhostblk: systemd has passed ")
+            assert said in log
+            assert log.count("\n") == 1

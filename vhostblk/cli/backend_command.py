@@ -53,7 +53,7 @@ def backend(
       vhostblk-backend --socket-path=/run/vm0.sock --blk-file=disk.img
       vhostblk-backend --fd=3 --blk-file=disk.img --read-only
     """  # noqa: D301 - \b keeps click from joining lines
-    options.one_socket(socket_path, fd)
+    options.one_place(socket_path=socket_path, fd=fd)
     report.start_logging(-1 if quiet else verbose)
     disk = beside(DiskSpec("file", blk_file), cache=None, read_only=read_only)
     vhostblk.serve(

@@ -112,7 +112,7 @@ class Machine:
     A guest to boot.
 
     Args:
-        socket_path: Where the back-end listens.
+        socket_path: Where the back-end listens, or QEMU does.
         queues: Virtqueues, and as many CPUs (Linux uses a queue per CPU).
         memory_mib: The guest's memory; None: *arguments* set it up, and name the machine.
         chardev_options: More of the socket's properties: "reconnect-ms=100".
@@ -137,6 +137,8 @@ class Machine:
     modules: tuple[str, ...] = ()
     programs: tuple[Path, ...] = ()
     reboots: bool = False
+    listens: bool = False
+    """QEMU listens, and waits for the back-end before it boots."""
 
 
 def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) -> list[str]:
@@ -160,6 +162,7 @@ def qemu_command(tools: Tools, machine: Machine, initrd: Path, monitor: Path) ->
         id="disk",
         chardev_options=machine.chardev_options,
         device_options=machine.device_options,
+        listens=machine.listens,
     )
     # One thread for all CPUs: with one each, QEMU 10.0 aborted once in 100 boots while Linux set up
     # PCI (msix_table_mmio_write, at an offset no access of a guest has), and CPUs that wait for

@@ -6,6 +6,7 @@ to type instead; `option` makes a click callback of it.
 """
 
 import grp
+import os
 import pwd
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import click
 
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.activation import expected
 from vhostblk.server.policy import parse_shared_ranges
 
 MAX_QUEUES = 64
@@ -25,6 +27,8 @@ OnViolation: TypeAlias = Literal["warn", "fail", "break"]
 Iommu: TypeAlias = Literal["off", "auto", "on"]
 Owner: TypeAlias = tuple[int | None, int | None]
 """User and group by number; None: stays as it is."""
+
+_PLACES = {"socket_path": "--socket-path PATH", "connect": "--connect PATH", "fd": "--fd FDNUM"}
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -118,7 +122,7 @@ def libvirt_target(text: str) -> str:
 
 
 def socket(command: _F) -> _F:
-    """Give a command ``--socket-path`` and ``--fd``; see `one_socket`."""
+    """Give a command ``--socket-path`` and ``--fd``; see `one_place`."""
     path = click.option(
         "--socket-path",
         metavar="PATH",
@@ -134,17 +138,47 @@ def socket(command: _F) -> _F:
     return path(fd(command))
 
 
-def one_socket(socket_path: Path | None, fd: int | None) -> None:
+def connect(command: _F) -> _F:
+    """Give a command ``--connect``, one more way to say where; see `one_place`."""
+    return click.option(
+        "--connect",
+        metavar="PATH",
+        type=click.Path(readable=False, path_type=Path),
+        help="Connect to a front-end that listens here (QEMU's server=on), whenever it does.",
+    )(command)
+
+
+def one_place(**said: Path | int | None) -> None:
     """
-    Check that a command was told where to serve, once.
+    Check that a command was told where to serve, once; systemd may have done so.
+
+    Args:
+        said: What each option was given, by its name with ``_`` for ``-``; in the help's order.
 
     Raises:
-        click.UsageError: Neither or both were given.
+        click.UsageError: None or several were given.
     """
-    if (socket_path is None) == (fd is None):
+    given = [value for value in said.values() if value is not None]
+    if len(given) > 1 or not (given or expected(os.environ, os.getpid())):
+        *some, last = (_PLACES[name] for name in said)
         raise click.UsageError(
-            "Give --socket-path PATH or --fd FDNUM, one of them.", click.get_current_context()
+            f"Give {', '.join(some)} or {last}, one of them.", click.get_current_context()
         )
+
+
+def one_path(*, socket_path: Path | None, connect: Path | None) -> Path:
+    """
+    Return the one that was given.
+
+    Raises:
+        click.UsageError: None or both were.
+    """
+    path = connect if socket_path is None else socket_path
+    if path is None or (socket_path and connect):
+        raise click.UsageError(
+            "Give --socket-path PATH or --connect PATH, one of them.", click.get_current_context()
+        )
+    return path
 
 
 def engine(command: _F) -> _F:

@@ -23,7 +23,7 @@ class Attachment:
     A disk as one QEMU is to see it.
 
     Args:
-        socket_path: Where the back-end listens.
+        socket_path: Where the back-end listens, or QEMU does.
         num_queues: Virtqueues; at most what the back-end serves.
         memory: The guest's memory, as QEMU writes sizes; None: set up elsewhere.
         machine: QEMU's machine type; None: named elsewhere, or QEMU's default.
@@ -41,6 +41,8 @@ class Attachment:
     chardev_options: tuple[str, ...] = ()
     device_options: tuple[str, ...] = ()
     guest: Confidential | None = None
+    listens: bool = False
+    """QEMU listens, and waits there for the back-end before it boots."""
 
 
 def arguments(attachment: Attachment) -> list[str]:
@@ -54,9 +56,10 @@ def arguments(attachment: Attachment) -> list[str]:
     device = ("vhost-user-blk-pci", f"chardev={attachment.id}")
     platform = confidential.DEVICE_OPTIONS if attachment.guest else ()
     chardev = ("socket", f"id={attachment.id}", f"path={path.replace(',', ',,')}")
+    server = ("server=on",) if attachment.listens else ()
     return [
         *_memory(attachment),
-        *("-chardev", ",".join((*chardev, *attachment.chardev_options))),
+        *("-chardev", ",".join((*chardev, *server, *attachment.chardev_options))),
         "-device",
         ",".join(
             (
@@ -87,9 +90,15 @@ def _memory(attachment: Attachment) -> list[str]:
 @click.command("qemu-args", short_help="Print what QEMU needs to use a served disk.")
 @click.option(
     "--socket-path",
-    required=True,
+    metavar="PATH",
     type=click.Path(readable=False, path_type=Path),
     help="The socket `vhostblk serve` listens on; it need not exist yet.",
+)
+@click.option(
+    "--connect",
+    metavar="PATH",
+    type=click.Path(readable=False, path_type=Path),
+    help="Instead: what `vhostblk serve --connect` says; QEMU listens there and waits for it.",
 )
 @click.option(
     "--num-queues",
@@ -134,7 +143,8 @@ def _memory(attachment: Attachment) -> list[str]:
 @confidential.options
 def qemu_args(
     *,
-    socket_path: Path,
+    socket_path: Path | None,
+    connect: Path | None,
     num_queues: int,
     memory: str,
     machine: str | None,
@@ -155,9 +165,16 @@ def qemu_args(
       vhostblk qemu-args --socket-path /run/vm0.sock --reconnect-ms 100
       vhostblk qemu-args --socket-path /run/vm0-b.sock --id b --device-only
       vhostblk qemu-args --socket-path /run/vm0.sock --memory 4G --sev-snp
+      vhostblk qemu-args --connect /run/qemu-vm0.sock
     """  # noqa: D301 - \b keeps click from joining the lines of the examples
+    if connect is not None and reconnect_ms is not None:
+        raise click.UsageError(
+            "--reconnect-ms is for a QEMU that connects; with --connect it is vhostblk that does.",
+            click.get_current_context(),
+        )
     attachment = Attachment(
-        socket_path=socket_path,
+        socket_path=options.one_path(socket_path=socket_path, connect=connect),
+        listens=connect is not None,
         num_queues=num_queues,
         memory=None if device_only else memory,
         machine=machine,

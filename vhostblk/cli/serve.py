@@ -14,6 +14,7 @@ from vhostblk.disk.make import beside
 @click.command("serve", short_help="Serve a disk until SIGTERM.")
 @click.argument("disk")
 @options.socket
+@options.connect
 @click.option(
     "--socket-mode",
     metavar="MODE",
@@ -83,6 +84,7 @@ def serve(
     *,
     disk: str,
     socket_path: Path | None,
+    connect: Path | None,
     fd: int | None,
     socket_mode: int,
     socket_owner: options.Owner | None,
@@ -122,13 +124,15 @@ def serve(
       vhostblk serve --socket-path /run/vm0.sock disk.img
       vhostblk serve --socket-path /run/vm0.sock --num-queues 4 --cache none disk.img
       vhostblk serve --socket-path /run/vm0.sock --serial scratch memory:4G
+      vhostblk serve --connect /run/qemu-vm0.sock disk.img
     """  # noqa: D301 - \b keeps click from joining lines
-    options.one_socket(socket_path, fd)
+    options.one_place(socket_path=socket_path, connect=connect, fd=fd)
     report.start_logging(-1 if quiet else verbose)
     vhostblk.serve(
         str(beside(parse(disk), cache=cache, read_only=read_only)),
         socket_path,
         fd=fd,
+        connect=connect,
         engine=engine,
         serial=serial,
         num_queues=num_queues,

@@ -100,12 +100,7 @@ def listen(path: Path, options: SocketOptions) -> Listener:
     Raises:
         VhostBlkError: It cannot be had; one line that says what to do.
     """
-    length = len(os.fsencode(path))
-    if length > PATH_MAX:
-        raise VhostBlkError(
-            f"{path}: a socket path has {PATH_MAX} bytes at most, not {length}: "
-            "choose a directory with a shorter name, like /run"
-        )
+    check_length(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _bind(sock, path, options)
@@ -117,6 +112,21 @@ def listen(path: Path, options: SocketOptions) -> Listener:
     except VhostBlkError:
         sock.close()
         raise
+
+
+def check_length(path: Path) -> None:
+    """
+    Make sure that a socket can have this path.
+
+    Raises:
+        VhostBlkError: It is too long.
+    """
+    length = len(os.fsencode(path))
+    if length > PATH_MAX:
+        raise VhostBlkError(
+            f"{path}: a socket path has {PATH_MAX} bytes at most, not {length}: "
+            "choose a directory with a shorter name, like /run"
+        )
 
 
 def adopt(fd: int) -> Listener:

@@ -12,13 +12,14 @@ import uvloop
 
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.choose import EngineName, load
-from vhostblk.errors import VhostBlkError
 from vhostblk.server.control import Control
 from vhostblk.server.jsonrpc import Dispatcher
-from vhostblk.server.listener import Listener, SocketOptions, adopt, listen
+from vhostblk.server.listener import Listener, SocketOptions, listen
+from vhostblk.server.notify import notify
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
+from vhostblk.server.where import Where
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STATUS_SIGNAL = signal.SIGUSR1
@@ -27,9 +28,8 @@ STATUS_SIGNAL = signal.SIGUSR1
 
 def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     disk: object,
-    socket_path: str | os.PathLike[str] | None = None,
+    place: Where,
     *,
-    fd: int | None = None,
     engine: EngineName = "auto",
     socket: SocketOptions | None = None,
     options: DeviceOptions | None = None,
@@ -40,14 +40,13 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     """
     Serve a disk on a socket until SIGTERM or SIGINT; then drain, flush, close and return.
 
-    SIGUSR1 logs the status document.
+    SIGUSR1 logs the status document.  A service manager is told how we are; see `notify`.
 
     Args:
         disk: Any object that meets the `Disk` contract; closed at the end.
-        socket_path: Where to listen.
-        fd: Instead: a socket that somebody opened, listening or connected; taken over.
+        place: Where front-ends come from.
         engine: ``auto``, ``native`` or ``reference``.
-        socket: Who may connect to *socket_path*.
+        socket: Who may connect to a socket path.
         options: What to ask of the device.
         control: Where to listen for operators; None: nowhere.
         source: The disk as it was written, if it was.
@@ -56,15 +55,10 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     Raises:
         VhostBlkError: The disk or the socket cannot be had, or the last flush failed.
     """
-    if (socket_path is None) == (fd is None):
-        raise VhostBlkError("say where to serve: a socket path, or the fd of a socket")
-    options = options or DeviceOptions(name=device_name(socket_path, fd))
+    options = options or DeviceOptions(name=place.name)
     # The sockets first: who asks for a taken one should not have locked the disk meanwhile.
     with ExitStack() as sockets:
-        if socket_path is None:
-            listener = adopt(-1 if fd is None else fd)
-        else:
-            listener = listen(Path(socket_path), socket or SocketOptions())
+        listener = place.open(socket or SocketOptions(), options.name)
         sockets.callback(listener.close)
         operators = None if control is None else listen(Path(control), SocketOptions())
         if operators is not None:
@@ -74,11 +68,6 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
             await server.add(disk, listener, options, source)
 
         uvloop.run(_serve(add, engine, operators, ready))
-
-
-def device_name(path: str | os.PathLike[str] | None, fd: int | None) -> str:
-    """Return what log lines call a device that nobody named."""
-    return f"fd {fd}" if path is None else Path(path).name
 
 
 async def _serve(
@@ -94,10 +83,12 @@ async def _serve(
         await add(server)
         if ready is not None:
             ready()
+        notify("READY=1", f"STATUS=serving {', '.join(server.services)}")
         ended = {asyncio.ensure_future(told.wait()), asyncio.ensure_future(server.wait())}
         _, left = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
         for task in left:
             task.cancel()
+        notify("STOPPING=1", "STATUS=draining and flushing")
 
 
 @asynccontextmanager

@@ -14,9 +14,9 @@ from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import Engine
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import Device, open_device
-from vhostblk.server.listener import Listener
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.service import Service
+from vhostblk.server.source import Source
 from vhostblk.server.status import log_status
 
 OPEN_FILES = 65536
@@ -57,7 +57,7 @@ class Server:
     async def add(
         self,
         disk: object,
-        listener: Listener,
+        listener: Source,
         options: DeviceOptions,
         source: DiskSpec | None = None,
     ) -> Device:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from vhostblk.server.attachment import Attachment
 from vhostblk.server.device import Device
-from vhostblk.server.listener import Listener
 from vhostblk.server.peer import peer_of
 from vhostblk.server.session import Session
+from vhostblk.server.source import Source
 from vhostblk.server.transport import Transport
 
 RETRY_SECONDS = 1.0
@@ -34,7 +34,7 @@ class Service:
     """
 
     device: Device
-    listener: Listener
+    listener: Source
     session: Session | None = None
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
