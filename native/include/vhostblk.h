@@ -30,12 +30,11 @@ enum {
 };
 
 /* One row of the flat table: guest addresses [iova, iova + len) live at host.
- * access 0: mapped but denied.  log_page: first dirty-log page, in 4096-byte units. */
+ * access 0: mapped but denied. */
 struct vhb_segment {
     uint64_t iova;
     uint64_t len;
     void *host;
-    uint64_t log_page;
     uint32_t access;
     uint32_t reserved;
 };
@@ -117,7 +116,8 @@ enum vhb_reason {
     VHB_MEMORY_GONE = 8, /* the guest's memory vanished (SIGBUS) under the ring or a request */
     VHB_DISK_KEPT_VIEW = 9, /* value: byte offset of the request whose memory the disk kept */
     VHB_OUTSIDE = 10, /* value: an address in a segment that is VHB_ACCESS_FATAL; index: head */
-    VHB_CONDEMNED = 11 /* by vhb_queue_condemn() */
+    VHB_CONDEMNED = 11, /* by vhb_queue_condemn() */
+    VHB_LOG_GONE = 14 /* the dirty log vanished (SIGBUS): what was written cannot be told of */
 };
 
 struct vhb_fault {
@@ -310,6 +310,28 @@ int vhb_queue_set_err(struct vhb_queue *queue, int fd);
 int vhb_queue_set_enabled(struct vhb_queue *queue, bool enabled);
 int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features); /* acked bits */
 int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
+
+/* Guest memory as the dirty log knows it: host addresses [host, host + len) are guest physical
+ * addresses [gpa, gpa + len).  Neither need begin on a page. */
+struct vhb_log_region {
+    void *host;
+    uint64_t len;
+    uint64_t gpa;
+};
+
+/* In place of a used_gpa: nothing of the ring is logged; or its used part is looked up in the
+ * regions, as data is (a ring behind an IOMMU). */
+#define VHB_LOG_USED_NOT 0xffffffffffffffff
+#define VHB_LOG_USED_BY_HOST 0xfffffffffffffffe
+
+/* Log what the device writes in guest memory from the next run on, what is in flight then among
+ * it: bit page % 8 of byte page / 8 for each page of 4096 bytes.  Data and status are looked up in
+ * *regions*, which are copied, sorted by host and disjoint; what is in none, or behind the *len*
+ * bytes of the log, is dropped.  used_gpa: where the used part is logged (VRING_F_LOG).  The log
+ * stays the caller's and must outlive the next set_log or detach.  NULL: nothing is logged.
+ * -EINVAL: the log is empty, or the regions overlap or are not sorted. */
+int vhb_queue_set_log(struct vhb_queue *queue, void *log, uint64_t len,
+                      const struct vhb_log_region *regions, size_t n, uint64_t used_gpa);
 
 /* Begin a new count of chains, and forget what was not taken.  All of the first *first* are
  * sampled, and while there is no room for one of half of VHB_SAMPLES the queue pops nothing: none

@@ -1,4 +1,4 @@
-/* blk.c - from a chain to a request and back to a status byte: virtio-blk semantics.
+/* blk.c - from a chain to a request: virtio-blk semantics.  Read done.c for the way back.
  *
  * virtio 1.3, 5.2.6.  Any framing: the header is the first 16 bytes of the readable part, the
  * status the last writable byte, wherever the driver cut its descriptors. */
@@ -62,144 +62,6 @@ static uint32_t pieces_put(const struct iovec *iov, uint32_t niov, const void *l
     return (uint32_t)(n - left);
 }
 
-/* ---- the end of a request ------------------------------------------------------------ */
-
-/* The queue is about to break, and the head must not be given back before. */
-static void withhold(struct vhb_req *req)
-{
-    if (req->state == VHB_REQ_LIVE)
-        req->queue->in_flight--;
-    vhb_req_release(req);
-}
-
-static void finish(struct vhb_req *req, uint8_t result)
-{
-    struct vhb_queue *q = req->queue;
-    req->result = result;
-    if (result == VIRTIO_BLK_S_IOERR)
-        count(&q->counters.errors, 1);
-    else if (result == VIRTIO_BLK_S_UNSUPP)
-        count(&q->counters.unsupported, 1);
-    if (result != VIRTIO_BLK_S_OK)
-        req->written = 0;
-    uint32_t lost = vhb_fault_seen();
-    if (req->status) /* The status is written before its element is published.  pair: used-idx */
-        store_relaxed(req->status, result);
-    if (vhb_fault_seen() != lost) { /* given back, it could read as success */
-        vhb_doom(q, VHB_MEMORY_GONE, req->head, 0);
-        withhold(req);
-        return;
-    }
-    let_go(req);
-    if (req->state == VHB_REQ_LIVE)
-        q->in_flight--;
-    req->state = VHB_REQ_DONE;
-    req->next = NULL;
-    *q->done_tail = req;
-    q->done_tail = &req->next;
-}
-
-static void account(struct vhb_req *req)
-{
-    struct vhb_counters *c = &req->queue->counters;
-    switch (req->op) {
-    case VHB_READ:
-        count(&c->reads, 1);
-        count(&c->bytes_read, req->len);
-        req->written = (uint32_t)req->len;
-        break;
-    case VHB_WRITE:
-        count(&c->writes, 1);
-        count(&c->bytes_written, req->len);
-        break;
-    case VHB_FLUSH:
-        count(&c->flushes, 1);
-        break;
-    case VHB_DISCARD:
-        count(&c->discards, 1);
-        break;
-    case VHB_WRITE_ZEROES:
-        count(&c->write_zeroes, 1);
-        break;
-    case VHB_CANCEL:
-        break;
-    }
-}
-
-static void next_range(struct vhb_req *req)
-{
-    const struct vhb_range *range = &req->ranges[req->range];
-    req->offset = range->offset;
-    req->len = range->len;
-    req->flags = range->flags;
-    req->done = 0;
-    req->step = 0;
-}
-
-static void bury_result(struct vhb_req *req)
-{
-    struct vhb_queue *q = req->queue;
-    vhb_grave_leave(q->graveyard, req);
-    q->dead--;
-    store_relaxed(&q->counters.dead, q->dead);
-    vhb_req_release(req);
-}
-
-void vhb_req_done(struct vhb_req *req, int result)
-{
-    struct vhb_queue *q = req->queue;
-    if (result == -EFAULT || result == VHB_RESULT_LOST_MEMORY)
-        count(&q->counters.faults, 1);
-    if (result == VHB_RESULT_LOST_MEMORY)
-        vhb_doom(q, VHB_MEMORY_GONE, req->head, 0);
-    if (result == VHB_RESULT_KEPT_VIEW)
-        vhb_doom(q, VHB_DISK_KEPT_VIEW, req->head, req->offset);
-    if (req->state == VHB_REQ_DEAD) {
-        bury_result(req);
-        return;
-    }
-    if (result == VHB_RESULT_KEPT_VIEW) { /* given back, its memory would be used again */
-        withhold(req);
-        return;
-    }
-    if (result < 0) {
-        finish(req, VIRTIO_BLK_S_IOERR);
-        return;
-    }
-    if (++req->range < req->n_ranges) {
-        next_range(req);
-        vhb_blk_submit(req, vhb_worker_io(q->worker));
-        return;
-    }
-    account(req);
-    finish(req, VIRTIO_BLK_S_OK);
-}
-
-void vhb_blk_abandon(struct vhb_req *req)
-{
-    struct vhb_queue *q = req->queue;
-    if (req->held) { /* the disk never saw it: nothing can come late */
-        finish(req, VIRTIO_BLK_S_IOERR);
-        return;
-    }
-    /* The head goes back through a slot of its own: this one stays with the disk.  There is one:
-     * a queue has a spare slot for every descriptor. */
-    struct vhb_req *ghost = vhb_slot_peek(q);
-    q->n_free--;
-    ghost->head = req->head;
-    ghost->status = req->status;
-    ghost->vec = ghost->own;
-    ghost->written = 0;
-    ghost->bounce_slots = req->bounce_slots; /* the guest has them back with the head */
-    req->bounce_slots = 0;
-    ghost->state = VHB_REQ_LIVE; /* takes over req's place among those in flight */
-    req->state = VHB_REQ_DEAD;
-    q->dead++;
-    store_relaxed(&q->counters.dead, q->dead);
-    vhb_grave_bury(q->graveyard, req);
-    finish(ghost, VIRTIO_BLK_S_IOERR);
-}
-
 /* ---- the start of a request ---------------------------------------------------------- */
 
 void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io)
@@ -222,8 +84,6 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io)
 static void start(struct vhb_req *req, enum vhb_op op, struct vhb_io *io)
 {
     req->op = op;
-    req->done = 0;
-    req->step = 0;
     vhb_blk_submit(req, io);
 }
 
@@ -245,15 +105,16 @@ static void start_data(struct vhb_queue *q, struct vhb_req *req, enum vhb_op op,
     req->len = pieces_len(req->iov, req->niov);
     if (req->len > MAX_TRANSFER || req->len % SECTOR ||
         !in_range(&q->blk, sector, req->len / SECTOR)) {
-        finish(req, VIRTIO_BLK_S_IOERR);
+        vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
         return;
     }
     if (req->len == 0) {
-        finish(req, VIRTIO_BLK_S_OK);
+        vhb_blk_finish(req, VIRTIO_BLK_S_OK);
         return;
     }
     req->offset = sector * SECTOR;
     req->flags = op == VHB_WRITE ? stable(&q->blk) : 0;
+    req->fills = op == VHB_READ;
     start(req, op, io);
 }
 
@@ -300,18 +161,19 @@ static void start_ranges(struct vhb_queue *q, struct vhb_req *req, const struct 
     if (lost_memory(q))
         status = VIRTIO_BLK_S_IOERR;
     if (status != VIRTIO_BLK_S_OK || req->n_ranges == 0) {
-        finish(req, status);
+        vhb_blk_finish(req, status);
         return;
     }
-    next_range(req);
+    vhb_blk_next_range(req);
     start(req, rules->op, io);
 }
 
 static void get_id(struct vhb_queue *q, struct vhb_req *req)
 {
+    req->fills = true;
     req->written = pieces_put(req->iov, req->niov, q->blk.serial, sizeof(q->blk.serial));
     count(&q->counters.get_ids, 1);
-    finish(req, lost_memory(q) ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
+    vhb_blk_finish(req, lost_memory(q) ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK);
 }
 
 /* Point the request at its data: behind the header, or in front of the status. */
@@ -341,7 +203,7 @@ static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, ui
 {
     const struct vhb_blk *blk = &q->blk;
     if (changes(type) && (blk->flags & VHB_BLK_READ_ONLY)) {
-        finish(req, VIRTIO_BLK_S_IOERR);
+        vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
     } else if (type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_OUT) {
         start_data(q, req, type == VIRTIO_BLK_T_IN ? VHB_READ : VHB_WRITE, sector, io);
     } else if (type == VIRTIO_BLK_T_FLUSH) {
@@ -357,20 +219,20 @@ static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, ui
                                     blk->max_write_zeroes_seg, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP};
         start_ranges(q, req, &rules, io);
     } else {
-        finish(req, VIRTIO_BLK_S_UNSUPP);
+        vhb_blk_finish(req, VIRTIO_BLK_S_UNSUPP);
     }
 }
 
 void vhb_blk_start(struct vhb_queue *q, struct vhb_req *req, struct vhb_io *io)
 {
     req->state = VHB_REQ_LIVE;
-    req->held = false;
+    req->held = req->fills = false;
     req->len = req->written = 0;
     req->range = req->n_ranges = 0;
     q->in_flight++;
     if (!req->status) {
         count(&q->counters.malformed, 1);
-        finish(req, VIRTIO_BLK_S_OK);
+        vhb_blk_finish(req, VIRTIO_BLK_S_OK);
         return;
     }
     struct virtio_blk_outhdr header;
@@ -378,7 +240,7 @@ void vhb_blk_start(struct vhb_queue *q, struct vhb_req *req, struct vhb_io *io)
     uint32_t n_readable = req->n_readable;
     if (req->bad || !pieces_take(&readable, &n_readable, &header, sizeof(header)) ||
         lost_memory(q)) {
-        finish(req, VIRTIO_BLK_S_IOERR);
+        vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
         return;
     }
     uint32_t type = le32toh(header.type) & ~(uint32_t)TYPE_BARRIER;

@@ -38,7 +38,7 @@ void vhb_bounce_put(struct vhb_io *io, struct vhb_req *req)
     next->resume(next, 0, io);
 }
 
-/* ---- rounds --------------------------------------------------------------------------- */
+/* ---- rounds: at the request's cursor -------------------------------------------------- */
 
 size_t vhb_bounce_len(const struct vhb_req *req)
 {
@@ -53,7 +53,7 @@ bool vhb_bounce_fill(struct vhb_req *req)
     uint32_t lost = vhb_fault_seen();
     uint8_t *to = req->bounce;
     size_t left = vhb_bounce_len(req);
-    for (uint32_t i = 0; left; i++) {
+    for (uint32_t i = req->at; left; i++) {
         size_t part = req->iov[i].iov_len < left ? req->iov[i].iov_len : left;
         copy_in(to, req->iov[i].iov_base, part);
         to += part;
@@ -68,7 +68,7 @@ bool vhb_bounce_drain(struct vhb_req *req, size_t n)
         return true;
     uint32_t lost = vhb_fault_seen();
     const uint8_t *from = req->bounce;
-    for (uint32_t i = 0; n; i++) {
+    for (uint32_t i = req->at; n; i++) {
         size_t part = req->iov[i].iov_len < n ? req->iov[i].iov_len : n;
         memcpy(req->iov[i].iov_base, from, part);
         from += part;

@@ -37,8 +37,9 @@ struct vhb_range {
     uint32_t flags;  /* VHB_REQ_* */
 };
 
-/* What the disk is asked to do.  op to niov are set by blk.c; *iov* may be consumed.  op, offset
- * and len stay as they are until vhb_req_done(): the graveyard compares them. */
+/* What the disk is asked to do.  op to niov are set by blk.c and are as they were when
+ * vhb_req_done() is called, the pieces behind *iov* too: the graveyard compares them, the dirty log
+ * is marked by them, and a request that fails may be submitted again. */
 struct vhb_req {
     enum vhb_op op;
     uint32_t flags;  /* VHB_REQ_* */
@@ -50,6 +51,8 @@ struct vhb_req {
 
     /* The disk's own, while the request is with it. */
     uint32_t step;
+    uint32_t at;   /* piece of the cursor */
+    size_t skip;   /* bytes cut off its front meanwhile */
     uint64_t done; /* bytes */
     void *bounce;
     struct iovec one; /* where the pieces are not the guest's */
@@ -65,6 +68,7 @@ struct vhb_req {
     bool awaited; /* the control plane waits for its memory: use.c */
     uint8_t *status;
     uint32_t written; /* bytes of data written to the guest, without the status */
+    bool fills;       /* iov is the guest's to be written: for the dirty log */
     uint32_t n_readable, n_writable; /* pieces */
     bool bad;     /* completes with IOERR, whatever it asks */
     uint8_t result; /* VIRTIO_BLK_S_* */

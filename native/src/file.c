@@ -33,24 +33,38 @@ static const uint8_t zeroes[ZEROES] __attribute__((aligned(4096)));
 
 /* ---- the cursor ---------------------------------------------------------------------- */
 
+/* Give the piece of the cursor back what was cut off it: no piece stays changed. */
+static void mend(struct vhb_req *req)
+{
+    if (req->skip == 0)
+        return;
+    struct iovec *piece = &req->iov[req->at];
+    piece->iov_base = (uint8_t *)piece->iov_base - req->skip;
+    piece->iov_len += req->skip;
+    req->skip = 0;
+}
+
 static void consume(struct vhb_req *req, size_t n)
 {
     req->done += n;
     while (n) {
-        size_t part = req->iov->iov_len < n ? req->iov->iov_len : n;
-        req->iov->iov_base = (uint8_t *)req->iov->iov_base + part;
-        req->iov->iov_len -= part;
+        struct iovec *piece = &req->iov[req->at];
+        size_t part = piece->iov_len < n ? piece->iov_len : n;
+        piece->iov_base = (uint8_t *)piece->iov_base + part;
+        piece->iov_len -= part;
+        req->skip += part;
         n -= part;
-        if (req->iov->iov_len == 0) {
-            req->iov++;
-            req->niov--;
+        if (piece->iov_len == 0) {
+            mend(req);
+            req->at++;
         }
     }
 }
 
 static int batch(const struct vhb_req *req)
 {
-    return req->niov < IOV_MAX ? (int)req->niov : IOV_MAX;
+    uint32_t left = req->niov - req->at;
+    return left < IOV_MAX ? (int)left : IOV_MAX;
 }
 
 static bool aligned(const struct file *f, const struct vhb_req *req)
@@ -90,7 +104,7 @@ static struct call call_rw(struct vhb_req *req)
 {
     struct call c = {.kind = CALL_RW,
                      .write = req->op == VHB_WRITE,
-                     .iov = req->iov,
+                     .iov = req->iov + req->at,
                      .niov = batch(req),
                      .offset = req->offset + req->done};
     if (c.write && (req->flags & VHB_REQ_FUA))
@@ -206,8 +220,10 @@ static struct file *file_of(struct vhb_disk *disk)
     return (struct file *)((uint8_t *)disk - offsetof(struct file, disk));
 }
 
-static void bounce_end(struct vhb_req *req, struct vhb_io *io)
+/* The request leaves the disk as it came. */
+static void leave(struct vhb_req *req, struct vhb_io *io)
 {
+    mend(req);
     if (req->bounce)
         vhb_bounce_put(io, req);
 }
@@ -221,7 +237,7 @@ static int run_now(struct file *f, struct vhb_req *req, struct vhb_io *io)
         if (judge(req, call_now(f, &c), &result) == OVER)
             break;
     }
-    bounce_end(req, io);
+    leave(req, io);
     return result;
 }
 
@@ -238,7 +254,7 @@ static int start_bounced(struct file *f, struct vhb_req *req, struct vhb_io *io)
 {
     if (vhb_bounce_fill(req))
         return start(f, req, io);
-    bounce_end(req, io);
+    leave(req, io);
     return VHB_RESULT_LOST_MEMORY;
 }
 
@@ -251,7 +267,7 @@ static void file_resume(struct vhb_req *req, int r, struct vhb_io *io)
         call_later(f, req, &c, io);
         return;
     }
-    bounce_end(req, io);
+    leave(req, io);
     vhb_req_done(req, result);
 }
 
@@ -261,7 +277,7 @@ static void file_bounced(struct vhb_req *req, int r, struct vhb_io *io)
     struct file *f = file_of(req->disk);
     req->resume = file_resume;
     if (r < 0 || req->state == VHB_REQ_DEAD) {
-        bounce_end(req, io);
+        leave(req, io);
         vhb_req_done(req, -ECANCELED);
         return;
     }
@@ -290,9 +306,10 @@ static int try_cached(struct file *f, struct vhb_req *req)
         store_relaxed(&f->try_cached, false);
         return VHB_PENDING;
     }
-    if (r == -EAGAIN || r == 0)
+    if (r == -EAGAIN || r == 0 || judge(req, r, &result) == AGAIN)
         return VHB_PENDING;
-    return judge(req, r, &result) == OVER ? result : VHB_PENDING;
+    mend(req);
+    return result;
 }
 
 static int discard_device(struct file *f, struct vhb_req *req)
@@ -310,6 +327,9 @@ static int file_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io
     req->disk = disk;
     req->resume = file_resume;
     req->bounce = NULL;
+    req->step = STEP_FIRST;
+    req->at = 0;
+    req->done = req->skip = 0;
     if (req->op == VHB_DISCARD && f->block_device)
         return discard_device(f, req);
     if (data && f->direct && !aligned(f, req))

@@ -48,7 +48,7 @@ int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void 
 void *vhb_bounce_get(struct vhb_io *io, struct vhb_req *req);
 /* Give a request's buffer back, wiped: the next may be another device's. */
 void vhb_bounce_put(struct vhb_io *io, struct vhb_req *req);
-/* Bytes of the round at the request's cursor (iov, done). */
+/* Bytes of the round at the request's cursor (at, skip, done). */
 size_t vhb_bounce_len(const struct vhb_req *req);
 /* Of a bounced write: guest to buffer, before its round.  False: the guest's memory is gone. */
 bool vhb_bounce_fill(struct vhb_req *req);

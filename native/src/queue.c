@@ -37,6 +37,7 @@ static void queue_dispose(struct vhb_queue *q)
     free(q->free_slots);
     free(q->space.segments);
     free(q->use_asked);
+    free(q->log);
     free(q);
 }
 
@@ -311,6 +312,8 @@ int vhb_queue_detach(struct vhb_queue *q)
     uint32_t state = load_acquire(&q->state); /* pair: state */
     if (!(state & VHB_OWNED_BY_CONTROL) || state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK))
         return -EBUSY;
+    free(q->log); /* its memory may go; what is dead now is not logged any more */
+    q->log = NULL;
     hand_over(q, VHB_ASK_DETACH);
     return 0;
 }

@@ -98,9 +98,19 @@ static int split_pop(struct vhb_queue *q, struct vhb_req *req)
 
 /* ---- push, calls, kicks -------------------------------------------------------------- */
 
+/* The elements from *first* on are written; they may run over the end of the ring. */
+static void log_elements(struct vhb_queue *q, uint16_t first, size_t n)
+{
+    size_t at = first & (q->size - 1), here = q->size - at < n ? q->size - at : n;
+    vhb_log_part(q, VHB_PART_USED, 4 + 8 * at, 8 * here);
+    if (here < n)
+        vhb_log_part(q, VHB_PART_USED, 4, 8 * (n - here));
+}
+
 static int split_push(struct vhb_queue *q)
 {
     int n = 0;
+    uint16_t first = q->next_used;
     for (struct vhb_req *req = q->done, *next; req; req = next, n++) {
         next = req->next;
         struct vring_used_elem *elem = used_elem(q, q->next_used & (q->size - 1));
@@ -111,9 +121,15 @@ static int split_push(struct vhb_queue *q)
     }
     q->done = NULL;
     q->done_tail = &q->done;
-    if (n) /* Published last: the driver must not see the index before the elements.
-            * pair: used-idx (driver) */
-        store_release(used_idx(q), q->next_used);
+    if (n == 0)
+        return 0;
+    if (q->log)
+        log_elements(q, first, (size_t)n);
+    /* Published last: the driver must not see the index before the elements.
+     * pair: used-idx (driver) */
+    store_release(used_idx(q), q->next_used);
+    if (q->log)
+        vhb_log_part(q, VHB_PART_USED, 2, 2);
     return n;
 }
 
@@ -132,12 +148,20 @@ static bool split_should_call(struct vhb_queue *q)
     return (uint16_t)(new - load_relaxed(used_event(q)) - 1) < (uint16_t)(new - old);
 }
 
+/* The word by which kicks are asked for was written. */
+static void log_event(struct vhb_queue *q)
+{
+    vhb_log_part(q, VHB_PART_USED, q->event_idx ? 4 + 8 * (size_t)q->size : 0, 2);
+}
+
 static bool split_arm(struct vhb_queue *q)
 {
     if (q->event_idx)
         store_relaxed(avail_event(q), q->next_avail);
     else if (q->quiet)
         store_relaxed(used_flags(q), (uint16_t)0);
+    if (q->log && (q->event_idx || q->quiet))
+        log_event(q);
     q->quiet = false;
     /* Ask first, then look: the driver stores the index and then looks whether to kick.
      * pair: avail-event (driver) */
@@ -148,8 +172,11 @@ static bool split_arm(struct vhb_queue *q)
 static void split_quiet(struct vhb_queue *q)
 {
     /* With EVENT_IDX an avail_event in the past is quiet enough. */
-    if (!q->event_idx && !q->quiet)
+    if (!q->event_idx && !q->quiet) {
         store_relaxed(used_flags(q), (uint16_t)VRING_USED_F_NO_NOTIFY);
+        if (q->log)
+            log_event(q);
+    }
     q->quiet = true;
 }
 

@@ -60,7 +60,7 @@ static bool meets(const struct vhb_use *use, const void *host, size_t len)
     return len && low < use->n && (uintptr_t)use->pieces[low].host < start + len;
 }
 
-/* A dead request's status is written; what a disk has consumed of the pieces it is done with. */
+/* A dead request's status is written. */
 static bool touches(const struct vhb_req *req, const struct vhb_use *use)
 {
     if (req->state == VHB_REQ_LIVE && req->status && meets(use, req->status, 1))

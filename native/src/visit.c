@@ -71,6 +71,8 @@ static void call_driver(struct vhb_queue *q)
 /* Publish what is done.  A broken ring gets nothing more: its slots are simply free again. */
 static int push_done(struct vhb_queue *q)
 {
+    if (q->log)
+        vhb_log_done(q);
     if (q->broken) {
         struct vhb_req *next;
         for (struct vhb_req *req = q->done; req; req = next) {
@@ -206,6 +208,8 @@ static void check_mappings(struct vhb_queue *q)
     for (size_t i = 0; i < q->space.n; i++)
         if (vhb_fault_lost(q->space.segments[i].host, q->space.segments[i].len))
             vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+    if (q->log && vhb_log_lost(q->log))
+        vhb_break_as(q, VHB_LOG_GONE, q->next_avail, 0);
 }
 
 /* What a ring that was handed over needs once. */

@@ -89,6 +89,7 @@ struct vhb_queue {
     struct vhb_space space;
     struct vhb_blk blk;
     int kick, call, err;
+    struct vhb_log *log; /* NULL: nothing is logged */
     bool enabled, event_idx, indirect, greet; /* greet: a new call fd, signal it once */
 
     /* the control plane's */
@@ -191,6 +192,11 @@ void vhb_queue_quiet(struct vhb_queue *queue); /* the worker is awake: kicks are
 void vhb_blk_start(struct vhb_queue *queue, struct vhb_req *req, struct vhb_io *io);
 /* Hand the current range of the request to the disk, unless a dead one is in its way. */
 void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io);
+
+/* ---- done.c ---- */
+
+void vhb_blk_finish(struct vhb_req *req, uint8_t result); /* VIRTIO_BLK_S_* */
+void vhb_blk_next_range(struct vhb_req *req); /* make its current range what the disk is asked */
 void vhb_blk_abandon(struct vhb_req *req); /* cancelled: IOERR now, its slot stays taken */
 
 /* ---- use.c ---- */
@@ -204,6 +210,14 @@ static inline void let_go(struct vhb_req *req)
     if (req->awaited)
         vhb_use_over(req);
 }
+
+/* ---- log.c: while q->log is there, and by the owner of the ring ---- */
+
+void vhb_log_data(struct vhb_queue *queue, const struct vhb_req *req); /* was written, perhaps */
+void vhb_log_done(struct vhb_queue *queue); /* data and status of the done list */
+/* *len* bytes at *offset* of a part of the ring were written. */
+void vhb_log_part(struct vhb_queue *queue, int part, size_t offset, size_t len);
+bool vhb_log_lost(const struct vhb_log *log); /* by whomever */
 
 /* ---- sample.c ---- */
 

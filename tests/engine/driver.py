@@ -51,7 +51,7 @@ class Memory:
         self.bytes[gpa - GPA : gpa - GPA + len(data)] = data
 
     def segment(self, gpa: int = GPA, length: int = MEMORY, access: int = 3) -> Segment:
-        return Segment(gpa, length, self.host + gpa - GPA, Access(access), gpa // 4096)
+        return Segment(gpa, length, self.host + gpa - GPA, Access(access))
 
     def at(self, gpa: int) -> int:
         return self.host + gpa - GPA

@@ -173,7 +173,7 @@ def test_segment_without_access_is_not_asked_for(rig: Rig) -> None:
     """It is an answer already."""
     asking = Asking(rig, HOLE)
     memory = rig.memory
-    rows = [memory.segment(GPA, HOLE - GPA), Segment(HOLE, PAGE, memory.at(HOLE), Access(0), 0)]
+    rows = [memory.segment(GPA, HOLE - GPA), Segment(HOLE, PAGE, memory.at(HOLE), Access(0))]
     rig.set(asking.lane, lambda queue: queue.set_space(rows))
     asked = write_at(asking.lane, HOLE, 512)
     rig.pump()

@@ -289,8 +289,8 @@ def test_space_cuts_translations_at_region_borders(table: RegionTable) -> None:
     low, high = (region.mapping.address for region in table.regions)
     space = AddressSpace.build(table, [at(0x10000, 3 * PAGE, UVA + PAGE, Access.READ)])
     assert space.segments == (
-        Segment(0x10000, PAGE, high + PAGE, Access.READ, 0x101),
-        Segment(0x11000, 2 * PAGE, low, Access.READ, 0),
+        Segment(0x10000, PAGE, high + PAGE, Access.READ),
+        Segment(0x11000, 2 * PAGE, low, Access.READ),
     )
 
 
@@ -320,7 +320,7 @@ def test_space_asks_for_what_it_does_not_know(table: RegionTable) -> None:
 
 def test_space_does_not_ask_for_what_is_denied() -> None:
     """A segment that allows nothing is an answer."""
-    space = AddressSpace((Segment(0, PAGE, 1, Access(0), 0),), RegionTable(), asks=True)
+    space = AddressSpace((Segment(0, PAGE, 1, Access(0)),), RegionTable(), asks=True)
     with pytest.raises(Denied):
         space.translate(0, 1, Access.READ)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, Piece
+from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
 
@@ -154,6 +155,9 @@ class FakeQueue:
         assert blk.capacity_sectors
         self._note("blk", writethrough)
 
+    def set_log(self, log: DirtyLog | None) -> None:
+        self._note("log", log)
+
     def set_sampling(
         self, *, first: int, every: int, on_samples: Callable[[], None] | None
     ) -> None:
@@ -237,6 +241,10 @@ class FakeEngine:
     @property
     def ring_features(self) -> int:
         return 3 << 28 | 3 << 34 | 1 << 40
+
+    @property
+    def can_log(self) -> bool:
+        return True
 
     def device(self, disk: object) -> "FakeEngine":
         assert disk is not None

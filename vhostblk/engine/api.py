@@ -16,9 +16,25 @@ from weakref import ref
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
+from vhostblk.engine.told import Counters, Fault, Miss
 from vhostblk.errors import VhostBlkError
+from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
-from vhostblk.memory.space import Access, Segment
+from vhostblk.memory.space import Segment
+
+__all__ = [
+    "Busy",
+    "Counters",
+    "DeviceEngine",
+    "Engine",
+    "Fault",
+    "Job",
+    "Mailbox",
+    "Miss",
+    "Op",
+    "Piece",
+    "Queue",
+]
 
 Piece = tuple[int, int]
 """(host address, length in bytes) of a part of a ring."""
@@ -107,77 +123,6 @@ class Mailbox(Protocol):
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept: it fails, and its queue breaks."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """
-    Why a queue broke.
-
-    Args:
-        reason: Short words, e.g. "head out of range".
-        index: Avail or descriptor index it was met at.
-        value: The offending value.
-    """
-
-    reason: str
-    index: int
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class Miss:
-    """
-    What the next chain of a queue waits for.
-
-    Args:
-        iova: The first address that is in no segment, or in one without *access*.
-        length: Bytes that are needed from there on.
-        access: What the device is about to do there.
-        index: Avail index of the chain.
-    """
-
-    iova: int
-    length: int
-    access: Access
-    index: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counters:
-    """
-    What a queue has done since it was made; names as in ``struct vhb_counters``.
-
-    Args:
-        descriptors: Of its requests; one that names an indirect table is not counted.
-        segment_max: Bytes of the longest of them.
-        outside: Chains that named an address that is denied or NOTED.
-        slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
-            way would fill, if the guest bounces.
-        slots_high: The most that *slots* ever was.
-    """
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    discards: int = 0
-    write_zeroes: int = 0
-    get_ids: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    errors: int = 0
-    unsupported: int = 0
-    malformed: int = 0
-    kicks: int = 0
-    calls: int = 0
-    faults: int = 0
-    descriptors: int = 0
-    segment_max: int = 0
-    slots_high: int = 0
-    outside: int = 0
-    slots: int = 0
-    in_flight: int = 0
-    dead: int = 0
 
 
 class Queue(Protocol):
@@ -274,6 +219,15 @@ class Queue(Protocol):
         """Set what requests are checked against, and whether every write must be stable."""
         ...
 
+    def set_log(self, log: DirtyLog | None) -> None:
+        """
+        Mark what is written in guest memory from the next `run` on, None: mark nothing.
+
+        What is in flight then is marked when it is given back.  Only where `Engine.can_log`; the
+        log's memory is to be guarded, as guest memory is: when it vanishes the queue breaks.
+        """
+        ...
+
     def set_sampling(
         self, *, first: int, every: int, on_samples: Callable[[], None] | None
     ) -> None:
@@ -362,6 +316,11 @@ class Engine(Protocol):
     @property
     def ring_features(self) -> int:
         """Ring feature bits it can, for `vhostblk.blk.features.offered`."""
+        ...
+
+    @property
+    def can_log(self) -> bool:
+        """Whether its queues can mark a dirty log."""
         ...
 
     def device(self, disk: Disk) -> "DeviceEngine":

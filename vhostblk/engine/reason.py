@@ -21,6 +21,7 @@ class Reason(IntEnum):
     DISK_KEPT_VIEW = 9
     OUTSIDE = 10
     CONDEMNED = 11
+    LOG_GONE = 14
 
     @property
     def text(self) -> str:
@@ -40,4 +41,5 @@ _TEXT = {
     Reason.DISK_KEPT_VIEW: "disk kept a view of guest memory",
     Reason.OUTSIDE: "outside the shared ranges",
     Reason.CONDEMNED: "condemned",
+    Reason.LOG_GONE: "dirty log vanished",
 }

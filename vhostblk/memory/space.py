@@ -28,9 +28,6 @@ from vhostblk.spec.virtio_ring import (
     USED_HEADER_SIZE,
 )
 
-LOG_PAGE = 4096
-"""Bytes of guest physical memory one bit of the dirty log stands for."""
-
 Piece: TypeAlias = tuple[int, int]
 """(host address, length in bytes) of a part of a ring."""
 
@@ -59,20 +56,16 @@ class Segment:
         length: Bytes.
         host: Where that byte lives in this process.
         access: What the device may do there; 0: denied, and asking anyone would not help.
-        log_page: Its page in the dirty log, counted in 4096 bytes.
     """
 
     iova: int
     length: int
     host: int
     access: Access
-    log_page: int
 
     def part(self, iova: int, length: int) -> "Segment":
         """Return the row for a range that lies inside."""
-        skip = iova - self.iova
-        page = self.log_page + skip // LOG_PAGE
-        return Segment(iova, length, self.host + skip, self.access, page)
+        return Segment(iova, length, self.host + iova - self.iova, self.access)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,13 +345,13 @@ class AddressSpace:
 def _whole(region: Region) -> Segment:
     """Return the row of a region whose guest has no IOMMU."""
     place, access = region.place, Access.READ | Access.WRITE
-    return Segment(place.gpa, place.size, region.mapping.address, access, place.gpa // LOG_PAGE)
+    return Segment(place.gpa, place.size, region.mapping.address, access)
 
 
 def _limited(gpa: int, row: Segment, window: Limit) -> Iterator[Segment]:
     """Yield the parts of a row that begins at *gpa*, cut where it enters or leaves a window."""
     for start, length, inside in window.inside.split(gpa, row.length):
-        part = replace(row.part(row.iova + start - gpa, length), log_page=start // LOG_PAGE)
+        part = row.part(row.iova + start - gpa, length)
         yield part if inside else replace(part, access=_outside(row.access, window.on_violation))
 
 
@@ -387,7 +380,7 @@ def _cut(one: Translation, by_uva: Sequence[Region]) -> Iterator[tuple[int, Segm
             iova = one.iova + start - one.uaddr
             gpa = place.gpa + skip
             host = region.mapping.address + skip
-            yield gpa, Segment(iova, length, host, one.access, gpa // LOG_PAGE)
+            yield gpa, Segment(iova, length, host, one.access)
 
 
 def _check_borders(uva: int, pieces: Sequence[Piece], part: RingPart) -> None:

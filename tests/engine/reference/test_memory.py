@@ -62,8 +62,8 @@ def test_locate_crosses_segments(block: ctypes.Array[ctypes.c_char]) -> None:
     host = ctypes.addressof(block)
     memory = GuestMemory(
         [
-            Segment(100, 10, host + 32, Access.READ, 0),
-            Segment(110, 10, host, Access.READ | Access.WRITE, 0),
+            Segment(100, 10, host + 32, Access.READ),
+            Segment(110, 10, host, Access.READ | Access.WRITE),
         ]
     )
     assert memory.locate(Buffer(105, 10, writable=False)) == [
@@ -90,8 +90,8 @@ def test_locate_denies(block: ctypes.Array[ctypes.c_char], part: Buffer) -> None
     host = ctypes.addressof(block)
     memory = GuestMemory(
         [
-            Segment(100, 10, host, Access.READ, 0),
-            Segment(110, 10, host, Access.READ | Access.WRITE, 0),
+            Segment(100, 10, host, Access.READ),
+            Segment(110, 10, host, Access.READ | Access.WRITE),
         ]
     )
     with pytest.raises(Denied):

@@ -98,6 +98,11 @@ class NativeEngine:
         """Ring feature bits it can."""
         return F_INDIRECT_DESC | F_EVENT_IDX
 
+    @property
+    def can_log(self) -> bool:
+        """It has an atomic OR."""
+        return True
+
     def device(self, disk: Disk) -> NativeDevice:
         """Get ready to serve an open *disk*."""
         return NativeDevice(self, disk)

@@ -12,6 +12,7 @@ from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
+from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Role, Sample
 from vhostblk.memory.space import Access, Segment
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
@@ -82,7 +83,7 @@ class NativeQueue:
         for row, segment in zip(table, segments, strict=True):
             row.iova, row.len = segment.iova, segment.length
             row.host = ffi.cast("void *", segment.host)
-            row.log_page, row.access = segment.log_page, int(segment.access)
+            row.access = int(segment.access)
         check(lib.vhb_queue_set_space(self.handle, table, len(segments)), "memory table")
 
     def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
@@ -164,6 +165,17 @@ class NativeQueue:
         }
         value = ffi.new("struct vhb_blk *", settings)
         check(lib.vhb_queue_set_blk(self.handle, value), "device settings")
+
+    def set_log(self, log: DirtyLog | None) -> None:
+        """Mark what is written from the next run on."""
+        if log is None:
+            check(lib.vhb_queue_set_log(self.handle, ffi.NULL, 0, ffi.NULL, 0, 0), "dirty log")
+            return
+        rows = [(ffi.cast("void *", one.host), one.length, one.gpa) for one in log.regions]
+        table = ffi.new("struct vhb_log_region[]", rows)
+        used = lib.VHB_LOG_USED_NOT if log.used_gpa is None else log.used_gpa
+        bits = ffi.cast("void *", log.address), log.length
+        check(lib.vhb_queue_set_log(self.handle, *bits, table, len(rows), used), "dirty log")
 
     def set_sampling(
         self, *, first: int, every: int, on_samples: Callable[[], None] | None

@@ -133,6 +133,11 @@ class ReferenceEngine:
         """Ring feature bits it can."""
         return F_INDIRECT_DESC
 
+    @property
+    def can_log(self) -> bool:
+        """Python has no atomic OR."""
+        return False
+
     def device(self, disk: Disk) -> "ReferenceDevice":
         """Get ready to serve an open *disk*."""
         if self._threaded and self._thread is None:

@@ -21,6 +21,8 @@ from vhostblk.engine.reference.ring import Broken, Position, SplitRing
 from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.use import Use
 from vhostblk.engine.reference.work import Work
+from vhostblk.errors import VhostBlkError
+from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Missing, Segment
 
@@ -161,6 +163,11 @@ class ReferenceQueue:
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         """Set what requests are checked against."""
         self._ours().rules = Rules(blk, writethrough)
+
+    def set_log(self, log: DirtyLog | None) -> None:
+        """Mark nothing; see `ReferenceEngine.can_log`."""
+        if log is not None:
+            raise VhostBlkError("the reference engine cannot mark a dirty log")
 
     def set_sampling(
         self, *, first: int, every: int, on_samples: Callable[[], None] | None

@@ -1,0 +1,76 @@
+"""What a queue tells of itself; part of `vhostblk.engine.api`, where it is imported from."""
+
+from dataclasses import dataclass
+
+from vhostblk.memory.space import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """
+    Why a queue broke.
+
+    Args:
+        reason: Short words, e.g. "head out of range".
+        index: Avail or descriptor index it was met at.
+        value: The offending value.
+    """
+
+    reason: str
+    index: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """
+    What the next chain of a queue waits for.
+
+    Args:
+        iova: The first address that is in no segment, or in one without *access*.
+        length: Bytes that are needed from there on.
+        access: What the device is about to do there.
+        index: Avail index of the chain.
+    """
+
+    iova: int
+    length: int
+    access: Access
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """
+    What a queue has done since it was made; names as in ``struct vhb_counters``.
+
+    Args:
+        descriptors: Of its requests; one that names an indirect table is not counted.
+        segment_max: Bytes of the longest of them.
+        outside: Chains that named an address that is denied or NOTED.
+        slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
+            way would fill, if the guest bounces.
+        slots_high: The most that *slots* ever was.
+    """
+
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    discards: int = 0
+    write_zeroes: int = 0
+    get_ids: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    errors: int = 0
+    unsupported: int = 0
+    malformed: int = 0
+    kicks: int = 0
+    calls: int = 0
+    faults: int = 0
+    descriptors: int = 0
+    segment_max: int = 0
+    slots_high: int = 0
+    outside: int = 0
+    slots: int = 0
+    in_flight: int = 0
+    dead: int = 0
