@@ -117,7 +117,8 @@ enum vhb_reason {
     VHB_DISK_KEPT_VIEW = 9, /* value: byte offset of the request whose memory the disk kept */
     VHB_OUTSIDE = 10, /* value: an address in a segment that is VHB_ACCESS_FATAL; index: head */
     VHB_CONDEMNED = 11, /* by vhb_queue_condemn() */
-    VHB_LOG_GONE = 14 /* the dirty log vanished (SIGBUS): what was written cannot be told of */
+    VHB_LOG_GONE = 14, /* the dirty log vanished (SIGBUS): what was written cannot be told of */
+    VHB_INFLIGHT = 15 /* value: what an inflight region cannot say; index: entry, 65535: header */
 };
 
 struct vhb_fault {
@@ -301,6 +302,15 @@ int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece
 /* Next avail entry to take; the used index is read from the ring at the next run. */
 int vhb_queue_set_base(struct vhb_queue *queue, uint32_t base);
 int vhb_queue_base(struct vhb_queue *queue, uint32_t *out); /* -EBUSY while its worker owns it */
+
+/* *len* bytes of the inflight region of this queue, for *desc_num* descriptors; NULL: none.  The
+ * mapping stays the caller's, is watched for vanished memory like the guest's, and must outlive the
+ * next DRAINED or the next call of this.  What is there is looked at by the first run behind a
+ * set_base: it is made, or the requests that a predecessor had taken and not given back are taken
+ * again, in their order and before any other, and the base is what he would have said.  A drain
+ * takes what is left of them, too, as long as none misses and it is not cancelled; what is left
+ * then stays in the region.  -EINVAL: not aligned to 8; at run: shorter than the ring needs. */
+int vhb_queue_set_inflight(struct vhb_queue *queue, void *host, uint64_t len, uint32_t desc_num);
 
 /* Eventfds stay the caller's and are O_NONBLOCK; -1 for none (no kick fd: the ring is polled).  One
  * that is replaced may be closed at once. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/virtio_blk.h>
 
+#include "crash.h"
 #include "vq.h"
 
 /* The queue is about to break, and the head must not be given back before. */
@@ -27,6 +28,7 @@ void vhb_blk_finish(struct vhb_req *req, uint8_t result)
     uint32_t lost = vhb_fault_seen();
     if (req->status) /* The status is written before its element is published.  pair: used-idx */
         store_relaxed(req->status, result);
+    VHB_CRASH(status);
     if (vhb_fault_seen() != lost) { /* given back, it could read as success */
         vhb_doom(q, VHB_MEMORY_GONE, req->head, 0);
         withhold(req);

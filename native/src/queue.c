@@ -38,6 +38,7 @@ static void queue_dispose(struct vhb_queue *q)
     free(q->space.segments);
     free(q->use_asked);
     free(q->log);
+    free(q->inflight.replay);
     free(q);
 }
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "chain.h"
+#include "inflight.h"
 #include "split.h"
 
 _Static_assert(sizeof(struct vring_used_elem) == 8, "virtio 1.3, 2.7.8");
@@ -72,8 +73,34 @@ static int walk_chain(struct vhb_walk *walk, uint32_t head)
 
 /* ---- pop ----------------------------------------------------------------------------- */
 
+/* Take the chain at *head*, which the driver has made available. */
+static int take_chain(struct vhb_queue *q, struct vhb_req *req, uint16_t head)
+{
+    struct vhb_walk walk;
+    walk_begin(&walk, q, req, head);
+    int r = vhb_walk_end(&walk, walk_chain(&walk, head));
+    if (r < 0) {
+        q->space.miss.index = q->next_avail;
+        return r;
+    }
+    q->space.n_denied = 0;
+    return 1;
+}
+
+/* Take a chain again that a predecessor took: it is behind next_avail, and noted. */
+static int split_replay(struct vhb_queue *q, struct vhb_req *req)
+{
+    struct vhb_inflight *in = &q->inflight;
+    int r = take_chain(q, req, in->replay[in->replayed].entry);
+    if (r == 1)
+        in->replayed++;
+    return r;
+}
+
 static int split_pop(struct vhb_queue *q, struct vhb_req *req)
 {
+    if (must_replay(q))
+        return split_replay(q, req);
     /* The entry was stored before the index that covers it.  pair: avail-idx (driver) */
     uint16_t ahead = (uint16_t)(load_acquire(avail_idx(q)) - q->next_avail);
     if (ahead == 0)
@@ -84,14 +111,11 @@ static int split_pop(struct vhb_queue *q, struct vhb_req *req)
     if (head >= q->size)
         return vhb_break(q, VHB_HEAD, q->next_avail, head);
 
-    struct vhb_walk walk;
-    walk_begin(&walk, q, req, head);
-    int r = vhb_walk_end(&walk, walk_chain(&walk, head));
-    if (r < 0) {
-        q->space.miss.index = q->next_avail;
+    int r = take_chain(q, req, head);
+    if (r < 0)
         return r;
-    }
-    q->space.n_denied = 0;
+    if (is_tracked(q))
+        vhb_split_mark(q, head);
     q->next_avail++;
     return 1;
 }
@@ -107,29 +131,45 @@ static void log_elements(struct vhb_queue *q, uint16_t first, size_t n)
         vhb_log_part(q, VHB_PART_USED, 4, 8 * (n - here));
 }
 
-static int split_push(struct vhb_queue *q)
+/* Write an element for each; how many. */
+static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch)
 {
-    int n = 0;
-    uint16_t first = q->next_used;
-    for (struct vhb_req *req = q->done, *next; req; req = next, n++) {
-        next = req->next;
-        struct vring_used_elem *elem = used_elem(q, q->next_used & (q->size - 1));
+    uint16_t n = 0;
+    for (const struct vhb_req *req = batch; req; req = req->next, n++) {
+        uint16_t index = (uint16_t)(q->next_used + n);
+        struct vring_used_elem *elem = used_elem(q, index & (q->size - 1));
         store_relaxed(&elem->id, req->head);
         store_relaxed(&elem->len, req->status ? req->written + 1 : 0);
-        q->next_used++;
+        VHB_CRASH(split_push_element);
+    }
+    if (q->log)
+        log_elements(q, q->next_used, n);
+    return n;
+}
+
+static int split_push(struct vhb_queue *q)
+{
+    struct vhb_req *batch = q->done, *next;
+    if (!batch)
+        return 0;
+    if (is_tracked(q))
+        vhb_split_prepare(q, batch);
+    uint16_t n = write_elements(q, batch);
+    q->next_used = (uint16_t)(q->next_used + n);
+    /* Published last: the driver must not see the index before the elements.
+     * pair: used-idx (driver) */
+    store_release(used_idx(q), q->next_used);
+    VHB_CRASH(split_push_index);
+    if (q->log)
+        vhb_log_part(q, VHB_PART_USED, 2, 2);
+    if (is_tracked(q))
+        vhb_split_commit(q, batch);
+    for (struct vhb_req *req = batch; req; req = next) {
+        next = req->next;
         vhb_req_release(req);
     }
     q->done = NULL;
     q->done_tail = &q->done;
-    if (n == 0)
-        return 0;
-    if (q->log)
-        log_elements(q, first, (size_t)n);
-    /* Published last: the driver must not see the index before the elements.
-     * pair: used-idx (driver) */
-    store_release(used_idx(q), q->next_used);
-    if (q->log)
-        vhb_log_part(q, VHB_PART_USED, 2, 2);
     return n;
 }
 
@@ -189,6 +229,10 @@ static void split_load(struct vhb_queue *q)
     q->signalled_used = q->next_used;
     /* The ring may come from a device that died while it wanted no kicks: take that back. */
     q->quiet = true;
+    if (q->inflight.host)
+        vhb_split_recover(q);
+    if (q->inflight.host && q->log) /* a predecessor may have died before he had */
+        vhb_log_part(q, VHB_PART_USED, 0, 4 + 8 * (size_t)q->size);
 }
 
 static uint32_t split_save(const struct vhb_queue *q)
@@ -201,7 +245,8 @@ static bool split_is_set(const struct vhb_queue *q)
 {
     size_t n = q->size;
     return n && !(n & (n - 1)) && q->part[VHB_PART_DESC].len >= 16 * n &&
-           q->part[VHB_PART_AVAIL].len >= 6 + 2 * n && q->part[VHB_PART_USED].len >= 6 + 8 * n;
+           q->part[VHB_PART_AVAIL].len >= 6 + 2 * n && q->part[VHB_PART_USED].len >= 6 + 8 * n &&
+           vhb_inflight_fits(q, sizeof(struct split_region), sizeof(struct split_state));
 }
 
 const struct vhb_ring_ops vhb_split_ops = {

@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <sys/eventfd.h>
 
+#include "inflight.h"
 #include "io.h"
-#include "vq.h"
 
 /* What is taken in one visit, so that queues share a worker fairly and none waits for long for what
  * a disk does inside submit. */
@@ -121,11 +121,21 @@ static bool has_slot(const struct vhb_queue *q)
            samples_have_room(&q->samples);
 }
 
-static int pop_some(struct vhb_queue *q, struct vhb_io *io)
+/* A queue that is to drain takes what a predecessor had taken, and nothing else: its base says that
+ * all of that was taken. */
+static bool may_take(const struct vhb_queue *q, uint32_t ask)
+{
+    if (q->missing || q->broken)
+        return false;
+    return ask == VHB_ASK_RUN ? q->enabled : ask == VHB_ASK_DRAIN && q->loaded && must_replay(q);
+}
+
+static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
     int n = 0;
     uint64_t bytes = 0;
-    while (n < BUDGET && bytes < BUDGET_BYTES && !q->broken && !lost_memory(q) && has_slot(q)) {
+    while (n < BUDGET && bytes < BUDGET_BYTES && may_take(q, ask) && !lost_memory(q) &&
+           has_slot(q)) {
         struct vhb_req *req = vhb_slot_peek(q);
         int r = q->ring->pop(q, req);
         q->starved = r == -EAGAIN;
@@ -182,7 +192,7 @@ static void give(struct vhb_queue *q, uint32_t ask, uint32_t event)
 /* Do what the control plane asked, if its time has come. */
 static void answer(struct vhb_queue *q, uint32_t ask)
 {
-    bool idle = q->in_flight == 0 && !q->done;
+    bool idle = q->in_flight == 0 && !q->done && !(may_take(q, ask) && has_slot(q));
     if (ask == VHB_ASK_PARK)
         give(q, ask, VHB_PARKED);
     else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle)
@@ -210,6 +220,8 @@ static void check_mappings(struct vhb_queue *q)
             vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
     if (q->log && vhb_log_lost(q->log))
         vhb_break_as(q, VHB_LOG_GONE, q->next_avail, 0);
+    if (q->inflight.host && vhb_fault_lost(q->inflight.host, q->inflight.len))
+        vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
 }
 
 /* What a ring that was handed over needs once. */
@@ -239,8 +251,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     check_mappings(q);
     if (ask == VHB_ASK_RUN && !q->broken)
         take_over(q);
-    if (ask == VHB_ASK_RUN && q->enabled && !q->missing)
-        n += pop_some(q, io);
+    n += pop_some(q, io, ask);
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
         cancel_all(q, io);
     q->cancelled = ask == VHB_ASK_CANCEL;
@@ -266,7 +277,7 @@ static bool may_pop(struct vhb_queue *q)
     uint32_t lost = vhb_fault_seen();
     bool more = q->ring->arm(q);
     doom_if_lost(q, lost);
-    return more && has_slot(q);
+    return (more || must_replay(q)) && has_slot(q);
 }
 
 void vhb_queue_quiet(struct vhb_queue *q)
@@ -296,7 +307,7 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
     case VHB_ASK_PARK:
         return true;
     case VHB_ASK_DRAIN:
-        return q->done || q->in_flight == 0;
+        return q->done || q->in_flight == 0 || (may_take(q, ask) && has_slot(q));
     case VHB_ASK_CANCEL:
         return q->done || q->in_flight == 0 || !q->cancelled;
     case VHB_ASK_DETACH:

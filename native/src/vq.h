@@ -63,6 +63,24 @@ struct vhb_use {
     struct vhb_piece pieces[]; /* sorted, disjoint */
 };
 
+/* A request of a predecessor that is to be taken again. */
+struct vhb_replay {
+    uint64_t counter;
+    uint16_t entry; /* of the region */
+};
+
+/* The inflight region: inflight.h. */
+struct vhb_inflight {
+    void *host; /* NULL: none */
+    uint64_t len;
+    uint32_t desc_num;   /* entries, as the front-end says */
+    bool live;           /* looked at: what is popped is noted there */
+    uint64_t counter;    /* of the next request */
+    uint16_t batch_head; /* of the list of what was given back last */
+    struct vhb_replay *replay; /* max_size; those from *replayed* on are still to be popped */
+    uint32_t n_replay, replayed;
+};
+
 struct vhb_queue {
     /* shared */
     uint32_t state;  /* enum vhb_ask, VHB_OWNED_BY_CONTROL; pair: state */
@@ -83,6 +101,7 @@ struct vhb_queue {
     bool missing; /* the next chain waits for an answer: space.miss */
     struct vhb_fault fault;
     struct vhb_samples samples;
+    struct vhb_inflight inflight;
 
     /* settings */
     const struct vhb_ring_ops *ring; /* the format */

@@ -314,7 +314,7 @@ static void make_blk(struct rig *rig)
 
 static void make_ram(struct rig *rig)
 {
-    rig->memfd = memfd_create("rig", MFD_CLOEXEC);
+    rig->memfd = rig->config.memfd ? dup(rig->config.memfd) : memfd_create("rig", MFD_CLOEXEC);
     CHECK(rig->memfd >= 0 && ftruncate(rig->memfd, RIG_RAM) == 0);
     void *ram = mmap(NULL, RIG_RAM, PROT_READ | PROT_WRITE, MAP_SHARED, rig->memfd, 0);
     CHECK(ram != MAP_FAILED);

@@ -47,6 +47,7 @@ struct rig_config {
     uint32_t blk_flags;      /* besides everything that is offered by default */
     uint32_t blk_flags_off;
     uint32_t worker_flags;   /* VHB_WORKER_* */
+    int memfd;               /* memory that is there already; 0: the rig makes some */
     bool threaded;           /* a thread runs the worker; else waiting steps it */
     bool stopped;            /* everything is set, but the queue is not run */
 };

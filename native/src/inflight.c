@@ -1,0 +1,72 @@
+/* inflight.c - the inflight region of a queue: given by the control plane, and what is to be taken
+ * again of a predecessor.
+ *
+ * Read inflight.h first, then inflight_split.c for what is written there. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "inflight.h"
+
+enum { MAX_ENTRIES = 32768 };
+
+int vhb_queue_set_inflight(struct vhb_queue *q, void *host, uint64_t len, uint32_t desc_num)
+{
+    if (!(load_acquire(&q->state) & VHB_OWNED_BY_CONTROL)) /* pair: state */
+        return -EBUSY;
+    struct vhb_inflight *in = &q->inflight;
+    if (host && host == in->host && len == in->len && desc_num == in->desc_num)
+        return 0;
+    if (host && ((uintptr_t)host % 8 || desc_num == 0 || desc_num > MAX_ENTRIES))
+        return -EINVAL;
+    struct vhb_replay *replay = in->replay;
+    if (host && !replay)
+        replay = calloc(q->max_size, sizeof(*replay));
+    if (host && !replay)
+        return -ENOMEM;
+    *in = (struct vhb_inflight){.host = host, .len = len, .desc_num = desc_num, .replay = replay};
+    q->losses = 0;
+    return 0;
+}
+
+bool vhb_inflight_fits(const struct vhb_queue *q, size_t header, size_t entry)
+{
+    const struct vhb_inflight *in = &q->inflight;
+    return !in->host || (in->desc_num >= q->size && in->len >= header + in->desc_num * entry);
+}
+
+bool vhb_inflight_header(struct vhb_queue *q, uint64_t features, uint16_t version,
+                         uint16_t desc_num)
+{
+    if (features != 0)
+        vhb_break(q, VHB_INFLIGHT, INFLIGHT_HEADER, features);
+    else if (version != INFLIGHT_VERSION)
+        vhb_break(q, VHB_INFLIGHT, INFLIGHT_HEADER, version);
+    else if (desc_num != q->inflight.desc_num)
+        vhb_break(q, VHB_INFLIGHT, INFLIGHT_HEADER, desc_num);
+    return !q->broken;
+}
+
+void vhb_replay_add(struct vhb_queue *q, uint64_t counter, uint16_t entry)
+{
+    q->inflight.replay[q->inflight.n_replay++] =
+        (struct vhb_replay){.counter = counter, .entry = entry};
+}
+
+static int by_counter(const void *left, const void *right)
+{
+    const struct vhb_replay *a = left, *b = right;
+    if (a->counter != b->counter)
+        return a->counter < b->counter ? -1 : 1;
+    return a->entry - b->entry;
+}
+
+void vhb_replay_begin(struct vhb_queue *q)
+{
+    struct vhb_inflight *in = &q->inflight;
+    /* They keep their counters: who dies while they are taken again leaves their order as it is. */
+    if (in->n_replay) {
+        qsort(in->replay, in->n_replay, sizeof(*in->replay), by_counter);
+        in->counter = in->replay[in->n_replay - 1].counter + 1;
+    }
+    in->live = true;
+}
