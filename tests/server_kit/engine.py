@@ -78,6 +78,7 @@ class FakeQueue:
         self.sampling: tuple[int, int] | None = None
         self.on_samples: Callable[[], None] | None = None
         self.seen: list[Sample] = []
+        self.inflight: tuple[Piece, int] | None = None
         self._mailbox = mailbox
         self._fds: dict[str, int | None] = {}
 
@@ -157,6 +158,12 @@ class FakeQueue:
 
     def set_log(self, log: DirtyLog | None) -> None:
         self._note("log", log)
+
+    def set_inflight(self, memory: Piece | None, *, size: int) -> None:
+        noted = None if memory is None else (memory, size)
+        if noted != self.inflight:
+            self._note("inflight", size)
+        self.inflight = noted
 
     def set_sampling(
         self, *, first: int, every: int, on_samples: Callable[[], None] | None

@@ -195,6 +195,23 @@ class Queue(Protocol):
         """Return where the ring goes on, in the form of `set_base`."""
         ...
 
+    def set_inflight(self, memory: Piece | None, *, size: int) -> None:
+        """
+        Say where is noted what is taken and not yet given back, so that a successor finds it.
+
+        Args:
+            memory: The region of this queue: mapped by the caller, watched for vanished memory,
+                aligned to 8 bytes; None: nothing is noted any more.
+            size: Descriptors it is for, as the front-end says; the ring may be smaller.
+
+        It is looked at by the first `run` behind a `set_base`.  One that nobody has written to is
+        made; what a predecessor left in one is taken again, in its order and before anything new,
+        and `base` is where he had come to.  A drain takes what is left of that, too, until it is
+        over, misses, or its time is up; the rest stays in the region.  One that cannot be a region
+        breaks the queue.  One that is too short is refused at `run` at the latest.
+        """
+        ...
+
     def set_kick(self, fd: int | None) -> None:
         """Take over an eventfd (made non-blocking); None: the ring is polled."""
         ...

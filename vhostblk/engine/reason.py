@@ -22,6 +22,7 @@ class Reason(IntEnum):
     OUTSIDE = 10
     CONDEMNED = 11
     LOG_GONE = 14
+    INFLIGHT = 15
 
     @property
     def text(self) -> str:
@@ -42,4 +43,5 @@ _TEXT = {
     Reason.OUTSIDE: "outside the shared ranges",
     Reason.CONDEMNED: "condemned",
     Reason.LOG_GONE: "dirty log vanished",
+    Reason.INFLIGHT: "malformed inflight region",
 }

@@ -113,6 +113,12 @@ class NativeQueue:
         check(lib.vhb_queue_base(self.handle, self._base), "base")
         return cast("int", self._base[0])
 
+    def set_inflight(self, memory: Piece | None, *, size: int) -> None:
+        """Say where is noted what is taken and not yet given back."""
+        host, length = memory or (0, 0)
+        region = ffi.cast("void *", host)
+        check(lib.vhb_queue_set_inflight(self.handle, region, length, size), "inflight region")
+
     def set_kick(self, fd: int | None) -> None:
         """Take over an eventfd; None: the ring is polled."""
         self._set_fd("kick", fd)

@@ -137,6 +137,12 @@ class ReferenceQueue:
         position = self._ring.position() if self._ring else self._position
         return position.avail
 
+    def set_inflight(self, memory: Piece | None, *, size: int) -> None:
+        """Say that nothing is noted; a region is refused."""
+        self._ours()
+        if memory is not None:
+            raise VhostBlkError(f"the reference engine keeps no inflight region ({size})")
+
     def set_kick(self, fd: int | None) -> None:
         """Take over the eventfd the driver kicks with."""
         self._ours().kick.put(fd)
