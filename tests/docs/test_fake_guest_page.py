@@ -2,10 +2,11 @@
 The excerpts of the fake guest's how-to run, against ``vhostblk serve``.
 
 An excerpt that defines tests is run by pytest.  Another one finds the names a reader would have:
-``path``, ``payload``, what the excerpts before it imported and, where it connects to nothing
-itself, a ``guest`` with four queues.
+``path``, ``payload``, ``my_backend``, what the excerpts before it imported and, where it connects
+to nothing itself, a ``guest`` with four queues.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,11 +44,40 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         running.end(server)
 
 
+class Backend:
+    """
+    A server that can be killed and started again.
+
+    Args:
+        directory: For its socket.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.socket_path = directory / "s"
+        self._running = contextlib.ExitStack()
+
+    def start(self) -> None:
+        server = running.serving("-q", "memory:1M", socket=self.socket_path)
+        self._running.enter_context(server)
+
+    def kill(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture
+def my_backend(tmp_path: Path) -> Iterator[Backend]:
+    backend = Backend(tmp_path)
+    yield backend
+    backend.kill()
+
+
 @pytest.mark.parametrize("number", [n for n in NUMBERS if "def test_" not in EXCERPTS[n]])
-def test_excerpt_runs(number: int, path: Path) -> None:
+def test_excerpt_runs(number: int, path: Path, my_backend: Backend) -> None:
     """Each excerpt works with the names a reader would have."""
     text = EXCERPTS[number]
-    names: dict[str, object] = {"path": path, "payload": bytes(4096)}
+    names: dict[str, object] = {"path": path, "payload": bytes(4096), "my_backend": my_backend}
+    if "my_backend" in text:
+        my_backend.start()
     names |= {"good": bytes(4), "bad": bytes(4)}
     exec(imports_before(number) + MORE_IMPORTS, names)
     if "connect(" in text:

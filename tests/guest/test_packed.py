@@ -7,7 +7,7 @@ Spec: virtio 1.3, 2.8.
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostblk.guest import (
@@ -265,6 +265,7 @@ def test_wants_kick_by_flag(
     assert ring.wants_kick() is expected
 
 
+@settings(deadline=None)  # each example makes guest memory
 @given(st.data())
 def test_wants_kick_when_stepping_over(data: st.DataObject) -> None:
     """With EVENT_IDX the device names a descriptor and its lap, and is kicked for that one."""
@@ -282,6 +283,7 @@ def test_wants_kick_when_stepping_over(data: st.DataObject) -> None:
         assert ring.wants_kick() == (named % (2 * size) < added)
 
 
+@settings(deadline=None)  # each example makes guest memory
 @given(st.integers(1, 9), st.data())
 def test_any_order_on_a_ring_of_any_size(size: int, data: st.DataObject) -> None:
     """Chains of any length come back in any order, lap after lap, and nothing is lost."""

@@ -44,7 +44,7 @@ class Daemon:
 @contextlib.contextmanager
 def storage_daemon(directory: Path, size: int, *, queues: int = 4) -> Iterator[Daemon]:
     """
-    Serve a new image of *size* bytes until the ``with`` block ends.
+    Serve an image of *size* bytes, a new one if there is none, until the ``with`` block ends.
 
     Raises:
         RuntimeError: The tool is not installed.
@@ -58,6 +58,7 @@ def storage_daemon(directory: Path, size: int, *, queues: int = 4) -> Iterator[D
         file.truncate(size)
     with socket.socket(socket.AF_UNIX) as listener:
         path = directory / "sock"
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         listener.listen()
         process = subprocess.Popen(

@@ -15,6 +15,7 @@ from pathlib import Path
 from vhostblk.guest import wire
 from vhostblk.guest.connection import Connection
 from vhostblk.guest.errors import GuestError
+from vhostblk.guest.inflight import LAYOUT, Inflight
 from vhostblk.spec import vhost_user as vu
 from vhostblk.spec.vhost_user import Request
 
@@ -114,9 +115,22 @@ def _serve(backend: Scripted, connection: Connection) -> None:
             for fd in message.fds:
                 os.close(fd)
             backend.seen.append(message)
+            if (
+                message.request == Request.GET_INFLIGHT_FD
+                and message.request not in backend.answers
+            ):
+                _send_region(connection, message)
+                continue
             payload = _answer(backend, message)
             if payload is not None:
                 connection.send(wire.message(message.request, payload, reply=True))
+
+
+def _send_region(connection: Connection, asked: wire.Message) -> None:
+    _, _, queues, size = LAYOUT.unpack(asked.payload)
+    made = Inflight.make("libvhost-user", queues=queues, queue_size=size)
+    with contextlib.closing(made):
+        connection.send(wire.message(asked.request, made.pack(), reply=True), [made.fd])
 
 
 def _answer(backend: Scripted, message: wire.Message) -> bytes | None:

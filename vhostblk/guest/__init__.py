@@ -22,6 +22,7 @@ from vhostblk.guest.errors import (
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
 from vhostblk.guest.holes import touched_pages
+from vhostblk.guest.inflight import Inflight
 from vhostblk.guest.iommu import Iommu, IommuOptions, Mapped
 from vhostblk.guest.layout import Region, pc_layout, slots_layout
 from vhostblk.guest.memory import GuestMemory
@@ -52,6 +53,7 @@ __all__ = [
     "Guest",
     "GuestError",
     "GuestMemory",
+    "Inflight",
     "Iommu",
     "IommuOptions",
     "Mapped",

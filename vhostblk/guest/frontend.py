@@ -17,6 +17,7 @@ from typing import Self
 from vhostblk.guest import wire
 from vhostblk.guest.connection import Connection, close_all
 from vhostblk.guest.errors import GuestError, NackError
+from vhostblk.guest.inflight import LAYOUT, Inflight
 from vhostblk.guest.mapping import Mapping
 from vhostblk.spec import vhost_user as vu
 from vhostblk.spec.vhost_user import ProtocolFeature, Request
@@ -173,6 +174,10 @@ class FrontEnd:
         """Take ownership of the session."""
         self.tell(Request.SET_OWNER)
 
+    def reset_owner(self) -> None:
+        """Give the session up; deprecated, and QEMU never sends it."""
+        self.tell(Request.RESET_OWNER)
+
     def reset_device(self) -> None:
         """Reset the device; needs RESET_DEVICE."""
         self.tell(Request.RESET_DEVICE)
@@ -257,6 +262,37 @@ class FrontEnd:
     def iotlb(self, message: wire.Iotlb) -> None:
         """Tell a translation or have one forgotten."""
         self.acknowledged(Request.IOTLB_MSG, message.pack())
+
+    def get_inflight_fd(self, queues: int, queue_size: int) -> Inflight:
+        """
+        Have the back-end make an inflight region; needs INFLIGHT_SHMFD.
+
+        Args:
+            queues: How many.
+            queue_size: Descriptors of each.
+
+        Returns:
+            The region, the caller's to close.
+
+        Raises:
+            GuestError: The reply is not 24 bytes and one descriptor.
+        """
+        asked = LAYOUT.pack(0, 0, queues, queue_size)
+        reply = self.ask(Request.GET_INFLIGHT_FD, asked)
+        try:
+            (fd,) = reply.fds
+            return Inflight.parse(reply.payload, fd)
+        except (ValueError, GuestError) as error:
+            close_all(reply.fds)
+            raise GuestError(f"GET_INFLIGHT_FD was answered {reply}: {error}") from error
+
+    def set_inflight_fd(self, region: Inflight) -> None:
+        """Hand an inflight region over; before memory and rings, and without an ack."""
+        self.tell(Request.SET_INFLIGHT_FD, region.pack(), [region.fd])
+
+    def set_log_base(self, fd: int, size: int, offset: int = 0) -> None:
+        """Hand a dirty log over; always answered, with whatever (QEMU looks at the number only)."""
+        close_all(self.ask(Request.SET_LOG_BASE, wire.LOG.pack(size, offset), [fd]).fds)
 
     def get_config(self, offset: int, length: int) -> bytes:
         """

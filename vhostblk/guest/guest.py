@@ -16,13 +16,14 @@ from vhostblk.guest.blk import BlkTicket, Completion, Framing, Range, Request
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.confidential import Confidential, Kind
 from vhostblk.guest.config import LAYOUT, BlkConfig
-from vhostblk.guest.dma import Direct, Dma
+from vhostblk.guest.dma import Dma
 from vhostblk.guest.driver import Driver
 from vhostblk.guest.errors import GuestError, StatusError
-from vhostblk.guest.firmware import FIRMWARE_FEATURES, Islands
+from vhostblk.guest.firmware import FIRMWARE_FEATURES
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.iommu import Flush, Iommu, IommuOptions
-from vhostblk.guest.layout import PAGE, Region
+from vhostblk.guest.layout import Region
+from vhostblk.guest.machine import Machine
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.negotiate import (
     DEFAULT_FEATURES,
@@ -30,9 +31,7 @@ from vhostblk.guest.negotiate import (
     Agreement,
     Wanted,
 )
-from vhostblk.guest.personality import QEMU_VIOMMU
 from vhostblk.guest.queue import Queue
-from vhostblk.guest.remapped import Remapped
 from vhostblk.guest.rings import QueueOptions
 from vhostblk.guest.session import Session
 from vhostblk.spec import virtio_ring as vr
@@ -64,36 +63,26 @@ class Guest:
         *,
         iommu: Flush | IommuOptions | None = None,
     ) -> None:
-        machine = None if confidential is None else Confidential.of(confidential)
-        self._machine = machine
-        self._own_memory = memory is None
-        if memory is None:
-            memory = GuestMemory() if machine is None else machine.make_memory()
-        self.memory = memory
+        self._path: str | Path | None = None
         self.timeout = frontend.connection.timeout
         """Seconds a request may take."""
-        self.driver = Driver(self.memory, lambda: self.session.queues)
-        """Requests in flight."""
-        wanted = wanted or Wanted()
-        try:
-            self.iommu = None if iommu is None else Iommu(self.memory, iommu)
-            """The IOMMU in front of the device, if there is one."""
-            self.dma = self._make_dma()
+        with contextlib.ExitStack() as undo:
+            undo.callback(frontend.close)
+            self._machine = Machine(memory, confidential, iommu)
+            undo.callback(self._machine.close)
+            self.driver = Driver(self.memory, lambda: self.session.queues)
+            """Requests in flight."""
+            self.dma = self._machine.make_dma()
             """How the device is shown memory."""
-            if machine is not None:
-                wanted = machine.wants(wanted)
-            if self.iommu is not None:
-                features = wanted.features | vr.F_ACCESS_PLATFORM
-                wanted = replace(wanted, features=features, personality=QEMU_VIOMMU)
-            options = queue_options or QueueOptions()
             self.session = Session(
-                frontend, self.memory, wanted, options, self.dma, iommu=self.iommu
+                frontend,
+                self.memory,
+                self._machine.wants(wanted or Wanted()),
+                queue_options or QueueOptions(),
+                self.dma,
+                iommu=self.iommu,
             )
-        except BaseException:
-            frontend.close()
-            if self._own_memory:
-                self.memory.close()
-            raise
+            undo.pop_all()
 
     @classmethod
     def connect(  # noqa: PLR0913 - each is a knob that tests turn
@@ -152,6 +141,7 @@ class Guest:
             confidential,
             iommu=iommu,
         )
+        guest._path = path
         if start:
             try:
                 guest.start()
@@ -171,8 +161,17 @@ class Guest:
         self.session.close()
         self.driver.abandon()
         self.dma.close()
-        if self._own_memory:
-            self.memory.close()
+        self._machine.close()
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Return the RAM."""
+        return self._machine.memory
+
+    @property
+    def iommu(self) -> Iommu | None:
+        """Return the IOMMU in front of the device, if there is one."""
+        return self._machine.iommu
 
     @property
     def frontend(self) -> FrontEnd:
@@ -219,6 +218,26 @@ class Guest:
         """Stop the device and return the bases; see ``Session.stop``."""
         return self.session.stop()
 
+    def reconnect(self, path: str | Path | None = None, *, timeout: float | None = None) -> None:
+        """
+        Wait for a back-end that died to come back, and go on there.
+
+        Requests in flight stay so: ``wait`` for them as before.  Meanwhile others may be submitted.
+
+        Args:
+            path: Where it listens; ``None``: where it did.
+            timeout: Seconds; ``None`` for the guest's.
+
+        Raises:
+            DeadlineError: It did not come back.
+            GuestError: It came back as another one, or refused.
+        """
+        where = path or self._path
+        if where is None:
+            raise GuestError("there is no path to connect to again")
+        self.session.reconnect(where, self.timeout if timeout is None else timeout)
+        self._path = where
+
     def reboot(
         self, *, features: int | None = None, queue_options: QueueOptions | None = None
     ) -> None:
@@ -232,7 +251,7 @@ class Guest:
         Raises:
             GuestError: The back-end refused or did not answer.
         """
-        self._hand_over(features, queue_options, self._make_dma())
+        self._hand_over(features, queue_options, self._machine.make_dma())
 
     @contextlib.contextmanager
     def firmware_phase(self) -> Iterator[None]:
@@ -243,13 +262,13 @@ class Guest:
         all addresses through as they are meanwhile.
         """
         features, options = self.features, self.queues[0].options
-        firmware = self._behind_iommu(Islands(self.memory))
+        firmware = self._machine.make_firmware_dma()
         split = replace(options, size=1 << options.size.bit_length() - 1, base=None)
         self._hand_over(FIRMWARE_FEATURES, split, firmware, [0], firmware=True)
         try:
             yield
         finally:
-            self._hand_over(features, options, self._make_dma())
+            self._hand_over(features, options, self._machine.make_dma())
 
     def add_region(self, region: Region) -> None:
         """Plug RAM in while the device runs."""
@@ -367,16 +386,6 @@ class Guest:
         """Return the serial up to the first NUL (see ``read``)."""
         return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
 
-    def _make_dma(self) -> Dma:
-        if self._machine is not None:
-            return self._behind_iommu(self._machine.make_dma(self.memory))
-        # Behind an IOMMU a new ring must not be found through what showed an old one.
-        align = 1 if self.iommu is None else PAGE
-        return self._behind_iommu(Direct(self.memory, ring_align=align))
-
-    def _behind_iommu(self, dma: Dma) -> Dma:
-        return dma if self.iommu is None else Remapped(dma, self.iommu)
-
     def _hand_over(
         self,
         features: int | None,
@@ -390,8 +399,7 @@ class Guest:
         old, self.dma, self.session.dma = self.dma, dma, dma
         self.session.shut_down()
         self.driver.abandon()
-        if self.iommu is not None:
-            self.iommu.reset(firmware=firmware)
+        self._machine.reset(firmware=firmware)
         self.session.boot(features, queue_options, queues)
         old.close()
 

@@ -79,7 +79,7 @@ class Queue:
         dma: The driver's way to show the device memory.
         ring: Its ring.
         options: How it was set up.
-        signals: Its eventfds; owned.
+        signals: Its eventfds.
         hangup_fd: Socket whose end means that nobody will answer, if there is one.
         counters: Kicks and calls.
     """
@@ -92,6 +92,7 @@ class Queue:
     signals: Signals
     hangup_fd: int | None = None
     counters: QueueCounters = field(default_factory=QueueCounters)
+    _own_signals: bool = False
     _tickets: dict[int, Ticket] = field(default_factory=dict)
 
     @classmethod
@@ -114,15 +115,15 @@ class Queue:
             options: Size, base and place.
             features: What was negotiated about rings.
             dma: How the device is shown memory; ``None``: as it is.
-            signals: Its eventfds; ``None`` to make them.
+            signals: Its eventfds, which stay the caller's; ``None`` for its own.
 
         Returns:
             The queue; the back-end has not heard of it.
         """
         dma = dma or Direct(memory)
         ring = make_ring(memory, options, features, dma)
-        signals = signals or Signals.make(nonblocking_kick=options.nonblocking_kick)
-        return cls(index, memory, dma, ring, options, signals)
+        made = signals or Signals.make(nonblocking_kick=options.nonblocking_kick)
+        return cls(index, memory, dma, ring, options, made, _own_signals=signals is None)
 
     @property
     def split(self) -> SplitRing:
@@ -159,8 +160,9 @@ class Queue:
         return self.signals.err
 
     def close(self) -> None:
-        """Close the eventfds; free what was allocated for the ring and for chains in flight."""
-        self.signals.close()
+        """Close eventfds of its own; free the ring and what is for chains in flight."""
+        if self._own_signals:
+            self.signals.close()
         self._free_ring()
 
     def submit(

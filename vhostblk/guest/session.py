@@ -1,20 +1,26 @@
 """
-The life of the device on one connection: negotiate, start, stop, reboot, plug memory.
+The life of the device: start, stop, reboot, plug memory, go on over another connection.
 
 The order of messages is QEMU's, as recorded from QEMU 10; a back-end that counts on another order
 would fail there too.
 """
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
+from vhostblk.guest.deadline import Deadline
 from vhostblk.guest.dma import Dma
+from vhostblk.guest.errors import DisconnectedError, GuestError
 from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.inflight import Inflight
 from vhostblk.guest.iommu import Iommu
 from vhostblk.guest.layout import Region
+from vhostblk.guest.link import Link
 from vhostblk.guest.memory import GuestMemory
-from vhostblk.guest.negotiate import Wanted, negotiate
+from vhostblk.guest.negotiate import Agreement, Wanted
 from vhostblk.guest.queue import Queue
 from vhostblk.guest.remapped import RingMap
 from vhostblk.guest.rings import QueueOptions
@@ -28,6 +34,8 @@ from vhostblk.spec.vhost_user import (
 
 CONFIG_BYTES = 57
 """What QEMU asks for as soon as it is connected: up to write_zeroes_may_unmap."""
+RETRY_SECONDS = 0.01
+"""How often is looked whether a back-end is there again; QEMU has ``reconnect-ms`` for it."""
 RESETS = 3
 """How often QEMU sends RESET_DEVICE when the machine is reset."""
 DRIVER_READY = (
@@ -40,7 +48,7 @@ DRIVER_READY = (
 
 class Session:
     """
-    A device as the back-end knows it on this connection.
+    A device as the back-end knows it.
 
     Args:
         frontend: A fresh connection; owned.
@@ -64,24 +72,36 @@ class Session:
         *,
         iommu: Iommu | None = None,
     ) -> None:
-        self.frontend = frontend
         self.dma = dma
         """What rings are made with, from the next ``boot`` on."""
         self.rings: RingMap | None = None if iommu is None else RingMap(iommu)
         """Where an IOMMU shows the rings, if there is one."""
-        self._hidden = wanted.personality.hides
         self.memory = memory
-        self.channel = BackendChannel(frontend.connection.timeout)
         self.queues: list[Queue] = []
+        self.inflight: Inflight | None = None
+        """The region the back-end made, or one of another's; until the next reset."""
+        self._wanted = wanted
+        self._options = queue_options
         self._started: list[int] = []
+        self._in_use: Sequence[int] | None = None
         self._bases: dict[int, int] = {}
-        self._known_regions: list[Region] = []
+        self.link = self.open_link(frontend)
+        """The connection."""
+        self.features = self.link.agreement.features
+        """What the driver acknowledges at each start."""
         try:
-            self.agreement = negotiate(frontend, wanted, self.channel)
-            self.features = self.agreement.features
-            """What the driver acknowledges at each start."""
-            for index in range(wanted.queues):
-                self._make_queue(index, queue_options)
+            for index, signals in enumerate(self.link.signals):
+                self.queues.append(
+                    Queue.create(
+                        index,
+                        memory,
+                        queue_options,
+                        features=self.ring_features,
+                        dma=dma,
+                        signals=signals,
+                    )
+                )
+            self._use(self.link)
             self.capacity = self._read_capacity()
             """Sectors, when it was connected; ``None`` without CONFIG."""
         except BaseException:
@@ -92,10 +112,25 @@ class Session:
         """Hang up and give everything back but the memory; again is harmless."""
         if self.rings is not None:
             self.rings.iommu.unplug()
-        self.frontend.close()
-        self.channel.close()
+        self.link.close()
+        self._drop_inflight()
         while self.queues:
             self.queues.pop().close()
+
+    @property
+    def frontend(self) -> FrontEnd:
+        """Return the front-end's end of the connection."""
+        return self.link.frontend
+
+    @property
+    def channel(self) -> BackendChannel:
+        """Return the back-end's own channel."""
+        return self.link.channel
+
+    @property
+    def agreement(self) -> Agreement:
+        """Return what was agreed on."""
+        return self.link.agreement
 
     @property
     def indirect(self) -> bool:
@@ -118,14 +153,16 @@ class Session:
         Raises:
             GuestError: The back-end refused or did not answer.
         """
-        acknowledged = self.features & ~self._hidden
+        self._in_use = queues
+        acknowledged = self.features & ~self._wanted.personality.hides
         self.frontend.set_features(acknowledged)
-        self._set_status(DeviceStatus.FEATURES_OK)
+        self.link.set_status(DeviceStatus.FEATURES_OK)
+        self._share_inflight()
         for queue in self.queues:
             self.frontend.set_vring_call(queue.index, queue.call)
         self.frontend.set_features(acknowledged)  # QEMU sends it twice
-        self._set_status(DeviceStatus.FEATURES_OK)
-        self.send_memory()
+        self.link.set_status(DeviceStatus.FEATURES_OK)
+        self.link.send_memory(self.memory)
         for index in range(len(self.queues)) if queues is None else queues:
             self.set_up_queue(index)
         if self.rings is not None:
@@ -134,7 +171,7 @@ class Session:
         if self.rings is not None:
             for queue in self.queues:
                 self.rings.tell(queue.index)
-        self._set_status(DRIVER_READY)
+        self.link.set_status(DRIVER_READY)
 
     def set_up_queue(self, index: int) -> None:
         """Send NUM, BASE, ADDR and KICK of one queue."""
@@ -184,8 +221,7 @@ class Session:
             self.rings.iommu.unplug()
         self._bases.update(stopped)
         self._started.clear()
-        if self._agreed(ProtocolFeature.STATUS):
-            self.frontend.set_status(0)
+        self.link.clear_status()
         return stopped
 
     def shut_down(self) -> None:
@@ -198,10 +234,11 @@ class Session:
         self.stop()
         if self.rings is not None:
             self.rings.forget()
-        if self._agreed(ProtocolFeature.RESET_DEVICE):
+        if self.link.agreed(ProtocolFeature.RESET_DEVICE):
             for _ in range(RESETS):
                 self.frontend.reset_device()
         self._bases.clear()
+        self._drop_inflight()
 
     def boot(
         self,
@@ -230,24 +267,67 @@ class Session:
             )
         self.start(queues)
 
-    def send_memory(self) -> None:
-        """Tell the back-end of regions it does not know, by slots or by a whole table."""
-        mappings = self.memory.mappings
-        regions = [mapping.region for mapping in mappings]
-        if regions == self._known_regions:
-            return
-        if self._agreed(ProtocolFeature.CONFIGURE_MEM_SLOTS):
-            for mapping in mappings:
-                if mapping.region not in self._known_regions:
-                    self.frontend.add_mem_reg(mapping)
-        else:
-            self.frontend.set_mem_table(mappings)
-        self._known_regions = regions
+    def open_link(self, frontend: FrontEnd) -> Link:
+        """Negotiate over another connection, to ``resume`` there."""
+        return Link(frontend, self._wanted, nonblocking_kick=self._options.nonblocking_kick)
+
+    def keep_inflight(self, region: Inflight) -> None:
+        """Have the next start hand *region* over, which is owned from now on."""
+        self._drop_inflight()
+        self.inflight = region
+
+    def reconnect(self, path: str | Path, timeout: float) -> None:
+        """
+        Wait for a back-end that died to come back, and ``resume`` there.
+
+        Args:
+            path: Where it listens.
+            timeout: Seconds until it does.
+
+        Raises:
+            DeadlineError: It did not come back.
+            GuestError: It came back as another one, or refused.
+        """
+        deadline = Deadline.after(timeout, f"the back-end to come back at {path}")
+        seconds = self.frontend.connection.timeout
+        while True:
+            try:
+                self.resume(self.open_link(FrontEnd.connect(path, timeout=seconds)))
+            except DisconnectedError:
+                time.sleep(min(deadline.left(), RETRY_SECONDS))
+            else:
+                return
+
+    def resume(self, link: Link) -> None:
+        """
+        Go on over another connection after the back-end died, as QEMU does.
+
+        What is in flight stays so: the rings are as they were, and the inflight region is handed
+        over.  The base of a split ring is its used index, that of a packed one what was known
+        last.
+
+        Args:
+            link: Where to; owned.
+
+        Raises:
+            GuestError: The back-end lacks what the driver has, refused or did not answer.
+        """
+        if self.rings is not None:
+            self.rings.iommu.unplug()
+        self.link.close()
+        self._use(link)
+        if lost := self.features & ~link.agreement.offered:
+            raise GuestError(f"the back-end does not offer feature bits {lost:#x} any more")
+        for queue in self.queues:
+            known = self._bases.get(queue.index, queue.base)
+            self._bases[queue.index] = queue.ring.lost_base(known)
+        self._started.clear()
+        self.start(self._in_use)
 
     def add_region(self, region: Region) -> None:
         """Plug RAM in while the device runs."""
         self.memory.add_region(region)
-        self.send_memory()
+        self.link.send_memory(self.memory)
 
     def remove_region(self, gpa: int) -> None:
         """
@@ -260,33 +340,29 @@ class Session:
             GuestError: No region begins there, something in it is allocated (nothing was sent), or
                 the back-end refused.
         """
-        mapping = self.memory.removable(gpa)
-        rest = [m for m in self.memory.mappings if m is not mapping]
-        if self._agreed(ProtocolFeature.CONFIGURE_MEM_SLOTS):
-            self.frontend.rem_mem_reg(mapping)
-        else:
-            self.frontend.set_mem_table(rest)
-        self._known_regions = [m.region for m in rest]
+        self.link.take_memory(self.memory, self.memory.removable(gpa))
         self.memory.remove_region(gpa)
 
-    def _make_queue(self, index: int, options: QueueOptions) -> None:
-        queue = Queue.create(index, self.memory, options, features=self.ring_features, dma=self.dma)
-        queue.hangup_fd = self.frontend.connection.fileno()
-        self.queues.append(queue)
-        # Long before SET_FEATURES: QEMU does so as soon as it is connected.
-        self.frontend.set_vring_call(index, queue.call)
-        self.frontend.set_vring_err(index, queue.err)
+    def _use(self, link: Link) -> None:
+        self.link = link
+        for queue, signals in zip(self.queues, link.signals, strict=True):
+            queue.signals = signals
+            queue.hangup_fd = link.frontend.connection.fileno()
 
-    def _set_status(self, bits: DeviceStatus) -> None:
-        if self._agreed(ProtocolFeature.STATUS):
-            status = self.frontend.get_status()
-            if bits & ~status:
-                self.frontend.set_status(status | bits)
+    def _share_inflight(self) -> None:
+        if not self.link.agreed(ProtocolFeature.INFLIGHT_SHMFD):
+            return
+        if self.inflight is None:
+            size = max(queue.ring.shape.size for queue in self.queues)
+            self.inflight = self.frontend.get_inflight_fd(len(self.queues), size)
+        self.frontend.set_inflight_fd(self.inflight)
+
+    def _drop_inflight(self) -> None:
+        if self.inflight is not None:
+            self.inflight.close()
+        self.inflight = None
 
     def _read_capacity(self) -> int | None:
-        if not self._agreed(ProtocolFeature.CONFIG):
+        if not self.link.agreed(ProtocolFeature.CONFIG):
             return None
         return int.from_bytes(self.frontend.get_config(0, CONFIG_BYTES)[:8], "little")
-
-    def _agreed(self, feature: ProtocolFeature) -> bool:
-        return feature in self.agreement.protocol_features

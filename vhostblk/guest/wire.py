@@ -24,6 +24,7 @@ MEM_TABLE_HEAD = struct.Struct("=I4x")
 MEM_REGION = struct.Struct("=QQQQ")
 SINGLE_REGION_PAD = struct.Struct("=8x")
 CONFIG_HEAD = struct.Struct("=III")
+LOG = struct.Struct("=QQ")
 IOTLB = struct.Struct("=QQQBB6x")
 
 
