@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from vhostblk.blk.config import SIZE_MAX, ConfigSpace, layout
+from vhostblk.blk.config import SIZE_MAX, ConfigSpace, geometry, layout
 from vhostblk.blk.device import MAX_RANGES, BlkDevice
 from vhostblk.errors import Refused
 from vhostblk.spec.vhost_user import ConfigFlag
@@ -42,7 +42,7 @@ def test_layout_puts_every_field_at_its_offset() -> None:
     assert data[:8] == (0x0123456789).to_bytes(8, "little")
     assert u32(data, 8) == SIZE_MAX
     assert u32(data, 12) == 126
-    assert data[16:20] == bytes(4)
+    assert data[16:20] == struct.pack("<HBB", 16383, 16, 56)
     assert u32(data, 20) == 4096
     assert data[24:26] == bytes([2, 0])
     assert data[26:28] == bytes([2, 0])
@@ -54,6 +54,31 @@ def test_layout_puts_every_field_at_its_offset() -> None:
     assert u32(data, 48) == (1 << 20) // 512
     assert u32(data, 52) == MAX_RANGES
     assert data[56:] == bytes([1, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("sectors", "block", "seen"),
+    [
+        (1, 512, (2, 16, 63)),
+        (16 * 63 * 2, 512, (2, 16, 63)),
+        (16 * 63 * 100 + 5, 512, (100, 16, 63)),
+        (16 * 63 * 16384, 512, (16383, 16, 63)),
+        (1 << 50, 512, (16383, 16, 63)),
+        (16 * 63 * 8 * 100, 4096, (800, 16, 63)),
+        (16 * 63 * 8 * 100 + 8 * 63, 4096, (800, 16, 56)),
+    ],
+)
+def test_geometry_is_what_qemus_own_device_says(
+    sectors: int, block: int, seen: tuple[int, int, int]
+) -> None:
+    """
+    16 heads of 63 sectors, 2 to 16383 cylinders; tracks of whole blocks where they would not be.
+
+    Spec: virtio 1.3, 5.2.4.  Source: QEMU, hw/block/hd-geometry.c and hw/block/virtio-blk.c.
+    """
+    assert geometry(sectors, block) == seen
+    data = layout(BlkDevice(capacity_sectors=sectors, block_size=block), writeback=True)
+    assert struct.unpack_from("<HBB", data, 16) == seen
 
 
 def test_layout_leaves_what_is_not_offered_zero() -> None:

@@ -17,6 +17,7 @@ def test_offered_holds_what_every_device_can() -> None:
         F_VERSION_1
         | blk.F_SIZE_MAX
         | blk.F_SEG_MAX
+        | blk.F_GEOMETRY
         | blk.F_BLK_SIZE
         | blk.F_FLUSH
         | blk.F_TOPOLOGY
@@ -47,6 +48,15 @@ def test_offered_follows_the_disk(device: BlkDevice, bits: int) -> None:
     Spec: virtio 1.3, 5.2.3.
     """
     assert offered(device, ring=0) == offered(PLAIN, ring=0) | bits
+
+
+def test_what_this_device_cannot_is_never_offered() -> None:
+    """
+    LIFETIME, SECURE_ERASE and ZONED would promise what no disk of ours has.
+
+    Spec: virtio 1.3, 5.2.3.
+    """
+    assert not offered(EVERY, ring=0) & (blk.F_LIFETIME | blk.F_SECURE_ERASE | blk.F_ZONED)
 
 
 def test_names_are_the_standards() -> None:

@@ -22,6 +22,9 @@ SIZE_MAX = 4 << 20
 """Bytes of one segment.  A guest that bounces its I/O caps itself at 256 KiB; less than that here
 would cap it further, and 0 would mean nothing."""
 
+HEADS, SECTORS, MAX_CYLINDERS = 16, 63, 16383
+"""The geometry that every disk without one has had since ATA."""
+
 # capacity, size_max, seg_max, cylinders, heads, sectors, blk_size, physical_block_exp,
 # alignment_offset, min_io_size, opt_io_size, writeback, num_queues, max_discard_sectors,
 # max_discard_seg, discard_sector_alignment, max_write_zeroes_sectors, max_write_zeroes_seg,
@@ -130,7 +133,7 @@ def layout(device: BlkDevice, *, writeback: bool) -> bytes:
         device.capacity_sectors,
         SIZE_MAX,
         device.seg_max,
-        *(0, 0, 0),  # geometry: not offered
+        *geometry(device.capacity_sectors, block),
         block,
         _exponent(device.physical_block_size, block),
         0,
@@ -145,6 +148,25 @@ def layout(device: BlkDevice, *, writeback: bool) -> bytes:
     )
     assert len(data) == CONFIG_SIZE  # noqa: S101 - our own layout, not anybody's input
     return data
+
+
+def geometry(sectors: int, block: int) -> tuple[int, int, int]:
+    """
+    Return cylinders, heads and sectors: what QEMU's own device says of a disk it knows nothing of.
+
+    Nothing but firmware's and DOS's old calls cares.
+
+    Args:
+        sectors: Size of the disk.
+        block: Bytes of a logical block; tracks that end inside of one are made shorter.
+
+    Source: QEMU, hw/block/hd-geometry.c, guess_chs_for_size(), and hw/block/virtio-blk.c,
+    virtio_blk_update_config().
+    """
+    cylinders = min(max(sectors // (HEADS * SECTORS), 2), MAX_CYLINDERS)
+    mask = block // SECTOR_SIZE - 1
+    fits = sectors * SECTOR_SIZE // HEADS // SECTORS % block == 0
+    return cylinders, HEADS, SECTORS if fits else SECTORS & ~mask
 
 
 def _exponent(physical: int, block: int) -> int:

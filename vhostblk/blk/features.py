@@ -9,6 +9,7 @@ from vhostblk.spec.virtio_ring import F_VERSION_1
 _ALWAYS = (
     blk.F_SIZE_MAX
     | blk.F_SEG_MAX
+    | blk.F_GEOMETRY
     | blk.F_BLK_SIZE
     | blk.F_FLUSH
     | blk.F_TOPOLOGY
