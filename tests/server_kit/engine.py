@@ -78,6 +78,7 @@ class FakeQueue:
         self.sampling: tuple[int, int] | None = None
         self.on_samples: Callable[[], None] | None = None
         self.seen: list[Sample] = []
+        self.log: DirtyLog | None = None
         self.inflight: tuple[Piece, int] | None = None
         self._mailbox = mailbox
         self._fds: dict[str, int | None] = {}
@@ -156,14 +157,16 @@ class FakeQueue:
         assert blk.capacity_sectors
         self._note("blk", writethrough)
 
-    def set_log(self, log: DirtyLog | None) -> None:
-        self._note("log", log)
-
     def set_inflight(self, memory: Piece | None, *, size: int) -> None:
         noted = None if memory is None else (memory, size)
         if noted != self.inflight:
             self._note("inflight", size)
         self.inflight = noted
+
+    def set_log(self, log: DirtyLog | None) -> None:
+        if log != self.log:
+            self._note("log", log is not None)
+        self.log = log
 
     def set_sampling(
         self, *, first: int, every: int, on_samples: Callable[[], None] | None
@@ -233,9 +236,13 @@ class FakeEngine:
 
     Args:
         mailboxes: Whether disks are served through them.
+        can_inflight: Whether it says that it can keep an inflight region.
+        can_log: Whether it says that it can mark a dirty log.
     """
 
     mailboxes: bool = False
+    can_inflight: bool = True
+    can_log: bool = True
     queues: list[FakeQueue] = field(default_factory=list)
     guarded: int = 0
     lost: int = 0
@@ -248,10 +255,6 @@ class FakeEngine:
     @property
     def ring_features(self) -> int:
         return 3 << 28 | 3 << 34 | 1 << 40
-
-    @property
-    def can_log(self) -> bool:
-        return True
 
     def device(self, disk: object) -> "FakeEngine":
         assert disk is not None

@@ -18,8 +18,9 @@ from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.session import Session
 from vhostblk.server.transport import Transport
 
-ALL_PROTOCOL_FEATURES = 0x1A229
-"""MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS."""
+ALL_PROTOCOL_FEATURES = 0x1B22B
+"""MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE,
+CONFIGURE_MEM_SLOTS, STATUS."""
 LINUX = 0x170001E46
 """What a Linux driver acks of a plain device: bit 30 is the front-end's."""
 UVA = 0x7F0000000000
@@ -83,6 +84,21 @@ class Wire:
         answered, answer = await self.reply()
         assert answered == number
         return answer
+
+    async def ask_for_fds(self, number: int, payload: bytes = b"") -> tuple[bytes, list[int]]:
+        """Ask, and return the descriptors that came with the answer, too; they are the caller's."""
+        self.tell(number, payload)
+        loop = asyncio.get_running_loop()
+        came = asyncio.Event()
+        loop.add_reader(self.sock, came.set)
+        try:
+            await asyncio.wait_for(came.wait(), PATIENCE)
+        finally:
+            loop.remove_reader(self.sock)
+        head, fds, _, _ = socket.recv_fds(self.sock, 12, 4)
+        answered, flags, size = struct.unpack("=III", head)
+        assert (answered, flags) == (number, 5)
+        return await self._exactly(size), fds
 
     async def acked(self, number: int, payload: bytes = b"", fds: Sequence[int] = ()) -> int:
         """Send a message and return the code of its ack."""

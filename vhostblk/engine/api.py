@@ -336,6 +336,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def can_inflight(self) -> bool:
+        """Whether its queues can keep an inflight region."""
+        ...
+
+    @property
     def can_log(self) -> bool:
         """Whether its queues can mark a dirty log."""
         ...

@@ -12,12 +12,14 @@ from functools import partial
 from vhostblk.engine.api import Miss, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.locate import locate
+from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.regions import Change, RegionTable
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import AddressSpace, Translation
 from vhostblk.server.detect import Detector
 from vhostblk.server.device import Device
 from vhostblk.server.enforcement import DIRECT, TELL_SECONDS, Enforcement, Step
+from vhostblk.server.inflight import Inflight
 from vhostblk.server.iommu import Iommu
 from vhostblk.server.keeper import Keeper
 from vhostblk.server.misses import Misses
@@ -27,7 +29,7 @@ from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
 from vhostblk.server.status import log_status
 from vhostblk.server.terms import Terms
-from vhostblk.spec.vhost_user import ProtocolFeature
+from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
 
 _CHANNEL = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
@@ -53,6 +55,12 @@ class Attachment:
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
+        self.inflight = Inflight(
+            queues=device.blk.num_queues,
+            queue_size=device.options.queue_size,
+            guard=device.guard,
+            bury=device.bury,
+        )
         self.misses = Misses(self, self.rings, self.lock, device.log)
         self._enforcement = Enforcement(
             device.options, device.log, clock=time.monotonic, features=lambda: self.features
@@ -75,6 +83,7 @@ class Attachment:
             seconds=TELL_SECONDS if self._enforcement.on else None,
             eager=lambda: self._enforcement.learning,
         )
+        self._log: Mapping | None = None
         self._verdicts: set[asyncio.Task[None]] = set()
         device.attached = self
 
@@ -89,6 +98,7 @@ class Attachment:
             self.misses.missed(self.rings[index], miss)
 
         def started() -> None:
+            self.device.served = True
             self._enforcement.begin()
             self.observer.begin(self.rings[index])
 
@@ -170,6 +180,8 @@ class Attachment:
             writethrough=self.writethrough,
             always_translated=self.device.options.iommu is IommuMode.ON,
             required=F_VERSION_1 if self._enforcement.on else 0,
+            inflight=self.inflight.area,
+            log=self._log if self.features & VHOST_F_LOG_ALL else None,
         )
 
     def _build(
@@ -211,6 +223,23 @@ class Attachment:
         terms = self.terms
         await asyncio.gather(*(ring.move(terms, drain=drain) for ring in self.running))
         self.device.bury([region.mapping for region in change.removed])
+
+    async def log_into(self, log: Mapping) -> None:
+        """
+        Have queues mark another dirty log; when this returns none marks the one before.
+
+        Args:
+            log: Its memory, owned from here on; used while the driver's features have LOG_ALL.
+        """
+        old, self._log = self._log, log
+        await self.relog()
+        if old is not None:
+            old.release()
+
+    async def relog(self) -> None:
+        """Let the rings that run follow what has changed of the dirty log."""
+        terms = self.terms
+        await asyncio.gather(*(ring.relog(terms) for ring in self.running))
 
     async def change_cache(self) -> None:
         """
@@ -285,6 +314,9 @@ class Attachment:
         finally:
             self.device.bury([region.mapping for region in self.space.table.regions])
             self.space = AddressSpace.build(RegionTable())
+            self.inflight.close()
+            if self._log is not None:
+                self._log.release()
         for result in results:
             if isinstance(result, BaseException):
                 raise result

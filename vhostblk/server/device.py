@@ -21,7 +21,7 @@ from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
-from vhostblk.spec.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
+from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED
 
 if TYPE_CHECKING:  # it knows rings and windows, of which a device has none
@@ -70,12 +70,17 @@ class Device:
         self.guest = GuestCounters()
         self.attached: Attached | None = None
         """The front-end that is connected."""
+        self.served = False
+        """Whether a ring has ever run: then the write cache switch is what its driver has set."""
         self.starts_told = Allowance(burst=STARTS_TOLD, seconds=START_SECONDS)
         ring = engine.ring_features if options.packed else engine.ring_features & ~F_RING_PACKED
         self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
         if options.access_platform:
             # Without it no confidential guest of QEMU's starts; without a vIOMMU it is stripped.
             self.features |= F_ACCESS_PLATFORM
+        self.can_inflight, self.can_log = engine.can_inflight, engine.can_log
+        if self.can_log:
+            self.features |= VHOST_F_LOG_ALL
         self._engine = engine
         self._share = share
         self._pump = pump
@@ -119,6 +124,21 @@ class Device:
             OSError: The disk could not, or not in time.
         """
         await self._pump.flush(seconds=self.options.drain_seconds)
+
+    def resume(self) -> None:
+        """
+        Heed that a driver goes on which may have begun with another process.
+
+        No message tells what it had set the write cache switch to; while that is not known every
+        write is made stable.
+        """
+        if self.served or not self.config.writeback:
+            return
+        self.config.writeback = False
+        self.log.warning(
+            "a driver goes on that another process served: until it sets its write cache again "
+            "every write is made stable"
+        )
 
     # ---- guest memory ---------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ async def set_status(attachment: Attachment, message: SetStatus) -> None:
 async def reset_device(attachment: Attachment, _: ResetDevice) -> None:
     """Reset the device, write cache switch included; memory and the connection stay."""
     await attachment.reset()
+    attachment.inflight.forget()
     attachment.device.config.reset()
 
 

@@ -14,13 +14,15 @@ from vhostblk.protocol.messages import (
     SetProtocolFeatures,
 )
 from vhostblk.server.attachment import Attachment
+from vhostblk.server.device import Device
 from vhostblk.spec.vhost_user import (
     MAX_MEM_SLOTS,
+    VHOST_F_LOG_ALL,
     VHOST_USER_F_PROTOCOL_FEATURES,
     ProtocolFeature,
 )
 
-PROTOCOL_FEATURES = (
+_ALWAYS = (
     ProtocolFeature.MQ
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
@@ -38,13 +40,20 @@ async def get_features(attachment: Attachment, _: GetFeatures) -> int:
 
 
 async def set_features(attachment: Attachment, message: SetFeatures) -> None:
-    """Note what the driver acked; without bit 30 its rings are enabled from the start."""
+    """
+    Note what the driver acked; without bit 30 its rings are enabled from the start.
+
+    While rings run only LOG_ALL may change: that is how a migration begins and ends.
+    """
     unknown = message.features & ~attachment.device.features
     if unknown:
         raise Refused(EINVAL, f"feature bits {unknown:#x} were not offered")
-    if message.features != attachment.features and attachment.running:
+    changed = message.features ^ attachment.features
+    if changed & ~VHOST_F_LOG_ALL and attachment.running:
         raise Refused(EBUSY, "features cannot change while rings run")
     attachment.features = message.features
+    if changed:
+        await attachment.relog()
     attachment.stopped()
     # Never the other way round: rings that are enabled stay so.
     if not message.features & VHOST_USER_F_PROTOCOL_FEATURES:
@@ -52,14 +61,24 @@ async def set_features(attachment: Attachment, message: SetFeatures) -> None:
             await ring.enable(attachment.terms, on=True)
 
 
-async def get_protocol_features(_: Attachment, _message: GetProtocolFeatures) -> int:
+def protocol_features(device: Device) -> ProtocolFeature:
+    """Return what we offer for a device; some of it needs a data plane that can."""
+    features = _ALWAYS
+    if device.can_inflight:
+        features |= ProtocolFeature.INFLIGHT_SHMFD
+    if device.can_log:
+        features |= ProtocolFeature.LOG_SHMFD
+    return features
+
+
+async def get_protocol_features(attachment: Attachment, _: GetProtocolFeatures) -> int:
     """Return what we offer."""
-    return PROTOCOL_FEATURES
+    return protocol_features(attachment.device)
 
 
 async def set_protocol_features(attachment: Attachment, message: SetProtocolFeatures) -> None:
     """Note what the front-end acked; the connection keeps it, too."""
-    unknown = message.features & ~PROTOCOL_FEATURES
+    unknown = message.features & ~protocol_features(attachment.device)
     if unknown:
         raise Refused(EINVAL, f"protocol feature bits {int(unknown):#x} were not offered")
     attachment.protocol_features = message.features

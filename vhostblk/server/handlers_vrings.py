@@ -15,6 +15,7 @@ from vhostblk.protocol.messages import (
 )
 from vhostblk.server.attachment import Attachment
 from vhostblk.server.place import Addresses
+from vhostblk.spec.vhost_user import VringAddrFlag
 
 
 async def set_vring_num(attachment: Attachment, message: SetVringNum) -> None:
@@ -42,11 +43,12 @@ async def get_vring_base(attachment: Attachment, message: GetVringBase) -> int:
 
 
 async def set_vring_addr(attachment: Attachment, message: SetVringAddr) -> None:
-    """Note where a ring is; *log* is an address in a dirty log that nobody has."""
+    """Note where a ring is, and whether and where its used ring is to be logged."""
     addresses = Addresses(desc=message.desc, avail=message.avail, used=message.used)
     ring = attachment.rings[message.index]
     attachment.detector.set_up(ring, addresses)
-    await ring.set_addresses(addresses, attachment.terms)
+    used_log = message.log if VringAddrFlag.LOG in message.flags else None
+    await ring.set_addresses(addresses, attachment.terms, used_log=used_log)
 
 
 async def set_vring_kick(attachment: Attachment, message: SetVringKick) -> None:

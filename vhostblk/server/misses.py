@@ -7,13 +7,18 @@ lock.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
-from vhostblk.engine.api import Miss
+from vhostblk.engine.api import Miss, Piece
+from vhostblk.memory.iotlb import EVERYWHERE, meet
+from vhostblk.memory.ranges import Range
 from vhostblk.memory.space import AddressSpace
+from vhostblk.protocol.state import RingState
 from vhostblk.server.iommu import Iommu
 from vhostblk.server.log import Log
 from vhostblk.server.observer import Observer
+from vhostblk.server.parting import unused
 from vhostblk.server.ring import Ring
 
 GLOBAL_FLUSH = 1 << 30
@@ -73,7 +78,7 @@ class Misses:
         ranges = self._front.iommu.invalidate(iova, size)
         space = self._front.translated()
         rings = [ring for ring in self._rings if ring.running and ring.translated]
-        in_time = await asyncio.gather(*(ring.lose(ranges, space, use=use) for ring in rings))
+        in_time = await asyncio.gather(*(lose(ring, ranges, space, use=use) for ring in rings))
         if not all(in_time):
             self._front.iommu.counters.late += 1
             self._log.warning(
@@ -103,12 +108,10 @@ class Misses:
 
     async def _find_ring(self, ring: Ring) -> None:
         said = False
+        ask = partial(self._front.iommu.ask, ring.index, None)
         while ring.held:
             for iova, length, access in ring.parts():
-                if (
-                    await self._front.iommu.ask(ring.index, None, (iova, length), access)
-                    is not None
-                ):
+                if await ask((iova, length), access) is not None:
                     if not said:  # once; it is asked again at everything the front-end tells
                         self._log.warning(
                             "queue %d waits: its ring at IOVA %#x is not mapped", ring.index, iova
@@ -120,3 +123,41 @@ class Misses:
                 async with self._lock:
                     if not ring.running or not ring.settle(self._front.translated(), ask=False):
                         return
+
+
+async def lose(
+    ring: Ring, ranges: Sequence[Range], space: AddressSpace, *, use: Sequence[Piece]
+) -> bool:
+    """
+    Begin nothing new in *ranges*, and have ended what was begun.
+
+    Args:
+        ring: One behind the IOMMU that runs.
+        ranges: Of IOVAs.
+        space: Without them.
+        use: Memory of this process, sorted and disjoint: what is in flight there is waited
+            for, for a bounded time, while the ring runs on.  Nothing: for nothing.
+
+    Returns:
+        False when something in flight still uses it.
+    """
+    await ring.keeper.take_back(drain=False)
+    if not meet(ranges, [(at, length) for at, length, _ in ring.place.layout()]):
+        ring.queue.watch_use(use)
+        ring.queue.set_space(space.segments)
+        ring.keeper.hand_over()
+        return await unused(ring.queue)
+    in_time = not use or await _complete(ring)
+    ring.settle(space)
+    return in_time
+
+
+async def _complete(ring: Ring) -> bool:
+    """Put what is in flight into the used ring before that goes, as far as it ends in time."""
+    ring.queue.watch_use(EVERYWHERE)
+    ring.queue.set_enabled(enabled=False)
+    ring.keeper.hand_over()
+    in_time = await unused(ring.queue)
+    await ring.keeper.take_back(drain=False)
+    ring.queue.set_enabled(enabled=ring.state is RingState.STARTED)
+    return in_time

@@ -5,19 +5,19 @@ Everything that changes the state goes through `vhostblk.protocol.state.step_rin
 what the table's actions say.  The queue is a `Keeper`'s, where the ring is said to be a `Place`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from errno import EINVAL
 
-from vhostblk.engine.api import Counters, Fault, Miss, Piece, Queue
+from vhostblk.engine.api import Counters, Fault, Miss, Queue
 from vhostblk.errors import Refused
-from vhostblk.memory.iotlb import EVERYWHERE, Range, meet
+from vhostblk.memory.dirty import LOG_USED_BY_HOST
+from vhostblk.memory.ranges import Range
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
 from vhostblk.server.keeper import Keeper
 from vhostblk.server.log import Log
-from vhostblk.server.parting import unused
 from vhostblk.server.place import Addresses, Place, Placed, check_base, first_base
 from vhostblk.server.terms import Terms
 
@@ -55,8 +55,11 @@ class Ring:
         """How often it has started."""
         self.before = Counters()
         """What the queue had done before the last start."""
+        self.used_log: int | None = None
+        """Where its used ring is logged, as SET_VRING_ADDR says it; None: nowhere."""
         self.place = Place(index=index)
         self.keeper = keeper
+        self._stood: int | None = None
         self._on_miss = on_miss
         self._on_start = on_start
         self._log = log
@@ -101,19 +104,31 @@ class Ring:
         self.state = step_ring(self.state, RingEvent.SETUP).state
         self.base = base
 
-    async def set_addresses(self, addresses: Addresses, terms: Terms) -> None:
-        """Note where it is; while it runs, move it there."""
+    async def set_addresses(
+        self, addresses: Addresses, terms: Terms, *, used_log: int | None = None
+    ) -> None:
+        """Note where it is, and where its used ring is logged; while it runs, move it there."""
         step = step_ring(self.state, RingEvent.ADDR)
         place = replace(self.place, addresses=addresses)
-        if step.action is RingAction.UPDATE and self.translated:
-            await self.keeper.take_back(drain=False)
-            self.place = place
-            self._settle(terms)
-        elif step.action is RingAction.UPDATE:
+        placed = None
+        if step.action is RingAction.UPDATE and not self.translated:
             placed = place.pieces(terms.space)
-            await self.change(lambda queue: self._set_ring(queue, placed))
-        self.place = place
-        self.state = step.state
+        self.place, self.used_log, self.state = place, used_log, step.state
+        if step.action is not RingAction.UPDATE:
+            return
+        await self.keeper.take_back(drain=False)
+        self._log_pages(terms)
+        self._go_on(terms, placed)
+
+    async def relog(self, terms: Terms) -> None:
+        """Go on with what *terms* say of the dirty log."""
+        await self.keeper.take_back(drain=False)
+        self._log_pages(terms)
+        self.keeper.hand_over()
+
+    def _log_pages(self, terms: Terms) -> None:
+        used = None if self.used_log is None or not self.translated else LOG_USED_BY_HOST
+        self.queue.set_log(terms.dirty_log(used or self.used_log))
 
     async def set_kick(self, fd: Fd | None, terms: Terms) -> None:
         """Arm it, and start it if it is enabled; None: it is polled."""
@@ -155,10 +170,16 @@ class Ring:
         await self.keeper.take_back(drain=drain)
         if drain:
             self._on_start()
+        self._log_pages(terms)
+        if not self.translated:
+            self.queue.set_space(terms.space.segments)
+        self._go_on(terms, placed)
+
+    def _go_on(self, terms: Terms, placed: Placed | None) -> None:
+        """Hand over a queue whose ring may have moved; None: it has not, or is looked for."""
         if self.translated:
             self._settle(terms)
             return
-        self.queue.set_space(terms.space.segments)
         if placed is not None:
             self._set_ring(self.queue, placed)
         self.keeper.hand_over()
@@ -230,41 +251,6 @@ class Ring:
             self.queue.deny(*denied)
         self.keeper.hand_over()
 
-    async def lose(
-        self, ranges: Sequence[Range], space: AddressSpace, *, use: Sequence[Piece]
-    ) -> bool:
-        """
-        Begin nothing new in *ranges*, and have ended what was begun.
-
-        Args:
-            ranges: Of IOVAs.
-            space: Without them.
-            use: Memory of this process, sorted and disjoint: what is in flight there is waited
-                for, for a bounded time, while the ring runs on.  Nothing: for nothing.
-
-        Returns:
-            False when something in flight still uses it.
-        """
-        await self.keeper.take_back(drain=False)
-        if not meet(ranges, [(at, length) for at, length, _ in self.place.layout()]):
-            self.queue.watch_use(use)
-            self.queue.set_space(space.segments)
-            self.keeper.hand_over()
-            return await unused(self.queue)
-        in_time = not use or await self._complete()
-        self.settle(space)
-        return in_time
-
-    async def _complete(self) -> bool:
-        """Put what is in flight into the used ring before that goes, as far as it ends in time."""
-        self.queue.watch_use(EVERYWHERE)
-        self.queue.set_enabled(enabled=False)
-        self.keeper.hand_over()
-        in_time = await unused(self.queue)
-        await self.keeper.take_back(drain=False)
-        self.queue.set_enabled(enabled=self.state is RingState.STARTED)
-        return in_time
-
     async def change(self, apply: Callable[[Queue], None]) -> None:
         """Change a setting of the queue, wherever the ring stands."""
         if self.running:
@@ -282,15 +268,19 @@ class Ring:
             The next avail entry not yet taken; the same at the next call.
         """
         await self._end(RingEvent.STOP)
-        return first_base(packed=self.place.packed) if self.base is None else self.base
+        stood = self._stood if self.base is None else self.base
+        return first_base(packed=self.place.packed) if stood is None else stood
 
     async def reset(self) -> None:
         """
-        Stop it and forget its settings, but not where it stands.
+        Stop it and forget its settings; where it stood is still told, and not gone on from.
 
         QEMU 7.2 pauses a guest by SET_STATUS 0 first and GET_VRING_BASE then.
         """
         await self._end(RingEvent.RESET)
+        if self.base is not None:
+            self._stood = self.base
+        self.base = self.used_log = None
         self.place = Place(index=self.index)
 
     async def _end(self, event: RingEvent) -> None:
@@ -299,6 +289,7 @@ class Ring:
             if self.running:
                 await self.keeper.take_back(drain=True)
                 self.base = self.queue.base()
+                self.queue.set_log(None)  # it has marked all that it has written
             self.queue.set_kick(None)
         self.keeper.held = False
         self.state = step.state
@@ -318,6 +309,8 @@ class Ring:
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
         queue.set_enabled(enabled=True)
+        self._track(queue, terms)
+        self._log_pages(terms)
         self._on_start()
         if self.translated:
             self._log.info("queue %d: addresses go through the guest's IOMMU", self.index)
@@ -325,6 +318,22 @@ class Ring:
             self._settle(terms)
         else:
             self.keeper.hand_over()
+
+    def _track(self, queue: Queue, terms: Terms) -> None:
+        """Have the queue note what it takes, where there is room for it."""
+        found = None if terms.inflight is None else terms.inflight.of(self.place)
+        if found is None:
+            queue.set_inflight(None, size=0)
+        else:
+            memory, size = found
+            queue.set_inflight(memory, size=size)
+        if terms.inflight is not None and found is None:
+            self._log.warning(
+                "queue %d: the front-end's inflight region has no room for its %d descriptors: "
+                "after a crash its requests in flight would be lost",
+                self.index,
+                self.place.num,
+            )
 
     def _check(self, terms: Terms) -> Place:
         """

@@ -18,7 +18,9 @@ from vhostblk.protocol.messages import Received, close_fds
 from vhostblk.protocol.replies import Outcome
 from vhostblk.server import handlers_config as config
 from vhostblk.server import handlers_features as features
+from vhostblk.server import handlers_inflight as inflight
 from vhostblk.server import handlers_iotlb as iotlb
+from vhostblk.server import handlers_log as dirty
 from vhostblk.server import handlers_memory as memory
 from vhostblk.server import handlers_vrings as vrings
 from vhostblk.server.attachment import Attachment
@@ -63,6 +65,10 @@ HANDLERS: dict[type[object], Handler] = dict(
         _on(m.SetVringCall, vrings.set_vring_call),
         _on(m.SetVringErr, vrings.set_vring_err),
         _on(m.SetVringEnable, vrings.set_vring_enable),
+        _on(m.SetLogBase, dirty.set_log_base),
+        _on(m.SetLogFd, dirty.set_log_fd),
+        _on(m.GetInflightFd, inflight.get_inflight_fd),
+        _on(m.SetInflightFd, inflight.set_inflight_fd),
         _on(m.IotlbMsg, iotlb.iotlb_msg),
         _on(m.GetConfig, config.get_config),
         _on(m.SetConfig, config.set_config),

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vhostblk.blk.device import BlkDevice
+from vhostblk.memory.dirty import DirtyLog, log_regions
+from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.space import AddressSpace
+from vhostblk.server.inflight import Area
 from vhostblk.server.place import Part
 from vhostblk.spec.virtio_ring import F_RING_PACKED
 
@@ -22,6 +25,8 @@ class Terms:
         writethrough: Every write is stable before its status.
         always_translated: Its addresses go through the IOMMU if there is one, wherever it is.
         required: Feature bits without which it does not start.
+        inflight: Where its queue notes what it has taken; None: nowhere.
+        log: Where it notes which pages it writes; None: nowhere.
     """
 
     features: int
@@ -31,11 +36,29 @@ class Terms:
     writethrough: bool
     always_translated: bool = False
     required: int = 0
+    inflight: Area | None = None
+    log: Mapping | None = None
 
     @property
     def packed(self) -> bool:
         """Whether its format is the packed one."""
         return bool(self.features & F_RING_PACKED)
+
+    def dirty_log(self, used_gpa: int | None) -> DirtyLog | None:
+        """
+        Return what its queue marks.
+
+        Args:
+            used_gpa: Where the used ring is logged; see `DirtyLog`.
+        """
+        if self.log is None:
+            return None
+        return DirtyLog(
+            address=self.log.address,
+            length=self.log.length,
+            regions=log_regions(self.space.table),
+            used_gpa=used_gpa,
+        )
 
     def translates(self, parts: Sequence[Part]) -> bool:
         """

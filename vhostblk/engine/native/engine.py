@@ -99,6 +99,11 @@ class NativeEngine:
         return F_INDIRECT_DESC | F_EVENT_IDX
 
     @property
+    def can_inflight(self) -> bool:
+        """Whether its queues can keep an inflight region."""
+        return True
+
+    @property
     def can_log(self) -> bool:
         """It has an atomic OR."""
         return True

@@ -134,6 +134,11 @@ class ReferenceEngine:
         return F_INDIRECT_DESC
 
     @property
+    def can_inflight(self) -> bool:
+        """Whether its queues can keep an inflight region."""
+        return False
+
+    @property
     def can_log(self) -> bool:
         """Python has no atomic OR."""
         return False
