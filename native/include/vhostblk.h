@@ -45,6 +45,8 @@ struct vhb_piece {
     size_t len;
 };
 
+/* Parts of a split ring; of a packed one: descriptor ring, driver's and device's event
+ * suppression. */
 enum { VHB_PART_DESC = 0, VHB_PART_AVAIL = 1, VHB_PART_USED = 2 };
 
 enum vhb_op {
@@ -100,25 +102,30 @@ struct vhb_miss {
     uint64_t iova; /* the first address that is in no segment, or in one without *access* */
     uint64_t len; /* bytes that are needed from there on */
     uint32_t access; /* VHB_ACCESS_* */
-    uint32_t index; /* avail index of the chain */
+    uint32_t index; /* avail index of the chain; packed: of its first descriptor */
 };
 
 /* Why a queue broke. */
 enum vhb_reason {
     VHB_OK = 0,
-    VHB_AVAIL_INDEX = 1, /* value: avail idx, further ahead than the ring is long */
+    VHB_AVAIL_INDEX = 1, /* value: avail idx, further ahead than the ring is long; packed: index of
+                          * a descriptor made available again before it was given back */
     VHB_HEAD = 2, /* value: a head out of range */
     VHB_NEXT = 3, /* value: a next field out of range */
-    VHB_LOOP = 4, /* value: descriptors walked; a chain longer than its table */
-    VHB_INDIRECT = 5, /* value: length of a malformed, nested or unwanted indirect table */
+    VHB_LOOP = 4, /* value: descriptors walked; a chain longer than its table or ring */
+    VHB_INDIRECT = 5, /* value: length of a malformed, nested or unwanted indirect table; packed: or
+                       * of one that is not all of its chain */
     VHB_TABLE_ADDRESS = 6, /* value: address of an indirect table that may not be read */
     VHB_STATUS_ADDRESS = 7, /* value: address of a status byte that may not be written */
     VHB_MEMORY_GONE = 8, /* the guest's memory vanished (SIGBUS) under the ring or a request */
     VHB_DISK_KEPT_VIEW = 9, /* value: byte offset of the request whose memory the disk kept */
     VHB_OUTSIDE = 10, /* value: an address in a segment that is VHB_ACCESS_FATAL; index: head */
     VHB_CONDEMNED = 11, /* by vhb_queue_condemn() */
+    VHB_PARTIAL = 12, /* packed; value: flags of a descriptor that NEXT leads to, not available */
+    VHB_ID_IN_FLIGHT = 13, /* packed; value: a buffer id that was not given back yet */
     VHB_LOG_GONE = 14, /* the dirty log vanished (SIGBUS): what was written cannot be told of */
-    VHB_INFLIGHT = 15 /* value: what an inflight region cannot say; index: entry, 65535: header */
+    VHB_INFLIGHT = 15, /* value: what an inflight region cannot say; index: entry, 65535: header */
+    VHB_ID = 16 /* packed; value: a buffer id out of range */
 };
 
 struct vhb_fault {
@@ -293,13 +300,15 @@ int vhb_queue_miss(struct vhb_queue *queue, struct vhb_miss *out);
 int vhb_queue_watch_use(struct vhb_queue *queue, const struct vhb_piece *pieces, size_t n);
 int vhb_queue_in_use(struct vhb_queue *queue); /* 1 until then, else 0; at any time */
 
-/* Ring size, up to max_size. */
+/* Descriptors, up to max_size; of a split ring a power of two. */
 int vhb_queue_set_size(struct vhb_queue *queue, uint32_t size);
 
 /* Where a part of the ring (VHB_PART_*) lives.  -EINVAL if a border splits an element. */
 int vhb_queue_set_part(struct vhb_queue *queue, int part, const struct vhb_piece *pieces, size_t n);
 
-/* Next avail entry to take; the used index is read from the ring at the next run. */
+/* Where the ring goes on, as on the wire.  Split: the next avail entry to take; the used index is
+ * read from the ring at the next run.  Packed: bits 0-14 the next descriptor to take, 15 its wrap
+ * counter, 16-31 the same of the next one to use (all zero behind a wrap counter of 1: as 0-15). */
 int vhb_queue_set_base(struct vhb_queue *queue, uint32_t base);
 int vhb_queue_base(struct vhb_queue *queue, uint32_t *out); /* -EBUSY while its worker owns it */
 
@@ -318,7 +327,8 @@ int vhb_queue_set_kick(struct vhb_queue *queue, int fd);
 int vhb_queue_set_call(struct vhb_queue *queue, int fd);
 int vhb_queue_set_err(struct vhb_queue *queue, int fd);
 int vhb_queue_set_enabled(struct vhb_queue *queue, bool enabled);
-int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features); /* acked bits */
+/* Acked bits.  -EBUSY, too, for another ring format than what is in flight came by. */
+int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features);
 int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
 
 /* Guest memory as the dirty log knows it: host addresses [host, host + len) are guest physical

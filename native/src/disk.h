@@ -63,7 +63,8 @@ struct vhb_req {
     struct vhb_req *next; /* in one list at a time: done, held, bounce wait */
     struct vhb_queue *queue;
     enum vhb_req_state state;
-    uint16_t head;
+    uint16_t head;    /* split: of the chain; packed: the buffer id */
+    uint16_t n_slots; /* packed: descriptors in the ring */
     bool held; /* in the queue's held list, the disk has not seen it */
     bool awaited; /* the control plane waits for its memory: use.c */
     uint8_t *status;

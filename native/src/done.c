@@ -140,6 +140,7 @@ void vhb_blk_abandon(struct vhb_req *req)
     struct vhb_req *ghost = vhb_slot_peek(q);
     q->n_free--;
     ghost->head = req->head;
+    ghost->n_slots = req->n_slots;
     ghost->status = req->status;
     ghost->vec = ghost->own;
     ghost->written = 0;

@@ -2,6 +2,7 @@
  *
  * Read visit.c for what the worker does with it, split.c for the ring, blk.c for requests. */
 #include <errno.h>
+#include <linux/virtio_config.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -35,6 +36,7 @@ static void queue_dispose(struct vhb_queue *q)
     for (int i = 0; i < 3; i++)
         free(q->part[i].pieces);
     free(q->free_slots);
+    free(q->ids);
     free(q->space.segments);
     free(q->use_asked);
     free(q->log);
@@ -45,7 +47,7 @@ static void queue_dispose(struct vhb_queue *q)
 int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_graveyard *graveyard,
                   uint32_t max_size, struct vhb_queue **out)
 {
-    if (max_size == 0 || max_size > 32768 || (max_size & (max_size - 1)))
+    if (max_size == 0 || max_size > 32768)
         return -EINVAL;
     struct vhb_queue *q = calloc(1, sizeof(*q));
     if (!q)
@@ -69,7 +71,8 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
     q->borrow = reserve(borrow_size);
     q->samples.ring = reserve(samples_size);
     q->free_slots = calloc(slot_count(q), sizeof(*q->free_slots));
-    if (!q->slots || !q->borrow || !q->samples.ring || !q->free_slots) {
+    q->ids = calloc(1, ids_size(q));
+    if (!q->slots || !q->borrow || !q->samples.ring || !q->free_slots || !q->ids) {
         queue_dispose(q);
         return -ENOMEM;
     }
@@ -217,8 +220,15 @@ int vhb_queue_set_enabled(struct vhb_queue *q, bool enabled)
 
 int vhb_queue_set_features(struct vhb_queue *q, uint64_t features)
 {
-    if (!ours(q))
+    uint32_t state = load_acquire(&q->state); /* pair: state */
+    bool packed = features >> VIRTIO_F_RING_PACKED & 1, was = q->ring == &vhb_packed_ops;
+    /* What is in flight goes back to a ring of the format it came from. */
+    bool parked = state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK);
+    if (!(state & VHB_OWNED_BY_CONTROL) || (parked && packed != was))
         return -EBUSY;
+    if (packed != was)
+        q->loaded = false;
+    q->ring = packed ? &vhb_packed_ops : &vhb_split_ops;
     q->event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1;
     q->indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
     return 0;

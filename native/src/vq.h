@@ -93,8 +93,8 @@ struct vhb_queue {
     struct vhb_part part[3];
     uint32_t size;
     uint32_t base; /* as set, until the ring is loaded */
-    uint16_t next_avail, next_used;
-    uint16_t signalled_used; /* used idx at the last call decision */
+    uint16_t next_avail, next_used; /* split: indexes; packed: places on two laps of the ring */
+    uint16_t signalled_used; /* next_used at the last call decision */
     bool loaded;             /* base has become the indexes */
     bool quiet;              /* the driver was told not to kick */
     bool broken;
@@ -102,6 +102,7 @@ struct vhb_queue {
     struct vhb_fault fault;
     struct vhb_samples samples;
     struct vhb_inflight inflight;
+    uint64_t *ids; /* packed: a bit for each buffer id, set while it is in flight */
 
     /* settings */
     const struct vhb_ring_ops *ring; /* the format */
@@ -158,7 +159,12 @@ static inline uint32_t slot_count(const struct vhb_queue *queue)
     return 2 * queue->max_size;
 }
 
-/* ---- ring formats: split.c ---- */
+static inline size_t ids_size(const struct vhb_queue *queue)
+{
+    return (queue->max_size + 63) / 64 * sizeof(uint64_t);
+}
+
+/* ---- ring formats: split.c, packed.c ---- */
 
 struct vhb_ring_ops {
     /* Take the next chain into *req* (head, vec, n_readable, n_writable, status, bad).
@@ -181,7 +187,7 @@ struct vhb_ring_ops {
     bool (*is_set)(const struct vhb_queue *queue);
 };
 
-extern const struct vhb_ring_ops vhb_split_ops;
+extern const struct vhb_ring_ops vhb_split_ops, vhb_packed_ops;
 
 /* ---- visit.c ---- */
 

@@ -67,133 +67,6 @@ bool rig_is(struct rig *rig, uint32_t offset, size_t len, uint32_t seed)
     return true;
 }
 
-/* ---- the driver ----------------------------------------------------------------------- */
-
-/* virtio 1.3, 2.7.5: le64 addr, le32 len, le16 flags, le16 next. */
-void put_desc(struct rig *rig, uint32_t table, uint32_t index, uint64_t addr, uint32_t len,
-              uint16_t flags, uint16_t next)
-{
-    uint32_t at = table + 16 * index;
-    put64(rig, at, addr);
-    put32(rig, at + 8, len);
-    put16(rig, at + 12, flags);
-    put16(rig, at + 14, next);
-}
-
-/* virtio 1.3, 2.7.6: le16 flags, le16 idx, le16 ring[size], le16 used_event. */
-void put_avail_idx(struct rig *rig, uint16_t idx)
-{
-    rig->avail_idx = idx;
-    __atomic_store_n((uint16_t *)(void *)(rig->ram + RIG_AVAIL + 2), idx, __ATOMIC_SEQ_CST);
-}
-
-void put_avail(struct rig *rig, uint16_t head)
-{
-    put16(rig, RIG_AVAIL + 4 + 2 * (rig->avail_idx % rig->config.size), head);
-    put_avail_idx(rig, (uint16_t)(rig->avail_idx + 1));
-}
-
-void rig_kick(struct rig *rig)
-{
-    eventfd_write(rig->kick, 1);
-}
-
-/* virtio 1.3, 2.7.10: without EVENT_IDX the used flags say, with it avail_event (the last field
- * of the used ring). */
-bool rig_wants_kick(struct rig *rig, uint16_t old_idx)
-{
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (!(rig->config.features & RIG_EVENT_IDX))
-        return !(get16(rig, RIG_USED) & 1);
-    uint16_t event = get16(rig, RIG_USED + 4 + 8 * rig->config.size);
-    return (uint16_t)(rig->avail_idx - event - 1) < (uint16_t)(rig->avail_idx - old_idx);
-}
-
-/* virtio 1.3, 2.7.8: le16 flags, le16 idx, {le32 id, le32 len}[size], le16 avail_event. */
-bool take_used(struct rig *rig)
-{
-    if (get16(rig, RIG_USED + 2) == rig->used_seen)
-        return false;
-    uint32_t at = RIG_USED + 4 + 8 * (rig->used_seen % rig->config.size);
-    rig->last_id = get32(rig, at);
-    rig->last_len = get32(rig, at + 4);
-    rig->used_seen++;
-    return true;
-}
-
-void wait_used(struct rig *rig)
-{
-    int64_t end = rig_now_ms() + RIG_DEADLINE_MS;
-    while (!take_used(rig)) {
-        CHECK(rig_now_ms() < end);
-        rig_pass(rig);
-    }
-}
-
-/* ---- requests ------------------------------------------------------------------------- */
-
-uint32_t header_at(uint32_t head)
-{
-    return RIG_HEADERS + 32 * head;
-}
-
-uint32_t status_at(uint32_t head)
-{
-    return header_at(head) + 16;
-}
-
-uint8_t status_of(struct rig *rig, uint32_t head)
-{
-    return __atomic_load_n(rig->ram + status_at(head), __ATOMIC_RELAXED);
-}
-
-static bool device_writes(uint32_t type)
-{
-    return type == BLK_IN || type == BLK_GET_ID;
-}
-
-void put_request(struct rig *rig, uint32_t head, uint32_t type, uint64_t sector, uint32_t data,
-                 uint32_t len)
-{
-    put32(rig, header_at(head), type);
-    put32(rig, header_at(head) + 4, 0);
-    put64(rig, header_at(head) + 8, sector);
-    __atomic_store_n(rig->ram + status_at(head), BLK_UNTOUCHED, __ATOMIC_RELAXED);
-
-    uint32_t i = head;
-    put_desc(rig, RIG_DESC, i, rig_at(header_at(head)), 16, DESC_NEXT, (uint16_t)(i + 1));
-    i++;
-    if (len) {
-        uint16_t flags = DESC_NEXT | (device_writes(type) ? DESC_WRITE : 0);
-        put_desc(rig, RIG_DESC, i, rig_at(data), len, flags, (uint16_t)(i + 1));
-        i++;
-    }
-    put_desc(rig, RIG_DESC, i, rig_at(status_at(head)), 1, DESC_WRITE, 0);
-}
-
-void put_range(struct rig *rig, uint32_t data, uint32_t i, uint64_t sector, uint32_t sectors,
-               uint32_t flags)
-{
-    put64(rig, data + 16 * i, sector);
-    put32(rig, data + 16 * i + 8, sectors);
-    put32(rig, data + 16 * i + 12, flags);
-}
-
-uint8_t do_chain(struct rig *rig, uint16_t head)
-{
-    put_avail(rig, head);
-    rig_kick(rig);
-    wait_used(rig);
-    CHECK_EQ(rig->last_id, head);
-    return status_of(rig, head);
-}
-
-uint8_t do_request(struct rig *rig, uint32_t type, uint64_t sector, uint32_t data, uint32_t len)
-{
-    put_request(rig, 0, type, sector, data, len);
-    return do_chain(rig, 0);
-}
-
 /* ---- the control plane ---------------------------------------------------------------- */
 
 void rig_pass(struct rig *rig)
@@ -248,8 +121,9 @@ void rig_parts(struct rig *rig)
 {
     uint32_t size = rig->config.size;
     struct vhb_piece desc = {rig->ram + RIG_DESC, 16 * (size_t)size};
-    struct vhb_piece avail = {rig->ram + RIG_AVAIL, 6 + 2 * (size_t)size};
-    struct vhb_piece used = {rig->ram + RIG_USED, 6 + 8 * (size_t)size};
+    bool packed = rig->config.features & RIG_PACKED;
+    struct vhb_piece avail = {rig->ram + RIG_AVAIL, packed ? 4 : 6 + 2 * (size_t)size};
+    struct vhb_piece used = {rig->ram + RIG_USED, packed ? 4 : 6 + 8 * (size_t)size};
     CHECK_EQ(vhb_queue_set_size(rig->queue, size), 0);
     CHECK_EQ(vhb_queue_set_part(rig->queue, VHB_PART_DESC, &desc, 1), 0);
     CHECK_EQ(vhb_queue_set_part(rig->queue, VHB_PART_AVAIL, &avail, 1), 0);
@@ -363,6 +237,8 @@ void rig_open(struct rig *rig, const struct rig_config *config)
     *rig = (struct rig){.config = *config};
     if (rig->config.size == 0)
         rig->config.size = 64;
+    if (getenv("VHB_TEST_PACKED"))
+        rig->config.features |= RIG_PACKED;
     rig->kick = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     rig->call = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     rig->err = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -373,6 +249,7 @@ void rig_open(struct rig *rig, const struct rig_config *config)
     make_blk(rig);
     rig_space(rig);
     rig_parts(rig);
+    rig_first(rig);
     if (!config->stopped)
         rig_run(rig);
 }

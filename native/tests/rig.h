@@ -1,8 +1,9 @@
-/* rig.h - a guest of a few hundred lines: memory, a driver that writes a split ring with its own
- * arithmetic, and the control plane's side of one queue.
+/* rig.h - a guest of a few hundred lines: memory, a driver that writes rings of both formats with
+ * its own arithmetic, and the control plane's side of one queue.
  *
- * Knows the core by vhostblk.h only.  Offsets and numbers are written from virtio 1.3 (2.7 for
- * the ring, 5.2.6 for requests), not taken from the kernel headers that the core uses. */
+ * Knows the core by vhostblk.h only.  Offsets and numbers are written from virtio 1.3 (2.7 and 2.8
+ * for the rings, 5.2.6 for requests), not taken from the kernel headers that the core uses.  Where
+ * VHB_TEST_PACKED is set every ring is packed. */
 #ifndef VHB_RIG_H
 #define VHB_RIG_H
 
@@ -22,7 +23,13 @@ enum {
     RIG_DATA = 0x20000
 };
 
-enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
+enum {
+    DESC_NEXT = 1,
+    DESC_WRITE = 2,
+    DESC_INDIRECT = 4,
+    PACKED_AVAIL = 1 << 7,
+    PACKED_USED = 1 << 15
+};
 enum {
     BLK_IN = 0,
     BLK_OUT = 1,
@@ -35,6 +42,7 @@ enum { BLK_OK = 0, BLK_IOERR = 1, BLK_UNSUPP = 2, BLK_UNTOUCHED = 0xee };
 
 #define RIG_EVENT_IDX (1ull << 29)
 #define RIG_INDIRECT (1ull << 28)
+#define RIG_PACKED (1ull << 34)
 
 struct rig_config {
     struct vhb_disk *disk;     /* or a null disk of the rig's own */
@@ -52,11 +60,32 @@ struct rig_config {
     bool stopped;            /* everything is set, but the queue is not run */
 };
 
+enum { RIG_CHAINS = 2048 };
+
+/* A place in a packed ring, and the wrap counter there. */
+struct place {
+    uint32_t slot;
+    bool wrap;
+};
+
+struct packed_driver {
+    struct place avail, used, kicked; /* next of each; kicked: at the last look */
+    struct aside {
+        uint64_t addr;
+        uint32_t len;
+        uint16_t flags, next;
+    } aside[RIG_CHAINS]; /* descriptors of RIG_DESC */
+    uint32_t slots[RIG_CHAINS]; /* of a buffer id in flight: descriptors */
+    uint32_t whole[RIG_CHAINS]; /* and writable bytes */
+    struct place behind[RIG_CHAINS]; /* a chain, by its number */
+};
+
 struct rig {
     struct rig_config config;
     int memfd;
     uint8_t *ram;
-    uint16_t avail_idx; /* as published */
+    struct packed_driver packed;
+    uint16_t avail_idx; /* as published; packed: chains */
     uint16_t used_seen;
     uint32_t last_id, last_len; /* of the used element taken last */
     int kick, call, err;
@@ -115,6 +144,24 @@ void rig_kick(struct rig *rig);
 bool take_used(struct rig *rig); /* into last_id, last_len */
 void wait_used(struct rig *rig); /* with a deadline */
 bool rig_wants_kick(struct rig *rig, uint16_t old_idx);
+
+void rig_first(struct rig *rig); /* both sides begin in a ring that was never used */
+void rig_begin(struct rig *rig); /* and in one that was, whose memory is made as good as new */
+/* How a miss or fault names chain number *n*. */
+uint32_t rig_index(struct rig *rig, uint16_t n);
+/* So many chains were taken, says the base of a ring that is ours. */
+void rig_check_base(struct rig *rig, uint16_t taken);
+
+/* Break the ring by a head, or a buffer id, that is out of range; the reason that follows. */
+enum vhb_reason put_bad_head(struct rig *rig);
+void put_end(struct rig *rig, uint32_t index); /* of RIG_DESC: nothing follows it */
+
+/* A descriptor of a packed ring or table, *flags* last. */
+void put_packed(struct rig *rig, uint32_t table, uint32_t index, uint64_t addr, uint32_t len,
+                uint16_t id, uint16_t flags);
+uint16_t packed_avail_flags(const struct place *at);
+uint32_t packed_base(const struct place *at); /* where nothing is in flight: a place twice */
+void packed_step(const struct rig *rig, struct place *at, uint32_t n);
 
 /* ---- requests ---- */
 

@@ -64,12 +64,6 @@ static uint32_t put_cut(struct rig *rig, uint32_t at, uint32_t offset, uint32_t 
     return at;
 }
 
-static void end_chain(struct rig *rig, uint32_t last)
-{
-    uint32_t at = RIG_DESC + 16 * last + 12;
-    put16(rig, at, get16(rig, at) & (uint16_t)~DESC_NEXT);
-}
-
 /* Header, data and status are where the bytes are, however they were cut: the header may share a
  * descriptor with data to write, the status with data to read. */
 static void test_any_framing(void)
@@ -93,7 +87,7 @@ static void test_any_framing(void)
         memset(rig.ram + 2 * AT, BLK_UNTOUCHED, LEN + 1);
         next = put_cut(&rig, 0, header_at(0), 16, 1 + n % 16, 0);
         next = put_cut(&rig, next, 2 * AT, LEN + 1, n, DESC_WRITE);
-        end_chain(&rig, next - 1);
+        put_end(&rig, next - 1);
         CHECK_EQ(do_chain(&rig, 0), BLK_UNTOUCHED); /* not where put_request has it */
         CHECK(rig_is(&rig, 2 * AT, LEN, n));
         CHECK_EQ(rig.ram[2 * AT + LEN], BLK_OK);

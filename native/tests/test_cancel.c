@@ -161,7 +161,7 @@ static void test_whole_ring_is_cancelled(void)
         rig_run(&s.rig);
         settle(&s.rig);
         rig_drain(&s.rig); /* heads that found no slot, if any, are still in the ring */
-        put_avail_idx(&s.rig, (uint16_t)rig_base(&s.rig));
+        rig_begin(&s.rig);
         rig_run(&s.rig);
     }
     for (uint32_t i = 0; i < n; i++)
@@ -232,9 +232,9 @@ static void test_broken_queue_drains(void)
     struct slow s;
     open_slow(&s, &(struct rig_config){0});
     struct vhb_job a = start(&s, 0, BLK_IN, 0), b = start(&s, 3, BLK_OUT, 8);
-    put_avail(&s.rig, 0xffff);
+    enum vhb_reason reason = put_bad_head(&s.rig);
     rig_kick(&s.rig);
-    CHECK_EQ(rig_broken(&s.rig).reason, VHB_HEAD);
+    CHECK_EQ(rig_broken(&s.rig).reason, reason);
     finish(&s, &a);
     CHECK_EQ(vhb_queue_drain(s.rig.queue), 0);
     settle(&s.rig);
@@ -285,7 +285,7 @@ static void test_lost_ring_breaks_the_queue(void)
         struct rig rig = gone_rig(&slot, NULL);
         if (parked) {
             rig_drain(&rig);
-            CHECK_EQ(vhb_queue_set_base(rig.queue, 0), 0);
+            rig_begin(&rig);
         }
         settle(&rig);
         CHECK_EQ(ftruncate(rig.memfd, 0), 0);

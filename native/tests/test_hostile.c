@@ -30,10 +30,7 @@ static void check_breaks(struct rig *rig, enum vhb_reason reason, uint64_t value
     CHECK_EQ(vhb_queue_take_events(rig->queue), 0);
 
     rig_drain(rig);
-    put_avail_idx(rig, 0);
-    put16(rig, RIG_USED + 2, 0);
-    rig->used_seen = 0;
-    CHECK_EQ(vhb_queue_set_base(rig->queue, 0), 0);
+    rig_begin(rig);
     rig_run(rig);
     CHECK_EQ(do_request(rig, BLK_FLUSH, 0, 0, 0), BLK_OK);
     rig_close(rig);

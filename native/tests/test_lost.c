@@ -222,10 +222,7 @@ static void test_lost_page_stops_every_queue_of_the_guest(void)
 static void restart(struct rig *rig)
 {
     rig_drain(rig);
-    put_avail_idx(rig, 0);
-    put16(rig, RIG_USED + 2, 0);
-    rig->used_seen = 0;
-    CHECK_EQ(vhb_queue_set_base(rig->queue, 0), 0);
+    rig_begin(rig);
     rig_run(rig);
 }
 

@@ -57,12 +57,12 @@ static void test_miss_names_the_range(void)
     rig_kick(&rig);
     struct vhb_miss miss = missed(&rig, RIG_DATA + PAGE, VHB_ACCESS_WRITE);
     CHECK_EQ(miss.len, PAGE);
-    CHECK_EQ(miss.index, 1);
+    CHECK_EQ(miss.index, rig_index(&rig, 1));
     settle(&rig);
     CHECK(!take_used(&rig));
 
     rig_park(&rig);
-    CHECK_EQ(rig_base(&rig), 1);
+    rig_check_base(&rig, 1);
     rig_space(&rig);
     rig_run(&rig);
     wait_used(&rig);
@@ -103,8 +103,8 @@ static void test_miss_outlives_a_park(void)
     struct vhb_miss miss;
     CHECK_EQ(vhb_queue_miss(rig.queue, &miss), 1);
     rig_drain(&rig); /* legal from missing */
-    CHECK_EQ(rig_base(&rig), 0);
-    CHECK_EQ(vhb_queue_set_base(rig.queue, 0), 0);
+    rig_check_base(&rig, 0);
+    rig_begin(&rig);
     CHECK_EQ(vhb_queue_miss(rig.queue, &miss), 0);
     rig_close(&rig);
 }

@@ -38,7 +38,8 @@ static void test_run_needs_a_whole_ring(void)
 {
     struct rig rig;
     rig_open(&rig, &(struct rig_config){.size = 16, .stopped = true});
-    struct vhb_piece piece = {rig.ram + RIG_USED, 6 + 8 * 16 - 1};
+    bool packed = rig.config.features & RIG_PACKED;
+    struct vhb_piece piece = {rig.ram + RIG_USED, (packed ? 4 : 6 + 8 * 16) - 1};
     CHECK_EQ(vhb_queue_set_part(rig.queue, VHB_PART_USED, &piece, 1), 0);
     CHECK_EQ(vhb_queue_run(rig.queue), -EINVAL);
     piece.len++;
@@ -48,8 +49,9 @@ static void test_run_needs_a_whole_ring(void)
     static const uint32_t sizes[] = {0, 17, 32};
     for (size_t i = 0; i < 3; i++)
         CHECK_EQ(vhb_queue_set_size(rig.queue, sizes[i]), -EINVAL);
-    CHECK_EQ(vhb_queue_set_size(rig.queue, 12), 0); /* no power of two: not for a split ring */
-    CHECK_EQ(vhb_queue_run(rig.queue), -EINVAL);
+    CHECK_EQ(vhb_queue_set_size(rig.queue, 12), 0);
+    if (!packed) /* a split ring has a power of two */
+        CHECK_EQ(vhb_queue_run(rig.queue), -EINVAL);
     CHECK_EQ(vhb_queue_set_size(rig.queue, 16), 0);
     CHECK_EQ(vhb_queue_run(rig.queue), 0);
     CHECK_EQ(do_request(&rig, BLK_FLUSH, 0, 0, 0), BLK_OK);
@@ -67,7 +69,9 @@ static void test_run_needs_a_space(void)
     rig.queue = bare;
     CHECK_EQ(vhb_queue_set_size(bare, 16), 0);
     CHECK_EQ(vhb_queue_set_blk(bare, &rig.blk), 0);
+    CHECK_EQ(vhb_queue_set_features(bare, rig.config.features), 0);
     rig_parts(&rig);
+    rig_begin(&rig);
     CHECK_EQ(vhb_queue_run(bare), -EINVAL);
     CHECK_EQ(vhb_queue_set_space(bare, NULL, 0), 0);
     CHECK_EQ(vhb_queue_set_enabled(bare, true), 0);
@@ -111,7 +115,7 @@ static void test_parked_queue_leaves_the_ring_alone(void)
     struct vhb_job job = start(&s, 0, BLK_IN, 0), none;
     rig_park(&s.rig);
     CHECK_EQ(RIG_COUNT(&s.rig, in_flight), 1);
-    CHECK_EQ(rig_base(&s.rig), 1);
+    rig_check_base(&s.rig, 1);
     finish(&s, &job);
     put_request(&s.rig, 3, BLK_FLUSH, 0, 0, 0);
     put_avail(&s.rig, 3);
@@ -154,10 +158,10 @@ static void test_drain_waits_for_the_disk(void)
     finish(&s, &a);
     rig_wait(&s.rig, VHB_DRAINED);
     CHECK(take_used(&s.rig) && take_used(&s.rig) && !take_used(&s.rig));
-    CHECK_EQ(rig_base(&s.rig), 2);
+    rig_check_base(&s.rig, 2);
     CHECK_EQ(vhb_mailbox_take(s.box, &none, 1), 0);
     rig_drain(&s.rig); /* drained twice is drained */
-    CHECK_EQ(rig_base(&s.rig), 2);
+    rig_check_base(&s.rig, 2);
     rig_run(&s.rig);
     settle(&s.rig);
     CHECK_EQ(vhb_mailbox_take(s.box, &a, 1), 1);

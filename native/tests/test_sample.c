@@ -71,9 +71,10 @@ static void check_lossless(bool threaded)
     static struct vhb_sample out[100];
     rig_open(&rig, &(struct rig_config){.threaded = threaded, .features = RIG_INDIRECT});
     begin(&rig, CHAINS, 0);
-    put_long(&rig, 0);
-    for (int i = 0; i < CHAINS; i++)
-        put_avail(&rig, 0);
+    for (uint16_t i = 0; i < CHAINS; i++)
+        put_long(&rig, 2 + i); /* the first two are laid anew each time */
+    for (uint16_t i = 0; i < CHAINS; i++)
+        put_avail(&rig, 2 + i);
     rig_kick(&rig);
     uint32_t got = 0, used = 0;
     while (got < CHAINS * (LONG + 1)) {
@@ -104,7 +105,7 @@ static void test_no_sample_is_forgotten(void)
     enum { REQUESTS = 3000 };
     struct rig rig;
     struct vhb_sample out[16];
-    rig_open(&rig, &(struct rig_config){.threaded = true, .stopped = true});
+    rig_open(&rig, &(struct rig_config){.size = 256, .threaded = true, .stopped = true});
     struct vhb_segment rows[] = {
         {.iova = RIG_RAM_AT, .len = RIG_DATA, .host = rig.ram, .access = 3},
         {.iova = RIG_RAM_AT + RIG_DATA,
@@ -114,12 +115,12 @@ static void test_no_sample_is_forgotten(void)
     };
     CHECK_EQ(vhb_queue_set_space(rig.queue, rows, 2), 0);
     rig_run(&rig);
-    put_request(&rig, 0, BLK_OUT, 0, RIG_DATA, 512);
+    for (uint32_t i = 0; i < 64; i++)
+        put_request(&rig, 3 * i, BLK_OUT, 0, RIG_DATA, 512);
     uint32_t got = 0, asked = 0, n;
     while (got < REQUESTS) {
         if (asked < REQUESTS) {
-            asked++;
-            put_avail(&rig, 0);
+            put_avail(&rig, (uint16_t)(3 * (asked++ % 64)));
             rig_kick(&rig);
         }
         if (asked % 64 == 0 || asked == REQUESTS) /* else the ring fills up */
@@ -177,7 +178,7 @@ static void test_condemned(void)
     rig_drain(&rig);
     CHECK_EQ(vhb_queue_condemn(rig.queue), 0);
     struct vhb_fault fault = rig_broken(&rig);
-    CHECK(fault.reason == VHB_CONDEMNED && fault.index == 1 && fault.value == 0);
+    CHECK(fault.reason == VHB_CONDEMNED && fault.index == rig_index(&rig, 1) && fault.value == 0);
     rig_run(&rig);
     put_avail(&rig, 0);
     rig_kick(&rig);

@@ -1,0 +1,341 @@
+/* packed.c - the packed virtqueue: pop, push, should_call, arm, quiet, and its saved state.
+ *
+ * virtio 1.3, 2.8.  One ring of descriptors that both sides write, and a word each to say which
+ * notifications they want.  A place is a number of descriptors on two laps of the ring: on the
+ * first the wrap counter is 1, on the second 0.
+ *
+ * A chain cannot loop: it has no links, its descriptors follow each other.  What can be wrong is
+ * that it ends nowhere, which is the whole ring at most, or runs into what is not available. */
+#include <errno.h>
+
+#include "chain.h"
+
+_Static_assert(sizeof(struct vring_packed_desc_event) == 4, "virtio 1.3, 2.8.14");
+_Static_assert(offsetof(struct vring_packed_desc, id) == 12, "virtio 1.3, 2.8.13");
+_Static_assert(offsetof(struct vring_packed_desc, flags) == 14, "virtio 1.3, 2.8.13");
+_Static_assert(offsetof(struct vring_packed_desc_event, flags) == 2, "virtio 1.3, 2.8.14");
+
+enum {
+    FLAG_AVAIL = 1 << VRING_PACKED_DESC_F_AVAIL,
+    FLAG_USED = 1 << VRING_PACKED_DESC_F_USED,
+    WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR,
+    MODE = 3 /* of an event suppression: VRING_PACKED_EVENT_FLAG_* */
+};
+
+/* ---- places -------------------------------------------------------------------------- */
+
+static uint32_t slot_of(const struct vhb_queue *q, uint32_t place)
+{
+    return place < q->size ? place : place - q->size;
+}
+
+static bool wrap_of(const struct vhb_queue *q, uint32_t place)
+{
+    return place < q->size;
+}
+
+static uint16_t behind(const struct vhb_queue *q, uint32_t place, uint32_t n)
+{
+    uint32_t sum = place + n;
+    return (uint16_t)(sum < 2 * q->size ? sum : sum - 2 * q->size);
+}
+
+/* Descriptors from one place to another that is not before it. */
+static uint32_t between(const struct vhb_queue *q, uint32_t from, uint32_t to)
+{
+    return to >= from ? to - from : to + 2 * q->size - from;
+}
+
+/* As a base and an event suppression say it: slot and wrap counter. */
+static uint16_t as_wire(const struct vhb_queue *q, uint32_t place)
+{
+    return (uint16_t)(slot_of(q, place) | (wrap_of(q, place) ? WRAP : 0));
+}
+
+static uint32_t from_wire(const struct vhb_queue *q, uint16_t wire)
+{
+    return (wire & (WRAP - 1)) + (wire & WRAP ? 0 : q->size);
+}
+
+static struct vring_packed_desc *desc_at(const struct vhb_queue *q, uint32_t place)
+{
+    return part_at(&q->part[VHB_PART_DESC], (size_t)slot_of(q, place) * DESC_SIZE);
+}
+
+static bool is_avail(const struct vhb_queue *q, uint32_t place, uint16_t flags)
+{
+    return (flags & (FLAG_AVAIL | FLAG_USED)) == (wrap_of(q, place) ? FLAG_AVAIL : FLAG_USED);
+}
+
+/* ---- buffer ids ---------------------------------------------------------------------- */
+
+static uint64_t *id_word(const struct vhb_queue *q, uint32_t id)
+{
+    return &q->ids[id / 64];
+}
+
+static uint64_t id_bit(uint32_t id)
+{
+    return 1ull << id % 64;
+}
+
+/* ---- a chain ------------------------------------------------------------------------- */
+
+/* Spec: virtio 1.3, 2.8.7: the length decides how many there are, and no flag but WRITE counts. */
+static int walk_table(struct vhb_walk *walk, const struct vring_packed_desc *from, uint32_t slot)
+{
+    struct vhb_table table;
+    int r = table_open(walk, &table, from->addr, from->len, slot);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < table.n && r == 0; i++) {
+        struct vring_packed_desc d;
+        r = table_load(walk, &table, i, &d);
+        if (r == 0)
+            r = walk_add(walk, d.addr, d.len, d.flags & VRING_DESC_F_WRITE);
+    }
+    table_close(walk, &table);
+    return r;
+}
+
+/* Whether a descriptor of the ring may be taken behind *n* of its chain; 0 or -EPROTO. */
+static int check_room(struct vhb_queue *q, uint32_t n, uint32_t place)
+{
+    if (n == q->size)
+        return vhb_break(q, VHB_LOOP, slot_of(q, q->next_avail), n);
+    if (n == q->size - between(q, q->next_used, q->next_avail)) /* it was not given back yet */
+        return vhb_break(q, VHB_AVAIL_INDEX, slot_of(q, q->next_avail), slot_of(q, place));
+    return 0;
+}
+
+static int check_id(struct vhb_queue *q, uint16_t id, uint32_t slot)
+{
+    if (id >= q->size)
+        return vhb_break(q, VHB_ID, slot, id);
+    if (*id_word(q, id) & id_bit(id))
+        return vhb_break(q, VHB_ID_IN_FLIGHT, slot, id);
+    return 0;
+}
+
+/* Add the chain that begins at next_avail, whose first *flags* were read; how many descriptors of
+ * the ring it has and its id, or as vhb_ring_ops.pop.  Spec: virtio 1.3, 2.8.6. */
+static int walk_chain(struct vhb_walk *walk, uint16_t flags, uint16_t *id)
+{
+    struct vhb_queue *q = walk->q;
+    for (uint32_t n = 0;; n++) {
+        uint32_t place = behind(q, q->next_avail, n), slot = slot_of(q, place);
+        int r = check_room(q, n, place);
+        if (r < 0)
+            return r;
+        struct vring_packed_desc d;
+        load_desc(desc_at(q, place), &d);
+        if (n == 0)
+            d.flags = flags; /* read before the rest */
+        else if (!is_avail(q, place, d.flags))
+            return vhb_break(q, VHB_PARTIAL, slot, d.flags);
+        bool more = d.flags & VRING_DESC_F_NEXT;
+        if (!(d.flags & VRING_DESC_F_INDIRECT))
+            r = walk_add(walk, d.addr, d.len, d.flags & VRING_DESC_F_WRITE);
+        else if (n || more) /* a list has one type of descriptors only */
+            return vhb_break(q, VHB_INDIRECT, slot, d.len);
+        else
+            r = walk_table(walk, &d, slot);
+        if (r == 0 && !more)
+            r = check_id(q, d.id, slot);
+        *id = d.id;
+        if (r < 0 || !more)
+            return r < 0 ? r : (int)n + 1;
+    }
+}
+
+/* ---- pop ----------------------------------------------------------------------------- */
+
+static int packed_pop(struct vhb_queue *q, struct vhb_req *req)
+{
+    uint32_t slot = slot_of(q, q->next_avail);
+    /* The rest of it, and of its chain, was stored before these flags.  pair: avail-flags (driver)
+     */
+    uint16_t flags = load_acquire(&desc_at(q, q->next_avail)->flags), id = 0;
+    if (!is_avail(q, q->next_avail, flags))
+        return 0;
+
+    struct vhb_walk walk;
+    walk_begin(&walk, q, req, (uint16_t)slot);
+    int n = walk_chain(&walk, flags, &id);
+    int r = vhb_walk_end(&walk, n < 0 ? n : 0);
+    if (r < 0) {
+        q->space.miss.index = slot;
+        return r;
+    }
+    q->space.n_denied = 0;
+    req->head = id;
+    req->n_slots = (uint16_t)n;
+    *id_word(q, id) |= id_bit(id);
+    q->next_avail = behind(q, q->next_avail, (uint32_t)n);
+    return 1;
+}
+
+/* ---- push, calls, kicks -------------------------------------------------------------- */
+
+/* A descriptor was written. */
+static void log_desc(struct vhb_queue *q, uint32_t place)
+{
+    vhb_log_part(q, VHB_PART_DESC, (size_t)slot_of(q, place) * DESC_SIZE, DESC_SIZE);
+}
+
+/* Write a used element but for its flags, which are returned.  Spec: virtio 1.3, 2.8.1. */
+static uint16_t write_used(struct vhb_queue *q, uint32_t place, const struct vhb_req *req)
+{
+    struct vring_packed_desc *d = desc_at(q, place);
+    uint32_t len = req->status ? req->written + 1 : 0;
+    store_relaxed(&d->id, req->head);
+    store_relaxed(&d->len, len);
+    uint32_t flags = wrap_of(q, place) ? FLAG_AVAIL | FLAG_USED : 0;
+    return (uint16_t)(flags | (len ? VRING_DESC_F_WRITE : 0));
+}
+
+/* Write all elements of a batch but the first's flags, which are returned; *end*: the place behind
+ * them. */
+static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch, uint16_t *end)
+{
+    uint16_t first_flags = 0, place = q->next_used;
+    for (const struct vhb_req *req = batch; req; req = req->next) {
+        uint16_t flags = write_used(q, place, req);
+        if (req == batch)
+            first_flags = flags;
+        else
+            store_relaxed(&desc_at(q, place)->flags, flags);
+        if (req != batch && q->log)
+            log_desc(q, place);
+        place = behind(q, place, req->n_slots);
+    }
+    *end = place;
+    return first_flags;
+}
+
+static int packed_push(struct vhb_queue *q)
+{
+    struct vhb_req *batch = q->done, *next;
+    uint16_t first = q->next_used;
+    int n = 0;
+    if (!batch)
+        return 0;
+    uint16_t flags = write_elements(q, batch, &q->next_used);
+    /* The driver looks at the first only until that is used: published last, it publishes all of
+     * the batch.  pair: used-flags (driver) */
+    store_release(&desc_at(q, first)->flags, flags);
+    if (q->log)
+        log_desc(q, first);
+    for (struct vhb_req *req = batch; req; req = next, n++) {
+        next = req->next;
+        *id_word(q, req->head) &= ~id_bit(req->head);
+        vhb_req_release(req);
+    }
+    q->done = NULL;
+    q->done_tail = &q->done;
+    return n;
+}
+
+/* Spec: virtio 1.3, 2.8.10. */
+static bool packed_should_call(struct vhb_queue *q)
+{
+    uint32_t old = q->signalled_used, new = q->next_used;
+    if (old == new)
+        return false;
+    q->signalled_used = (uint16_t)new;
+    struct vring_packed_desc_event *event = part_at(&q->part[VHB_PART_AVAIL], 0);
+    /* The elements must be visible before we look whether the driver sleeps: it says so and then
+     * looks at the next one.  pair: driver-event (driver) */
+    full_fence();
+    uint16_t mode = load_acquire(&event->flags) & MODE; /* off_wrap was stored before it */
+    if (mode != VRING_PACKED_EVENT_FLAG_DESC || !q->event_idx)
+        return mode != VRING_PACKED_EVENT_FLAG_DISABLE;
+    uint16_t wanted = load_relaxed(&event->off_wrap);
+    return (wanted & (WRAP - 1)) >= q->size ||
+           between(q, old, from_wire(q, wanted)) < between(q, old, new);
+}
+
+static void ask_for_kicks(struct vhb_queue *q, uint16_t off_wrap, uint16_t mode)
+{
+    struct vring_packed_desc_event event = {.off_wrap = off_wrap, .flags = mode};
+    uint32_t word;
+    memcpy(&word, &event, sizeof(word));
+    store_relaxed((uint32_t *)part_at(&q->part[VHB_PART_USED], 0), word); /* both at once */
+    if (q->log)
+        vhb_log_part(q, VHB_PART_USED, 0, sizeof(word));
+}
+
+static bool packed_arm(struct vhb_queue *q)
+{
+    if (q->event_idx)
+        ask_for_kicks(q, as_wire(q, q->next_avail), VRING_PACKED_EVENT_FLAG_DESC);
+    else if (q->quiet)
+        ask_for_kicks(q, 0, VRING_PACKED_EVENT_FLAG_ENABLE);
+    q->quiet = false;
+    /* Ask first, then look: the driver stores the flags and then looks whether to kick.
+     * pair: device-event (driver) */
+    full_fence();
+    return is_avail(q, q->next_avail, load_relaxed(&desc_at(q, q->next_avail)->flags));
+}
+
+static void packed_quiet(struct vhb_queue *q)
+{
+    if (!q->quiet)
+        ask_for_kicks(q, 0, VRING_PACKED_EVENT_FLAG_DISABLE);
+    q->quiet = true;
+}
+
+/* ---- the saved state ----------------------------------------------------------------- */
+
+/* Spec: vhost-user, "Vring descriptor indices for packed virtqueues".  Front-ends older than that
+ * (DPDK's virtio-user) give the lower half only: nothing is in flight then. */
+static void places_of(const struct vhb_queue *q, uint32_t *avail, uint32_t *used)
+{
+    uint16_t low = (uint16_t)q->base, high = (uint16_t)(q->base >> 16);
+    *avail = from_wire(q, low);
+    *used = from_wire(q, high == 0 && (low & WRAP) ? low : high);
+}
+
+static void packed_load(struct vhb_queue *q)
+{
+    uint32_t avail, used;
+    places_of(q, &avail, &used);
+    q->next_avail = (uint16_t)avail;
+    q->next_used = (uint16_t)used;
+    q->signalled_used = q->next_used;
+    memset(q->ids, 0, ids_size(q));
+    /* The ring may come from a device that died while it wanted no kicks: take that back. */
+    q->quiet = true;
+}
+
+static uint32_t packed_save(const struct vhb_queue *q)
+{
+    return as_wire(q, q->next_avail) | (uint32_t)as_wire(q, q->next_used) << 16;
+}
+
+static bool base_fits(const struct vhb_queue *q)
+{
+    uint32_t avail, used;
+    places_of(q, &avail, &used);
+    return (q->base & (WRAP - 1)) < q->size && (q->base >> 16 & (WRAP - 1)) < q->size &&
+           between(q, used, avail) <= q->size;
+}
+
+static bool packed_is_set(const struct vhb_queue *q)
+{
+    const struct vhb_part *part = q->part;
+    return q->size && part[VHB_PART_DESC].len >= DESC_SIZE * (size_t)q->size &&
+           part[VHB_PART_AVAIL].len >= 4 && (uintptr_t)part_at(&part[VHB_PART_AVAIL], 0) % 4 == 0 &&
+           part[VHB_PART_USED].len >= 4 && (q->loaded || base_fits(q));
+}
+
+const struct vhb_ring_ops vhb_packed_ops = {
+    .pop = packed_pop,
+    .push = packed_push,
+    .should_call = packed_should_call,
+    .arm = packed_arm,
+    .quiet = packed_quiet,
+    .load = packed_load,
+    .save = packed_save,
+    .is_set = packed_is_set,
+};
