@@ -3,6 +3,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhostblk.disk import lock
+from vhostblk.disk.file import File, Locking, LockWhen
 from vhostblk.disk.lock import Permission
 from vhostblk.errors import VhostBlkError
 
@@ -270,3 +272,88 @@ def test_the_storage_daemon_and_we_read_together(image: Path) -> None:
         pass
     with locked(image, write=False), storage_daemon(image, write=False):
         pass
+
+
+def test_a_lock_without_a_living_owner_is_waited_for(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a process that was killed it lives until its last I/O has returned: it may go yet."""
+    other = os.open(image, os.O_RDWR)
+    lock.acquire(other, str(image), write=True)
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            os.close(other)
+
+    monkeypatch.setattr(lock, "_holder", lambda *_: None)
+    monkeypatch.setattr(time, "sleep", look)
+    fd = os.open(image, os.O_RDWR)
+    lock.acquire(fd, str(image), write=True, seconds=2.0)
+    assert len(looks) == 3
+    assert held_bytes(image) == {100, 101, 201}
+    os.close(fd)
+
+
+def test_a_lock_nobody_is_seen_to_have_is_not_waited_for_for_ever(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another user's process: after a bounded time the error comes."""
+    monkeypatch.setattr(lock, "_holder", lambda *_: None)
+    with locked(image, write=True):
+        fd = os.open(image, os.O_RDWR)
+        with pytest.raises(VhostBlkError, match="in use: another process writes to it"):
+            lock.acquire(fd, str(image), write=True, seconds=0.01)
+        os.close(fd)
+
+
+def test_a_living_owner_is_named_at_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that goes on using the image is not waited for."""
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
+    with locked(image, write=True):
+        fd = os.open(image, os.O_RDWR)
+        with pytest.raises(VhostBlkError, match="this process itself"):
+            lock.acquire(fd, str(image), write=True, seconds=2.0)
+        os.close(fd)
+
+
+def test_a_killed_process_is_dying() -> None:
+    """One that has gone, and one that only waits to be reaped, have no claim to a lock."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert not lock._is_dying(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert lock._is_dying(child.pid)
+    assert lock._is_dying(child.pid)
+
+
+def test_a_file_that_is_locked_while_running_is_open_to_others_before(image: Path) -> None:
+    """Both ends of a migration have it open; of the two that want it one is refused, and waits."""
+    source, target = (File(image, lock=LockWhen.WHILE_RUNNING) for _ in range(2))
+    source.open()
+    target.open()
+    assert held_bytes(image) == set()
+    source.lock()
+    assert held_bytes(image) == {100, 101, 201}
+    with pytest.raises(VhostBlkError, match="writes to it"):
+        target.lock()
+    source.unlock()
+    target.lock()
+    assert held_bytes(image) == {100, 101, 201}
+    target.unlock()
+    target.unlock()
+    assert held_bytes(image) == set()
+    source.close()
+    target.close()
+
+
+def test_a_file_that_nobody_locks_can_be_shared_too(image: Path) -> None:
+    """With locking=off the hooks are there, for the flush between them, and lock nothing."""
+    file = File(image, lock=LockWhen.WHILE_RUNNING, locking=Locking.OFF)
+    file.open()
+    assert file.lock_while_running
+    file.lock()
+    assert held_bytes(image) == set()
+    file.unlock()
+    file.close()

@@ -6,7 +6,7 @@ import click
 
 import vhostblk
 from vhostblk.cli import options, report
-from vhostblk.disk.file import CacheMode
+from vhostblk.disk.file import CacheMode, LockWhen
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import beside
 
@@ -59,6 +59,12 @@ from vhostblk.disk.make import beside
     help="Host cache of a file, with QEMU's meanings.  [default: writeback]",
 )
 @click.option(
+    "--lock",
+    type=click.Choice([when.value for when in LockWhen]),
+    help="When a file is locked: while-running lets the other end of a migration have it open, "
+    "too.  [default: always]",
+)
+@click.option(
     "--block-size",
     type=int,
     default=0,
@@ -94,6 +100,7 @@ def serve(
     packed: bool,
     read_only: bool,
     cache: str | None,
+    lock: str | None,
     block_size: int,
     engine: options.Engine,
     drain_timeout: float | None,
@@ -129,7 +136,7 @@ def serve(
     options.one_place(socket_path=socket_path, connect=connect, fd=fd)
     report.start_logging(-1 if quiet else verbose)
     vhostblk.serve(
-        str(beside(parse(disk), cache=cache, read_only=read_only)),
+        str(beside(parse(disk), cache=cache, read_only=read_only, lock=lock)),
         socket_path,
         fd=fd,
         connect=connect,

@@ -123,6 +123,34 @@ class Disk(Protocol):
         return None
 
 
+class SharedDisk(Protocol):
+    """
+    A disk that somebody else uses while no guest runs on it here, as the ends of a migration do.
+
+    A device calls `lock` before the first request of a start, and `unlock` behind the last one,
+    once `flush` has returned; between the two it is this process's alone.  A layer hands both on.
+
+    Attributes:
+        lock_while_running: True: as above, and `open` locks nothing.  A disk without it, or where
+            it is False, is locked by its `open`, if at all, and neither method is called.
+    """
+
+    lock_while_running: bool
+
+    def lock(self) -> Awaitable[None] | None:
+        """
+        Take it, and forget what was cached of it.
+
+        Raises:
+            VhostBlkError: Somebody else has it; it is tried again, and no request comes before.
+        """
+        ...
+
+    def unlock(self) -> Awaitable[None] | None:
+        """Let others have it; may be called without a `lock` before."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeFile:
     """

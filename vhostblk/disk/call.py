@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ParamSpec, Protocol, TypeGuard, cast
 
-from vhostblk.disk.api import Disk, DiskInfo, Extent
+from vhostblk.disk.api import Disk, DiskInfo, Extent, SharedDisk
 from vhostblk.errors import VhostBlkError
 
 ZERO_CHUNK = 1 << 20
@@ -135,6 +135,11 @@ def starts_writeback(disk: object) -> bool:
     return bool(getattr(disk, "writeback", True))
 
 
+def locks_while_running(disk: object) -> bool:
+    """Tell whether a disk is a `SharedDisk` that is locked only while rings run."""
+    return bool(getattr(disk, "lock_while_running", False))
+
+
 class Calls:
     """
     The whole contract of any disk.
@@ -167,6 +172,14 @@ class Calls:
     def close(self) -> Pending:
         """Let the disk go; nothing is called afterwards."""
         return _pending(self.disk.close()) if defines(self.disk, "close") else None
+
+    def lock(self) -> Pending:
+        """Take a disk that `locks_while_running`; raises what it does."""
+        return _pending(cast("SharedDisk", self.disk).lock())
+
+    def unlock(self) -> Pending:
+        """Let others have such a disk."""
+        return _pending(cast("SharedDisk", self.disk).unlock())
 
     def info(self) -> DiskInfo:
         """

@@ -9,6 +9,7 @@ for the reference engine and for layers written in Python.
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -61,6 +62,13 @@ class Locking(StrEnum):
     OFF = "off"
 
 
+class LockWhen(StrEnum):
+    """How long the lock is held: from open to close, or while a guest runs (for migration)."""
+
+    ALWAYS = "always"
+    WHILE_RUNNING = "while-running"
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """
@@ -87,9 +95,10 @@ class File(Disk):
         read_only: Opened for reading only.
         discard: Discards are offered where they can be carried out, and zeroes may leave holes.
         locking: Whether to take QEMU's image lock.
+        lock: For how long.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that can be said of a file
         self,
         path: str | os.PathLike[str],
         *,
@@ -97,12 +106,14 @@ class File(Disk):
         read_only: bool = False,
         discard: bool = True,
         locking: Locking = Locking.AUTO,
+        lock: LockWhen = LockWhen.ALWAYS,
     ) -> None:
         self._path = os.fspath(path)
         self._cache = cache
         self._read_only = read_only
         self._discard = discard
         self._locking = locking
+        self._lock_when = lock
         self._opened: _Opened | None = None
 
     @property
@@ -115,6 +126,11 @@ class File(Disk):
         """Start value of the device's write cache switch; the driver may change it."""
         return self._cache.writeback
 
+    @property
+    def lock_while_running(self) -> bool:
+        """Whether `open` leaves the lock to whoever runs a guest."""
+        return self._lock_when is LockWhen.WHILE_RUNNING
+
     def open(self) -> None:
         """
         Open, lock, measure, and look at the first bytes.
@@ -126,7 +142,8 @@ class File(Disk):
         write, direct = not self._read_only, self._cache.direct
         fd = open_image(self._path, write=write, direct=direct)
         try:
-            self._lock(fd)
+            if not self.lock_while_running:
+                self._lock(fd, seconds=lock.ORPHAN_SECONDS)
             geometry = measure(fd, self._path, write=write, direct=direct)
         except BaseException:
             os.close(fd)
@@ -140,7 +157,7 @@ class File(Disk):
             raise
 
     def close(self) -> None:
-        """Close the file, and with it its lock."""
+        """Close the file, and with it give its lock back."""
         if self._opened is None:
             return
         if self._opened.bounce is not None:
@@ -216,11 +233,28 @@ class File(Disk):
         assert self._opened is not None, "open() comes first"  # noqa: S101 - our own promise
         return self._opened
 
-    def _lock(self, fd: int) -> None:
+    def lock(self) -> None:
+        """
+        Take the lock, and read anew from then on: whoever had it may be on another host.
+
+        Raises:
+            VhostBlkError: Somebody has it.
+        """
+        fd = self._open.fd
+        self._lock(fd, seconds=0)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def unlock(self) -> None:
+        """Give the lock back; the file stays open."""
+        if self._locking is not Locking.OFF:
+            with suppress(OSError):  # a file system without locks
+                lock.release(self._open.fd)
+
+    def _lock(self, fd: int, *, seconds: float) -> None:
         if self._locking is Locking.OFF:
             return
         try:
-            lock.acquire(fd, self._path, write=not self._read_only)
+            lock.acquire(fd, self._path, write=not self._read_only, seconds=seconds)
         except lock.LockUnavailableError as error:
             if self._locking is Locking.ON:
                 raise

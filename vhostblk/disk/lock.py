@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
@@ -41,6 +42,13 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, len, pid
 # A file system that has no such locks says one of these.
 _UNABLE = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
+ORPHAN_SECONDS = 2.0
+"""How long a lock is waited for that no living process has: of one that was killed it lives until
+the last of its I/O has returned."""
+_LOOK_SECONDS = 0.02
+_SIGKILL = 1 << 8
+"""In the masks of /proc/<pid>/status."""
+
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 
 
@@ -48,7 +56,21 @@ class LockUnavailableError(VhostBlkError):
     """The file system has no such locks."""
 
 
-def acquire(fd: int, path: str, *, write: bool) -> None:
+class InUseError(VhostBlkError):
+    """
+    Somebody uses the image.
+
+    Args:
+        text: What, who, and what to do.
+        living: It is a process that goes on using it.
+    """
+
+    def __init__(self, text: str, *, living: bool) -> None:
+        super().__init__(text)
+        self.living = living
+
+
+def acquire(fd: int, path: str, *, write: bool, seconds: float = 0) -> None:
     """
     Lock an image as a device does; the lock lasts until the last copy of *fd* is closed.
 
@@ -56,12 +78,27 @@ def acquire(fd: int, path: str, *, write: bool) -> None:
         fd: The open file that is going to be served.
         path: Its name, for errors.
         write: The device writes.
+        seconds: How long to wait for the lock of a process that is not there any more.
 
     Raises:
-        VhostBlkError: Somebody uses it in a way that does not go with that; says who if it can.
+        InUseError: Somebody uses it in a way that does not go with that; says who if it can.
         LockUnavailableError: Cannot be told on this file system.
         OSError: The kernel refuses for a reason that has nothing to do with others.
     """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            _acquire(fd, path, write=write)
+        except InUseError as error:
+            if error.living or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _acquire(fd: int, path: str, *, write: bool) -> None:
+
     used = [Permission.CONSISTENT_READ, *([Permission.WRITE] if write else [])]
     denied = [Permission.WRITE]
     mine = [USED_BASE + p for p in used] + [DENIED_BASE + p for p in denied]
@@ -80,10 +117,17 @@ def acquire(fd: int, path: str, *, write: bool) -> None:
             ) from error
         if error.errno not in _TAKEN:
             raise
-        raise VhostBlkError(_complaint(path, None, _holder(fd, mine[0]), write=write)) from error
+        raise _in_use(fd, path, None, mine[0], write=write) from error
     if conflict is not None:
         release(fd)
-        raise VhostBlkError(_complaint(path, conflict, _holder(fd, conflict), write=write))
+        raise _in_use(fd, path, conflict, conflict, write=write)
+
+
+def _in_use(fd: int, path: str, byte: int | None, held: int, *, write: bool) -> InUseError:
+    """Say who holds the byte *held*, which is why *byte* (None: all of them) cannot be had."""
+    pid = _holder(fd, held)
+    text = _complaint(path, byte, None if pid is None else _named(pid), write=write)
+    return InUseError(text, living=pid is not None and not _is_dying(pid))
 
 
 def release(fd: int) -> None:
@@ -117,7 +161,28 @@ def _complaint(path: str, byte: int | None, holder: str | None, *, write: bool) 
     )
 
 
-def _holder(fd: int, byte: int) -> str | None:
+def _named(pid: int) -> str:
+    """Return what a person calls a process."""
+    if pid == os.getpid():
+        return f"this process itself (pid {pid})"
+    try:
+        return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
+    except OSError:
+        return f"pid {pid}"
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether a process has been killed and only waits for its last I/O."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True
+    status = dict(line.split(":", 1) for line in lines)
+    pending = int(status["SigPnd"], 16) | int(status["ShdPnd"], 16)
+    return bool(pending & _SIGKILL) or status["State"].split()[0] in {"Z", "X"}
+
+
+def _holder(fd: int, byte: int) -> int | None:
     """Find who holds *byte*: OFD locks have no pid, but each open file shows its own in fdinfo."""
     me = os.fstat(fd)
     for entry in _open_files(me.st_dev, me.st_ino):
@@ -126,9 +191,7 @@ def _holder(fd: int, byte: int) -> str | None:
             continue
         with suppress(OSError):
             if _locks(Path(f"/proc/{pid}/fdinfo/{number}").read_text(), byte):
-                if int(pid) == os.getpid():
-                    return f"this process itself (pid {pid})"
-                return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
+                return int(pid)
     return None
 
 

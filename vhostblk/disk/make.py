@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from vhostblk.disk.api import Disk
-from vhostblk.disk.file import CacheMode, File, Locking
+from vhostblk.disk.file import CacheMode, File, Locking, LockWhen
 from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
@@ -65,7 +65,9 @@ def make(spec: DiskSpec | str) -> Disk:
     return scheme.build(spec)
 
 
-def beside(spec: DiskSpec, *, cache: str | None, read_only: bool) -> DiskSpec:
+def beside(
+    spec: DiskSpec, *, cache: str | None, read_only: bool, lock: str | None = None
+) -> DiskSpec:
     """
     Add to a disk what was said of the device it is for.
 
@@ -74,14 +76,19 @@ def beside(spec: DiskSpec, *, cache: str | None, read_only: bool) -> DiskSpec:
         cache: A file's cache mode; None: as *spec* says.
         read_only: Open a file so, which lets readers share its lock.  For other disks the device
             refuses writes.
+        lock: When a file is locked; None: as *spec* says.
 
     Raises:
-        VhostBlkError: A cache mode for what has none, or two answers to one question.
+        VhostBlkError: A cache mode or a lock for what has none, or two answers to one question.
     """
     if cache is not None:
         if spec.scheme != "file":
             raise VhostBlkError(f"cache is for files: a {spec.scheme}: disk has no host cache")
         spec = spec.with_option("cache", cache)
+    if lock is not None:
+        if spec.scheme != "file":
+            raise VhostBlkError(f"lock is for files: a {spec.scheme}: disk has no image lock")
+        spec = spec.with_option("lock", lock)
     if read_only and spec.scheme == "file":
         spec = spec.with_option("read-only", "on")
     return spec
@@ -102,6 +109,7 @@ def _file(spec: DiskSpec) -> Disk:
         read_only=_switch(options, "read-only", default=False),
         discard=_switch(options, "discard", default=True),
         locking=_choice(options, "locking", Locking.AUTO),
+        lock=_choice(options, "lock", LockWhen.ALWAYS),
     )
 
 
@@ -139,7 +147,9 @@ def _choice(options: Mapping[str, str], key: str, default: _E) -> _E:
 
 SCHEMES: Mapping[str, Scheme] = {
     "file": Scheme(
-        _file, frozenset({"cache", "read-only", "discard", "locking"}), "file:PATH[,key=value,…]"
+        _file,
+        frozenset({"cache", "read-only", "discard", "locking", "lock"}),
+        "file:PATH[,key=value,…]",
     ),
     "memory": Scheme(_memory, frozenset(), "memory:SIZE, e.g. memory:4G"),
     "null": Scheme(_null, frozenset({"zero"}), "null:SIZE[,zero=off]"),

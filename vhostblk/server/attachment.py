@@ -29,6 +29,7 @@ from vhostblk.server.policy import Confidential, IommuMode
 from vhostblk.server.ring import Ring
 from vhostblk.server.status import log_status
 from vhostblk.server.terms import Terms
+from vhostblk.server.turn import Turn
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
 
@@ -42,9 +43,17 @@ class Attachment:
     Args:
         device: What it is connected to.
         peer: Who it is; None: not known.
+        after: Done when nothing of the front-end before it is left; its rings run only then.
+            None: there is nothing left of it.
     """
 
-    def __init__(self, device: Device, peer: Peer | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        peer: Peer | None = None,
+        *,
+        after: asyncio.Future[None] | None = None,
+    ) -> None:
         self.device = device
         self.peer = peer
         self.features = 0
@@ -52,6 +61,7 @@ class Attachment:
         self.status = 0
         self.space = AddressSpace.build(RegionTable())
         self.iommu = Iommu(seconds=device.options.miss_seconds, log=device.log)
+        self._turn = Turn(device.tenure, after=after, resume=self._resume, log=device.log)
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
@@ -99,6 +109,7 @@ class Attachment:
 
         def started() -> None:
             self.device.served = True
+            self._turn.begin()
             self._enforcement.begin()
             self.observer.begin(self.rings[index])
 
@@ -108,13 +119,20 @@ class Attachment:
         keeper = Keeper(
             index,
             make_queue=make,
-            may_run=lambda: True,
+            may_run=self._turn.may_run,
             on_dead=dead,
             drain_seconds=self.device.options.drain_seconds,
             log=self.device.log,
         )
         log = self.device.log
         return Ring(index, keeper=keeper, on_miss=missed, on_start=started, log=log)
+
+    async def _resume(self) -> None:
+        """Hand over the queues of rings that were started before they might run."""
+        async with self.lock:
+            for ring in self.running:
+                await ring.keeper.take_back(drain=False)
+                ring.keeper.hand_over()
 
     def _saw(self, ring: Ring, samples: Sequence[Sample]) -> None:
         """Heed what a queue has sampled."""
@@ -263,7 +281,7 @@ class Attachment:
     async def reset(self) -> None:
         """Stop and disable every ring; memory, channel and protocol features stay."""
         await asyncio.gather(*(ring.reset() for ring in self.rings))
-        self.stopped()
+        await self.stopped()
         self.features = 0
         self.status = 0
 
@@ -280,9 +298,12 @@ class Attachment:
         """Return the address space behind the IOMMU, as far as it is known now."""
         return self._build(self.space.table, self.iommu.iotlb.translations)
 
-    def stopped(self) -> None:
+    async def stopped(self) -> None:
         """
         Heed that rings may have stopped: begin anew when nothing runs.
+
+        Then the disk is at rest, and if it is to be shared, somebody else's: when this returns
+        the other end of a migration may start.
 
         QEMU invalidates nothing of a device that is stopped, and the next driver uses the same
         IOVAs for other pages.
@@ -298,15 +319,19 @@ class Attachment:
             self.iommu.iotlb.clear()
         if not self.running:
             self._enforcement.end()
+            await self._turn.end()
 
-    async def close(self) -> None:
-        """Drain every queue, drop them, the descriptors and the memory."""
+    def leave(self) -> None:
+        """Heed that the front-end is gone: watch it no more, ask it nothing."""
         self.detector.close()
         self.observer.end(drained=False)
         for verdict in self._verdicts:
             verdict.cancel()
         self.device.attached = None
         self.iommu.close()  # first: an answer must not go to a queue that is being dropped
+
+    async def close(self) -> None:
+        """Behind `leave`: drain every queue, drop them, the descriptors and the memory."""
         try:
             # Each to its end, whatever becomes of another.
             ends = (self._close_ring(ring) for ring in self.rings)
@@ -317,6 +342,7 @@ class Attachment:
             self.inflight.close()
             if self._log is not None:
                 self._log.release()
+            await self._turn.end()
         for result in results:
             if isinstance(result, BaseException):
                 raise result

@@ -21,6 +21,7 @@ from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
+from vhostblk.server.tenure import Tenure
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED
 
@@ -48,6 +49,7 @@ class Device:
         blk: What is promised.
         options: What was asked.
         source: The disk as it was written; None: a program's own object.
+        lock_while_running: The disk is to be locked before it is used.
         log: Its log.
     """
 
@@ -60,6 +62,7 @@ class Device:
         blk: BlkDevice,
         options: DeviceOptions,
         source: DiskSpec | None,
+        lock_while_running: bool,
         log: Log,
     ) -> None:
         self.source = source
@@ -84,6 +87,7 @@ class Device:
         self._engine = engine
         self._share = share
         self._pump = pump
+        self.tenure = Tenure(pump, needed=lock_while_running, flush=self.flush, log=log)
         self._buried: list[Mapping] = []
         self._exhuming: asyncio.TimerHandle | None = None
 
@@ -237,5 +241,6 @@ async def open_device(
         blk=blk,
         options=options,
         source=source,
+        lock_while_running=opened.lock_while_running,
         log=log,
     )

@@ -54,7 +54,7 @@ async def set_features(attachment: Attachment, message: SetFeatures) -> None:
     attachment.features = message.features
     if changed:
         await attachment.relog()
-    attachment.stopped()
+    await attachment.stopped()
     # Never the other way round: rings that are enabled stay so.
     if not message.features & VHOST_USER_F_PROTOCOL_FEATURES:
         for ring in attachment.rings:

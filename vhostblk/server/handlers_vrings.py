@@ -38,7 +38,7 @@ async def set_vring_base(attachment: Attachment, message: SetVringBase) -> None:
 async def get_vring_base(attachment: Attachment, message: GetVringBase) -> int:
     """Stop a ring, with nothing in flight, and say where it stands."""
     base = await attachment.rings[message.index].stop()
-    attachment.stopped()
+    await attachment.stopped()
     return base
 
 

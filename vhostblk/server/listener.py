@@ -2,8 +2,8 @@
 Where front-ends come from: a socket path, or a descriptor a manager opened for us.
 
 A device has one front-end at a time.  The next one waits in the backlog: its ``connect`` and its
-first messages succeed, and are answered once the one before it is gone and drained, so a QEMU
-that reconnects at once is not turned away.
+first messages succeed, and are answered once the one before it is gone.  A QEMU that reconnects at
+once is not turned away, nor does it wait for what it has left in flight (`turn`).
 """
 
 import errno

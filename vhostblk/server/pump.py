@@ -21,7 +21,7 @@ from weakref import ref
 import uvloop
 
 from vhostblk.disk.api import DiskInfo
-from vhostblk.disk.call import Abilities, Calls, Pending, run, starts_writeback
+from vhostblk.disk.call import Abilities, Calls, Pending, locks_while_running, run, starts_writeback
 from vhostblk.engine.api import Job, Mailbox, Op
 from vhostblk.server import registers
 from vhostblk.server.log import Log
@@ -42,12 +42,14 @@ class Opened:
         can: What may be offered.
         writeback: Start value of the write cache switch.
         native: The C core could serve it without Python.
+        lock_while_running: It is to be locked before it is used; see `SharedDisk`.
     """
 
     info: DiskInfo
     can: Abilities
     writeback: bool
     native: bool
+    lock_while_running: bool = False
 
 
 @dataclass(slots=True)
@@ -134,6 +136,14 @@ class Pump:
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, f"flush took more than {seconds:g} s") from None
 
+    async def lock(self) -> None:
+        """Take a disk that is locked while running; raises what it does."""
+        await self._on_thread(run(self.calls.lock))
+
+    async def unlock(self) -> None:
+        """Let others have such a disk."""
+        await self._on_thread(run(self.calls.unlock))
+
     def revoke(self, mailbox: Mailbox) -> None:
         """
         Take guest memory from all jobs of *mailbox*: each was given up, and the guest told so.
@@ -209,6 +219,7 @@ class Pump:
             can=can,
             writeback=starts_writeback(disk),
             native=hasattr(disk, "native"),
+            lock_while_running=locks_while_running(disk),
         )
 
     async def _close(self) -> None:

@@ -6,6 +6,7 @@ What is changed at run time is changed under the service's lock, one thing after
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class Service:
         session: The one that is connected.
         task: The accept loop.
         lock: Held while the device is changed, and by its end.
+        leaving: What waits for requests of front-ends that are gone.
     """
 
     device: Device
@@ -38,6 +40,7 @@ class Service:
     session: Session | None = None
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    leaving: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -60,13 +63,34 @@ class Service:
                 continue
             if sock is None:
                 return
-            attachment = Attachment(device, peer_of(sock, now=time.time()))
-            self.session = Session(Transport(sock), attachment, device.log)
+            attachment = Attachment(device, peer_of(sock, now=time.time()), after=self._after())
+            session = self.session = Session(Transport(sock), attachment, device.log)
             try:
-                await self.session.run()
-            except Exception:
-                device.log.exception("a bug of ours, at the end of a connection")
-            self.session = None
+                await session.serve()
+            finally:
+                self.session = None
+                self._leave(session)
+
+    def _leave(self, session: Session) -> None:
+        """
+        Wait beside for what a front-end that is gone has in flight.
+
+        A QEMU that connects again finds itself answered at once; its rings run when this is over.
+        """
+        leaving = asyncio.create_task(session.close(), name=f"leave {self.name}")
+        self.leaving.add(leaving)
+        leaving.add_done_callback(self._left)
+
+    def _left(self, leaving: asyncio.Task[None]) -> None:
+        self.leaving.discard(leaving)
+        if not leaving.cancelled() and (bug := leaving.exception()) is not None:
+            self.device.log.error("a bug of ours, at the end of a connection", exc_info=bug)
+
+    def _after(self) -> asyncio.Future[None] | None:
+        """Return what is done once nothing is left of the front-ends before; None: it is so."""
+        if not self.leaving:
+            return None
+        return asyncio.ensure_future(_all(tuple(self.leaving)))
 
     async def end(self) -> None:
         """
@@ -82,4 +106,11 @@ class Service:
             if self.task is not None:
                 with suppress(asyncio.CancelledError):
                     await self.task
+            await _all(tuple(self.leaving))
             await self.device.close()
+
+
+async def _all(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Return when all *tasks* are over, whatever became of them."""
+    if tasks:
+        await asyncio.wait(tasks)

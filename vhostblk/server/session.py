@@ -100,6 +100,11 @@ class Session:
 
     async def run(self) -> None:
         """Serve until the front-end leaves or errs, or `stop`; then leave nothing behind."""
+        await self.serve()
+        await self.close()
+
+    async def serve(self) -> None:
+        """Serve until the front-end leaves or errs, or `stop`; `close` what is left then."""
         self._log.info("a front-end has connected")
         try:
             await self._serve()
@@ -108,8 +113,10 @@ class Session:
         except Exception:  # noqa: BLE001 - one session ends, the device listens on
             self._log.exception("a bug of ours, closing the connection")
         finally:
-            await self._close()
-        self._log.info("the front-end is gone")
+            # First of all: whoever is on the other end shall not wait for our drains.
+            self._transport.close()
+            self._connection.close()
+            self._attachment.leave()
 
     def stop(self) -> None:
         """End after the message in hand."""
@@ -157,8 +164,7 @@ class Session:
         async with self._attachment.lock:
             return await handler(self._attachment, message)
 
-    async def _close(self) -> None:
-        # First of all: whoever is on the other end shall not wait for our drains.
-        self._transport.close()
-        self._connection.close()
+    async def close(self) -> None:
+        """Behind `serve`: wait for what is in flight, for a bounded time, and leave nothing."""
         await self._attachment.close()
+        self._log.info("the front-end is gone")
