@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vhostblk.guest import DisconnectedError, wire
+from vhostblk.guest import DeadlineError, DisconnectedError, GuestError, wire
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.spec.vhost_user import BackendRequest
 
@@ -42,3 +42,20 @@ def test_death_of_the_backend_is_seen(ends: Ends) -> None:
     backend.close()
     with pytest.raises(DisconnectedError):
         channel.receive()
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_one_kind_is_waited_for(ends: Ends, served: bool) -> None:  # noqa: FBT001
+    """A request is had from the socket, or from whoever serves that; another kind is an error."""
+    channel, backend = ends
+    channel.served = served
+    for kind in (BackendRequest.CONFIG_CHANGE_MSG, BackendRequest.VRING_CALL):
+        if served:
+            channel.others.put(wire.Message(kind, 1))
+        else:
+            backend.sendall(wire.message(kind))
+    assert channel.wait_for(BackendRequest.CONFIG_CHANGE_MSG, 1).request == 2
+    with pytest.raises(GuestError, match="request 4 came instead of back-end request 2"):
+        channel.wait_for(BackendRequest.CONFIG_CHANGE_MSG, 1)
+    with pytest.raises(DeadlineError, match="request"):
+        channel.wait_for(BackendRequest.CONFIG_CHANGE_MSG, 0.01)

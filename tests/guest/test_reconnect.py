@@ -49,11 +49,11 @@ def test_the_order_is_qemus(tmp_path: Path, packed: bool) -> None:  # noqa: FBT0
     ):
         queue = guest.queues[1]
         queue.memory.store_u16(queue.ring.addresses.used + 2, 0 if packed else 5)
-        region = guest.session.inflight
+        region = guest.inflight
         guest.frontend.close()
         guest.reconnect()
         guest.frontend.get_status()
-        assert guest.session.inflight is region
+        assert guest.inflight is region
     assert [m.request for m in seen[1].seen][:-1] == [*RECONNECT, *START]
     start = wire_base(0)
     assert bases(seen[0]) == ([start, start] if packed else [0, 0])
@@ -131,7 +131,7 @@ def test_a_region_of_another_maker_is_handed_over(tmp_path: Path) -> None:
         listening(tmp_path / "s", OFFERED) as seen,
         Guest.connect(tmp_path / "s", start=False) as guest,
     ):
-        guest.session.keep_inflight(made)
+        guest.keep_inflight(made)
         guest.start()
         guest.frontend.get_status()
     numbers = [m.request for m in seen[0].seen]
@@ -156,5 +156,5 @@ def test_without_the_feature_there_is_no_region(tmp_path: Path) -> None:
     answers = offers(DEFAULT_FEATURES, QEMU & ~(1 << 12))
     with listening(tmp_path / "s", answers) as seen, Guest.connect(tmp_path / "s") as guest:
         guest.frontend.get_status()
-        assert guest.session.inflight is None
+        assert guest.inflight is None
     assert not {31, 32} & {m.request for m in seen[0].seen}

@@ -18,6 +18,9 @@ from vhostblk.guest import (
     Region,
     slots_layout,
 )
+from vhostblk.guest import (
+    Request as BlkRequest,
+)
 from vhostblk.guest.layout import MIB, PAGE
 from vhostblk.guest.negotiate import Wanted
 from vhostblk.spec import vhost_user as vu
@@ -84,6 +87,23 @@ def test_reboot_resets_between() -> None:
     numbers = [m.request for m in backend.seen]
     assert numbers[before:-1] == [*STOP, *RESET, *BEGIN, *RING, *RING, *END]
     assert made.features == 1 << 32 | 1 << 30, "bit 30 is the front-end's"
+
+
+def test_one_queue_is_reset_alone() -> None:
+    """It is stopped, and set up anew on a ring of another size; its requests are forgotten."""
+    with scripted(OFFERED) as backend, guest(backend) as made:
+        made.start()
+        made.frontend.get_status()
+        before = len(backend.seen)
+        stays, goes = made.submit(BlkRequest.flush()), made.submit(BlkRequest.flush(), queue=1)
+        made.reset_queue(1, QueueOptions(size=8, base=3))
+        made.frontend.get_status()
+        assert (stays.owned != [], goes.owned) == (True, [])
+        assert made.queues[1].ring.free_descriptors == 8
+        assert made.stop() == {0: 7, 1: 7}
+    numbers = [m.request for m in backend.seen[before:]]
+    assert numbers == [11, *RING, 40, *STOP]
+    assert [m.payload[0] for m in backend.seen[before : before + 4]] == [1, 1, 1, 1]
 
 
 def test_minimal_protocol() -> None:

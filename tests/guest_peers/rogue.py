@@ -169,7 +169,7 @@ class Rogue:
     def _answer(self, message: wire.Message) -> bytes | None:
         payload = message.payload
         if self.view.hear(message):
-            return None
+            return bytes(8) if message.request == Request.SET_LOG_BASE else None
         match message.request:
             case Request.GET_FEATURES:
                 return wire.U64.pack(self.features)

@@ -56,6 +56,7 @@ def offers(features: int, protocol_features: int, **others: bytes) -> dict[int, 
         Request.GET_PROTOCOL_FEATURES: u64(protocol_features),
         Request.GET_QUEUE_NUM: u64(4),
         Request.GET_MAX_MEM_SLOTS: u64(509),
+        Request.SET_LOG_BASE: u64(0),
     }
     answers.update({Request[name]: payload for name, payload in others.items()})
     return answers

@@ -26,6 +26,8 @@ from vhostblk.guest.inflight import Inflight
 from vhostblk.guest.iommu import Iommu, IommuOptions, Mapped
 from vhostblk.guest.layout import Region, pc_layout, slots_layout
 from vhostblk.guest.memory import GuestMemory
+from vhostblk.guest.migration import Migration, UnmarkedError
+from vhostblk.guest.migration import Report as MigrationReport
 from vhostblk.guest.negotiate import DEFAULT_FEATURES, DEFAULT_PROTOCOL_FEATURES
 from vhostblk.guest.packed import PackedDescriptor
 from vhostblk.guest.pages import PageStateError, Protection
@@ -57,6 +59,8 @@ __all__ = [
     "Iommu",
     "IommuOptions",
     "Mapped",
+    "Migration",
+    "MigrationReport",
     "NackError",
     "PackedDescriptor",
     "PageStateError",
@@ -75,6 +79,7 @@ __all__ = [
     "SwiotlbOptions",
     "Ticket",
     "Touch",
+    "UnmarkedError",
     "hostile",
     "pc_layout",
     "personality",

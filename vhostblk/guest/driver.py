@@ -100,14 +100,13 @@ class Driver:
                 raise complaint
         return completion
 
-    def abandon(self) -> None:
-        """Forget everything in flight."""
-        for pending, dma in self._pending.items():
-            _drop(dma, pending.shown)
+    def abandon(self, queue: int | None = None) -> None:
+        """Forget everything in flight, on one queue or on all."""
+        for pending in [p for p in self._pending if queue in {None, p.ticket.queue}]:
+            _drop(self._pending.pop(pending), pending.shown)
             for gpa in pending.owned:
                 self._memory.free(gpa)
             pending.owned.clear()
-        self._pending.clear()
 
     def _try(
         self, buffers: Sequence[Buffer], on: Queue, direct: int, *, indirect: bool

@@ -7,38 +7,40 @@ parts, which are public: ``frontend`` for messages, ``memory`` for RAM, ``queues
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from vhostblk.guest.blk import BlkTicket, Completion, Framing, Range, Request
+from vhostblk.guest.blk import BlkTicket, Completion, Framing, Request
 from vhostblk.guest.channel import BackendChannel
 from vhostblk.guest.confidential import Confidential, Kind
 from vhostblk.guest.config import LAYOUT, BlkConfig
 from vhostblk.guest.dma import Dma
 from vhostblk.guest.driver import Driver
-from vhostblk.guest.errors import GuestError, StatusError
-from vhostblk.guest.firmware import FIRMWARE_FEATURES
+from vhostblk.guest.errors import GuestError
 from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.inflight import Inflight
 from vhostblk.guest.iommu import Flush, Iommu, IommuOptions
 from vhostblk.guest.layout import Region
 from vhostblk.guest.machine import Machine
 from vhostblk.guest.memory import GuestMemory
+from vhostblk.guest.migration import Report
 from vhostblk.guest.negotiate import (
     DEFAULT_FEATURES,
     DEFAULT_PROTOCOL_FEATURES,
     Agreement,
     Wanted,
 )
+from vhostblk.guest.power import Power
 from vhostblk.guest.queue import Queue
 from vhostblk.guest.rings import QueueOptions
 from vhostblk.guest.session import Session
+from vhostblk.guest.verbs import Verbs
 from vhostblk.spec import virtio_ring as vr
-from vhostblk.spec.virtio_blk import Status
+from vhostblk.spec.vhost_user import BackendRequest
 
 
-class Guest:
+class Guest(Verbs):
     """
     A guest with one block device; make one with ``connect``.
 
@@ -72,16 +74,15 @@ class Guest:
             undo.callback(self._machine.close)
             self.driver = Driver(self.memory, lambda: self.session.queues)
             """Requests in flight."""
-            self.dma = self._machine.make_dma()
-            """How the device is shown memory."""
             self.session = Session(
                 frontend,
                 self.memory,
                 self._machine.wants(wanted or Wanted()),
                 queue_options or QueueOptions(),
-                self.dma,
+                self._machine.make_dma(),
                 iommu=self.iommu,
             )
+            self._power = Power(self._machine, self.session, self.driver)
             undo.pop_all()
 
     @classmethod
@@ -169,6 +170,11 @@ class Guest:
         return self._machine.memory
 
     @property
+    def dma(self) -> Dma:
+        """Return how the device is shown memory."""
+        return self.session.dma
+
+    @property
     def iommu(self) -> Iommu | None:
         """Return the IOMMU in front of the device, if there is one."""
         return self._machine.iommu
@@ -182,6 +188,15 @@ class Guest:
     def channel(self) -> BackendChannel:
         """Return the back-end's own channel."""
         return self.session.channel
+
+    @property
+    def inflight(self) -> Inflight | None:
+        """Return the region in which the back-end notes what is in flight, if there is one."""
+        return self.session.inflight.region
+
+    def keep_inflight(self, region: Inflight) -> None:
+        """Have the next start hand *region* over, which another back-end made; owned."""
+        self.session.inflight.keep(region)
 
     @property
     def queues(self) -> list[Queue]:
@@ -201,7 +216,7 @@ class Guest:
     @property
     def capacity(self) -> int:
         """
-        Return the size of the disk when the guest was connected, in sectors.
+        Return the size of the disk in sectors, when connected or changed by ``wait_config_change``.
 
         Raises:
             GuestError: CONFIG was not agreed on.
@@ -235,7 +250,7 @@ class Guest:
         where = path or self._path
         if where is None:
             raise GuestError("there is no path to connect to again")
-        self.session.reconnect(where, self.timeout if timeout is None else timeout)
+        self._power.reconnect(where, self.timeout if timeout is None else timeout)
         self._path = where
 
     def reboot(
@@ -251,24 +266,46 @@ class Guest:
         Raises:
             GuestError: The back-end refused or did not answer.
         """
-        self._hand_over(features, queue_options, self._machine.make_dma())
+        self._power.reboot(features, queue_options)
 
-    @contextlib.contextmanager
-    def firmware_phase(self) -> Iterator[None]:
+    def firmware_phase(self) -> contextlib.AbstractContextManager[None]:
         """
         Run the ``with`` block as the firmware: one queue, plain rings, islands of shared pages.
 
         The machine is reset before, and the operating system starts anew after it.  An IOMMU lets
         all addresses through as they are meanwhile.
         """
-        features, options = self.features, self.queues[0].options
-        firmware = self._machine.make_firmware_dma()
-        split = replace(options, size=1 << options.size.bit_length() - 1, base=None)
-        self._hand_over(FIRMWARE_FEATURES, split, firmware, [0], firmware=True)
-        try:
-            yield
-        finally:
-            self._hand_over(features, options, self._machine.make_dma())
+        return self._power.firmware_phase()
+
+    def reset_queue(self, queue: int, queue_options: QueueOptions | None = None) -> None:
+        """Stop one queue, forget what is in flight there, and start it on a new ring."""
+        self._power.reset_queue(queue, queue_options)
+
+    def migrate_to(
+        self,
+        path: str | Path,
+        *,
+        passes: int = 3,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Report:
+        """
+        Migrate to another back-end, with requests in flight and the RAM that it writes.
+
+        Args:
+            path: Where it listens.
+            passes: How often to copy what is marked in the dirty log while the device runs.
+            meanwhile: Called before each of these passes, to use the device.
+
+        Returns:
+            What was marked.
+
+        Raises:
+            UnmarkedError: The device wrote pages it did not mark.
+            GuestError: A back-end refused or did not answer, or the RAM is protected.
+        """
+        report = self._power.migrate(path, passes, meanwhile)
+        self._path = path
+        return report
 
     def add_region(self, region: Region) -> None:
         """Plug RAM in while the device runs."""
@@ -281,6 +318,27 @@ class Guest:
     def config(self) -> BlkConfig:
         """Read the config space and unpack it."""
         return BlkConfig.parse(self.read_config(0, LAYOUT.size))
+
+    def wait_config_change(self, timeout: float | None = None) -> BlkConfig:
+        """
+        Wait until the back-end says that the config space has changed, and read it anew.
+
+        Args:
+            timeout: Seconds; ``None`` for the guest's.
+
+        Returns:
+            The new one, of which ``capacity`` knows as well.
+
+        Raises:
+            DeadlineError: It does not say so.
+            GuestError: It says something else.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        message = self.channel.wait_for(BackendRequest.CONFIG_CHANGE_MSG, seconds)
+        config = self.config()
+        self.session.capacity = config.capacity
+        self.channel.reply(message)
+        return config
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Read *length* bytes of the config space."""
@@ -344,74 +402,9 @@ class Guest:
         """Submit a request and wait for it; see ``submit`` and ``wait``."""
         return self.wait(self.submit(request, queue=queue, framing=framing), timeout=timeout)
 
-    def read(
-        self, sector: int, length: int, *, queue: int = 0, framing: Framing | None = None
-    ) -> bytes:
-        """
-        Read.
-
-        Args:
-            sector: First.
-            length: Bytes.
-            queue: Which.
-            framing: How the request is cut.
-
-        Returns:
-            *length* bytes.
-
-        Raises:
-            StatusError: The status is not OK; and otherwise as ``wait``.
-        """
-        return self._ok(Request.read(sector, length), queue, framing).data
-
-    def write(
-        self, sector: int, data: bytes, *, queue: int = 0, framing: Framing | None = None
-    ) -> None:
-        """Write *data* (see ``read``)."""
-        self._ok(Request.write(sector, data), queue, framing)
-
-    def flush(self, *, queue: int = 0) -> None:
-        """Make completed writes stable (see ``read``)."""
-        self._ok(Request.flush(), queue, None)
-
-    def discard(self, ranges: Sequence[Range], *, queue: int = 0) -> None:
-        """Discard *ranges* (see ``read``)."""
-        self._ok(Request.discard(ranges), queue, None)
-
-    def write_zeroes(self, ranges: Sequence[Range], *, queue: int = 0) -> None:
-        """Make *ranges* read as zeros (see ``read``)."""
-        self._ok(Request.write_zeroes(ranges), queue, None)
-
-    def get_id(self, *, queue: int = 0) -> bytes:
-        """Return the serial up to the first NUL (see ``read``)."""
-        return self._ok(Request.get_id(), queue, None).data.partition(b"\0")[0]
-
-    def _hand_over(
-        self,
-        features: int | None,
-        queue_options: QueueOptions | None,
-        dma: Dma,
-        queues: Sequence[int] | None = None,
-        *,
-        firmware: bool = False,
-    ) -> None:
-        # The new bounce pool is made while the old one is there, so it lies elsewhere.
-        old, self.dma, self.session.dma = self.dma, dma, dma
-        self.session.shut_down()
-        self.driver.abandon()
-        self._machine.reset(firmware=firmware)
-        self.session.boot(features, queue_options, queues)
-        old.close()
-
     def _framing(self, queue: Queue, request: Request) -> Framing:
         tiny = queue.ring.shape.size < 3 and not self.session.indirect  # noqa: PLR2004 - header, data, status
         longest = queue.dma.max_mapping
         if tiny or longest is None:
             return Framing.compact() if tiny else Framing()
         return Framing.pieces(longest, request)
-
-    def _ok(self, request: Request, queue: int, framing: Framing | None) -> Completion:
-        completion = self.run(request, queue=queue, framing=framing)
-        if completion.status != Status.OK:
-            raise StatusError(str(request), completion.status)
-        return completion

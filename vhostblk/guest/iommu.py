@@ -113,6 +113,7 @@ class Iommu:
         self._options = IommuOptions.of(options)
         self._mapped: dict[int, Mapped] = {}
         self._frontend: FrontEnd | None = None
+        self._channel: BackendChannel | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._passed: set[int] = set()
@@ -217,6 +218,8 @@ class Iommu:
         """Begin to answer; the device is about to start."""
         self._frontend = frontend
         self._stopping.clear()
+        channel.served = True
+        self._channel = channel
         self._thread = threading.Thread(target=self._serve, args=(frontend, channel), daemon=True)
         self._thread.start()
 
@@ -225,7 +228,9 @@ class Iommu:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
-        self._thread = self._frontend = None
+        if self._channel is not None:
+            self._channel.served = False
+        self._thread = self._frontend = self._channel = None
 
     def invalidate(self, iova: int, length: int) -> None:
         """
@@ -312,7 +317,7 @@ class Iommu:
     def _answer(self, channel: BackendChannel) -> None:
         request = channel.receive()
         if request.request != BackendRequest.IOTLB_MSG:
-            channel.reply(request, 1)
+            channel.others.put(request)
             return
         asked = wire.Iotlb.parse(request.payload)
         self.misses += 1

@@ -13,9 +13,9 @@ that confuses the two spaces, or takes neighbours in one for neighbours in the o
 Spec: vhost-user, "Memory regions description".
 """
 
+import itertools
 import os
 import sys
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
@@ -23,13 +23,10 @@ from typing import Self
 from vhostblk.guest.allocator import Allocator
 from vhostblk.guest.errors import GuestError
 from vhostblk.guest.layout import MIB, PAGE, Region
-from vhostblk.guest.mapping import Mapping, make_memfd, map_memory
+from vhostblk.guest.mapping import Mapping, map_memory
 from vhostblk.guest.pages import Mode, Protection, protect
 from vhostblk.guest.protected import Protected
-
-UVA_TOP = 0x7FFF_0000_0000
-UVA_STRIDE = 1 << 36
-"""Between the made-up addresses of two regions; larger than any region of a test."""
+from vhostblk.guest.regions import Regions
 
 
 class GuestMemory:
@@ -69,16 +66,13 @@ class GuestMemory:
         self.protection = Protection(mode=mode) if isinstance(mode, str) else mode
         if hugetlb:
             self.protection = replace(self.protection, punch=False)
-        self._hugetlb = hugetlb
-        self._share = share
-        self._protected = self._protect()
-        self._mappings: list[Mapping] = []
+        self._regions = Regions(hugetlb=hugetlb, share=share)
+        self._mirror: Regions | None = None
+        self._protected = self._protect(share=share)
         self._allocator = Allocator()
-        self._fds: set[int] = set()
-        self._made = 0
         try:
             for group in [[r] for r in regions] if own_memfds else [list(regions)]:
-                self._map_group(group)
+                self._add(group)
         except BaseException:
             self.close()
             raise
@@ -91,17 +85,12 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close everything; views handed out before become unusable."""
-        for mapping in self._mappings:
-            mapping.unmap()
-        self._mappings.clear()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        self._regions.close()
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
         """Return all regions, sorted by GPA."""
-        return tuple(self._mappings)
+        return tuple(self._regions.mappings)
 
     def add_region(self, region: Region) -> Mapping:
         """
@@ -116,8 +105,8 @@ class GuestMemory:
         Raises:
             GuestError: It overlaps, is empty or is not page-aligned.
         """
-        self._map_group([region])
-        return self._find(region.gpa)
+        self._add([region])
+        return self._regions.find(region.gpa)
 
     def removable(self, gpa: int) -> Mapping:
         """
@@ -132,7 +121,7 @@ class GuestMemory:
         Raises:
             GuestError: No region begins there, or something in it is still allocated.
         """
-        mapping = next((m for m in self._mappings if m.region.gpa == gpa), None)
+        mapping = next((m for m in self.mappings if m.region.gpa == gpa), None)
         if mapping is None:
             raise GuestError(f"no region begins at GPA {gpa:#x}")
         self._allocator.check_unused(gpa, mapping.region.size)
@@ -142,13 +131,9 @@ class GuestMemory:
         """Take a ``removable`` region away; tell the back-end before."""
         mapping = self.removable(gpa)
         self._allocator.remove(mapping.region.gpa, mapping.region.size)
-        self._mappings.remove(mapping)
         if self._protected is not None:
             self._protected.forget(mapping.region)
-        mapping.unmap()
-        if all(other.fd != mapping.fd for other in self._mappings):
-            self._fds.remove(mapping.fd)
-            os.close(mapping.fd)
+        self._regions.remove(mapping)
 
     def vanish(self, gpa: int) -> None:
         """
@@ -164,11 +149,12 @@ class GuestMemory:
         Raises:
             GuestError: No region begins there, or its memfd holds others.
         """
-        at = self._find(gpa)
-        if at.region.gpa != gpa or sum(m.fd == at.fd for m in self._mappings) > 1:
+        at = self._regions.find(gpa)
+        if at.region.gpa != gpa or sum(m.fd == at.fd for m in self.mappings) > 1:
             raise GuestError(f"no region with a memfd of its own begins at GPA {gpa:#x}")
         data = map_memory(-1, at.region.size, 0)
-        self._mappings[self._mappings.index(at)] = replace(at, data=data, words=data.cast("H"))
+        mappings = self._regions.mappings
+        mappings[mappings.index(at)] = replace(at, data=data, words=data.cast("H"))
         at.unmap()
         os.ftruncate(at.fd, at.offset)
 
@@ -226,7 +212,7 @@ class GuestMemory:
         """
         if self._protected is not None:
             return self._protected.read(gpa, length, private)
-        return b"".join(bytes(view) for view in self._views(gpa, length))
+        return b"".join(bytes(view) for view in self._regions.views(gpa, length))
 
     def write(
         self, gpa: int, data: bytes | bytearray | memoryview, *, private: bool | None = None
@@ -246,16 +232,15 @@ class GuestMemory:
         if self._protected is not None:
             self._protected.write(gpa, data, private)
             return
-        done = 0
-        for view in self._views(gpa, len(data)):
-            view[:] = data[done : done + len(view)]
-            done += len(view)
+        _store(self._regions, gpa, data)
+        if self._mirror is not None:
+            _store(self._mirror, gpa, data)
 
     def load_u16(self, gpa: int) -> int:
         """Read a 16-bit word at an even address; in one access, unless the page is private."""
         if not self.is_shared(gpa):
             return int.from_bytes(self.read(gpa, 2), "little")
-        mapping = self._find(gpa)
+        mapping = self._regions.find(gpa)
         # struct.unpack("<H") assembles a word from single bytes, so it could see half of an index;
         # a cast view copies two bytes at once.
         return int(mapping.words[(gpa - mapping.region.gpa) >> 1])
@@ -265,8 +250,10 @@ class GuestMemory:
         if not self.is_shared(gpa):
             self.write(gpa, value.to_bytes(2, "little"))
             return
-        mapping = self._find(gpa)
+        mapping = self._regions.find(gpa)
         mapping.words[(gpa - mapping.region.gpa) >> 1] = value
+        if self._mirror is not None:
+            _store(self._mirror, gpa, value.to_bytes(2, "little"))
 
     def set_shared(self, gpa: int, length: int) -> None:
         """
@@ -301,7 +288,7 @@ class GuestMemory:
 
     def damaged_pages(self) -> frozenset[int]:
         """Return the GPAs of private pages whose ciphertext is not the guest's (``sev`` only)."""
-        return frozenset() if self._protected is None else self._protected.damaged(self._mappings)
+        return frozenset() if self._protected is None else self._protected.damaged(self.mappings)
 
     def move_page(self, gpa: int) -> None:
         """Let the host put the page at *gpa* elsewhere in the machine: its ciphertext changes."""
@@ -321,13 +308,13 @@ class GuestMemory:
         Raises:
             GuestError: It is no RAM.
         """
-        mapping = self._find(gpa)
+        mapping = self._regions.find(gpa)
         return mapping.uva + gpa - mapping.region.gpa
 
     def is_ram(self, gpa: int, length: int = 1) -> bool:
         """Tell whether every byte of the range is RAM."""
         try:
-            self._views(gpa, length)
+            self._regions.views(gpa, length)
         except GuestError:
             return False
         return True
@@ -342,56 +329,51 @@ class GuestMemory:
         Returns:
             The lowest GPA of such a range, past the first region.
         """
-        for mapping, after in zip(self._mappings, self._mappings[1:], strict=False):
+        for mapping, after in itertools.pairwise(self.mappings):
             if after.region.gpa - mapping.region.end >= length:
                 return mapping.region.end
-        return self._mappings[-1].region.end
+        return self.mappings[-1].region.end
 
-    def _protect(self) -> Protected | None:
+    def mirror(self, regions: Regions | None) -> None:
+        """
+        Have whatever the guest's CPU writes written to *regions* as well, from now on.
+
+        Args:
+            regions: A ``twin``; ``None``: no more.
+
+        Raises:
+            GuestError: The memory is protected, or a private copy: what the host sees of it is not
+                what the guest wrote.
+        """
+        if self._protected is not None or not self._regions.share:
+            raise GuestError("memory that the host does not see cannot be mirrored")
+        self._mirror = regions
+
+    def twin(self) -> Regions:
+        """Return regions like these, full of zeros; the caller's to close."""
+        return self._regions.twin()
+
+    def exchange(self, regions: Regions) -> Regions:
+        """Take *regions*, a ``twin``, in place of those there are; return these, to be closed."""
+        before, self._regions, self._mirror = self._regions, regions, None
+        return before
+
+    def _protect(self, *, share: bool) -> Protected | None:
         pages = protect(self.protection)
         if pages is None:
             return None
-        if not self._share and self.protection.mode != "sev":
+        if not share and self.protection.mode != "sev":
             raise GuestError(f"memory of mode {self.protection.mode} cannot be a private copy")
-        return Protected(self.protection, pages, self._find)
+        return Protected(self.protection, pages, self._regions.find)
 
-    def _map_group(self, regions: list[Region]) -> None:
+    def _add(self, regions: list[Region]) -> None:
+        self._regions.add(regions)
         for region in regions:
-            self._check(region)
-        fd = make_memfd(sum(region.size for region in regions), hugetlb=self._hugetlb)
-        self._fds.add(fd)
-        offset = 0
-        for region in regions:
-            self._check(region)
-            data = map_memory(fd, region.size, offset, share=self._share)
-            self._made += 1
-            uva = UVA_TOP - self._made * UVA_STRIDE
-            mapping = Mapping(region, uva, fd, offset, data, data.cast("H"))
-            self._mappings.append(mapping)
-            self._mappings.sort(key=lambda m: m.region.gpa)
             self._allocator.add(region.gpa, region.size)
-            offset += region.size
 
-    def _check(self, region: Region) -> None:
-        if region.size <= 0 or region.gpa < 0 or (region.gpa | region.size) % PAGE:
-            raise GuestError(f"{region} is not made of whole pages of {PAGE} bytes")
-        for mapping in self._mappings:
-            if region.gpa < mapping.region.end and mapping.region.gpa < region.end:
-                raise GuestError(f"{region} overlaps {mapping.region}")
 
-    def _find(self, gpa: int) -> Mapping:
-        at = bisect_right(self._mappings, gpa, key=lambda m: m.region.gpa) - 1
-        if at < 0 or gpa >= self._mappings[at].region.end:
-            raise GuestError(f"GPA {gpa:#x} is no RAM")
-        return self._mappings[at]
-
-    def _views(self, gpa: int, length: int) -> list[memoryview]:
-        views = []
-        while length:
-            mapping = self._find(gpa)
-            start = gpa - mapping.region.gpa
-            view = mapping.data[start : start + length]
-            views.append(view)
-            gpa += len(view)
-            length -= len(view)
-        return views
+def _store(regions: Regions, gpa: int, data: bytes | bytearray | memoryview) -> None:
+    done = 0
+    for view in regions.views(gpa, len(data)):
+        view[:] = data[done : done + len(view)]
+        done += len(view)

@@ -5,18 +5,16 @@ The order of messages is QEMU's, as recorded from QEMU 10; a back-end that count
 would fail there too.
 """
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
-from vhostblk.guest.deadline import Deadline
+from vhostblk.guest.dirty import DirtyLog
 from vhostblk.guest.dma import Dma
-from vhostblk.guest.errors import DisconnectedError, GuestError
+from vhostblk.guest.errors import GuestError
 from vhostblk.guest.frontend import FrontEnd
-from vhostblk.guest.inflight import Inflight
 from vhostblk.guest.iommu import Iommu
+from vhostblk.guest.kept import Kept
 from vhostblk.guest.layout import Region
 from vhostblk.guest.link import Link
 from vhostblk.guest.memory import GuestMemory
@@ -27,15 +25,15 @@ from vhostblk.guest.rings import QueueOptions
 from vhostblk.guest.shape import RingAddresses, RingFeatures
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.vhost_user import (
+    VHOST_F_LOG_ALL,
     VHOST_USER_F_PROTOCOL_FEATURES,
     DeviceStatus,
     ProtocolFeature,
+    VringAddrFlag,
 )
 
 CONFIG_BYTES = 57
 """What QEMU asks for as soon as it is connected: up to write_zeroes_may_unmap."""
-RETRY_SECONDS = 0.01
-"""How often is looked whether a back-end is there again; QEMU has ``reconnect-ms`` for it."""
 RESETS = 3
 """How often QEMU sends RESET_DEVICE when the machine is reset."""
 DRIVER_READY = (
@@ -55,7 +53,7 @@ class Session:
         memory: The RAM; stays the caller's.
         wanted: Features to agree on, and how many queues.
         queue_options: Of every queue.
-        dma: How the device is shown memory; ``None``: as it is.
+        dma: How the device is shown memory.
         iommu: What is in front of the device, and of its rings.
 
     Raises:
@@ -68,7 +66,7 @@ class Session:
         memory: GuestMemory,
         wanted: Wanted,
         queue_options: QueueOptions,
-        dma: Dma | None = None,
+        dma: Dma,
         *,
         iommu: Iommu | None = None,
     ) -> None:
@@ -78,8 +76,8 @@ class Session:
         """Where an IOMMU shows the rings, if there is one."""
         self.memory = memory
         self.queues: list[Queue] = []
-        self.inflight: Inflight | None = None
-        """The region the back-end made, or one of another's; until the next reset."""
+        self.inflight = Kept()
+        """The inflight region."""
         self._wanted = wanted
         self._options = queue_options
         self._started: list[int] = []
@@ -113,7 +111,7 @@ class Session:
         if self.rings is not None:
             self.rings.iommu.unplug()
         self.link.close()
-        self._drop_inflight()
+        self.inflight.drop()
         while self.queues:
             self.queues.pop().close()
 
@@ -138,6 +136,11 @@ class Session:
         return bool(self.features & vr.F_INDIRECT_DESC)
 
     @property
+    def _acknowledged(self) -> int:
+        """Return what the front-end makes of it."""
+        return self.features & ~self._wanted.personality.hides
+
+    @property
     def ring_features(self) -> RingFeatures:
         """Return what is acknowledged about rings."""
         return RingFeatures.of(self.features)
@@ -154,13 +157,12 @@ class Session:
             GuestError: The back-end refused or did not answer.
         """
         self._in_use = queues
-        acknowledged = self.features & ~self._wanted.personality.hides
-        self.frontend.set_features(acknowledged)
+        self.frontend.set_features(self._acknowledged)
         self.link.set_status(DeviceStatus.FEATURES_OK)
-        self._share_inflight()
+        self.inflight.share(self.link, self.queues)
         for queue in self.queues:
             self.frontend.set_vring_call(queue.index, queue.call)
-        self.frontend.set_features(acknowledged)  # QEMU sends it twice
+        self.frontend.set_features(self._acknowledged)  # QEMU sends it twice
         self.link.set_status(DeviceStatus.FEATURES_OK)
         self.link.send_memory(self.memory)
         for index in range(len(self.queues)) if queues is None else queues:
@@ -176,28 +178,33 @@ class Session:
     def set_up_queue(self, index: int) -> None:
         """Send NUM, BASE, ADDR and KICK of one queue."""
         queue = self.queues[index]
-        addresses = self._shown(queue)
+        if self.rings is not None:
+            self.rings.show(index, queue.ring.addresses, queue.ring.shape)
         self.frontend.set_vring_num(index, queue.ring.shape.size)
         self.frontend.set_vring_base(index, self._bases.get(index, queue.base))
-        self.frontend.set_vring_addr(
-            wire.VringAddr(
-                index=index,
-                desc=addresses.desc,
-                used=addresses.used,
-                avail=addresses.avail,
-                log=queue.ring.addresses.used,
-            )
-        )
+        self._send_addresses(index)
         self.frontend.set_vring_kick(index, queue.kick)
         self._started.append(index)
 
-    def _shown(self, queue: Queue) -> RingAddresses:
-        """Return where the device finds a ring: UVAs, or IOVAs behind an IOMMU."""
-        at = queue.ring.addresses
-        if self.rings is not None:
-            return self.rings.show(queue.index, at, queue.ring.shape)
-        uva = self.memory.uva
-        return RingAddresses(desc=uva(at.desc), avail=uva(at.avail), used=uva(at.used))
+    def _send_addresses(self, index: int, flags: int = 0) -> None:
+        """Say where the device finds a ring: UVAs, or IOVAs behind an IOMMU."""
+        at = self.queues[index].ring.addresses
+        if self.rings is None:
+            uva, log = self.memory.uva, at.used
+            shown = RingAddresses(desc=uva(at.desc), avail=uva(at.avail), used=uva(at.used))
+        else:
+            shown = self.rings.shown(index)
+            log = shown.used  # QEMU has no other address for the log either
+        self.frontend.set_vring_addr(
+            wire.VringAddr(
+                index=index,
+                desc=shown.desc,
+                used=shown.used,
+                avail=shown.avail,
+                log=log,
+                flags=flags,
+            )
+        )
 
     def enable(self, *, enable: bool) -> None:
         """Send SET_VRING_ENABLE for all queues, if there is such a message in this session."""
@@ -238,7 +245,54 @@ class Session:
             for _ in range(RESETS):
                 self.frontend.reset_device()
         self._bases.clear()
-        self._drop_inflight()
+        self.inflight.drop()
+
+    def stop_queue(self, index: int) -> int:
+        """Stop one queue, of which the driver forgets everything; return its base."""
+        base = self.frontend.get_vring_base(index)
+        self._started.remove(index)
+        self._bases.pop(index, None)
+        return base
+
+    def restart_queue(self, index: int, options: QueueOptions | None) -> None:
+        """Start one queue on a new ring, after ``stop_queue``; the others never noticed."""
+        queue = self.queues[index]
+        queue.replace_ring(options or queue.options, features=self.ring_features, dma=self.dma)
+        self.set_up_queue(index)
+
+    def start_logging(self, log: DirtyLog) -> None:
+        """
+        Have the device mark what it writes, while it runs.
+
+        Raises:
+            GuestError: It cannot, refused or did not answer.
+        """
+        if not self.link.agreed(ProtocolFeature.LOG_SHMFD):
+            raise GuestError("vhost-user backend lacks VHOST_USER_PROTOCOL_F_LOG_SHMFD feature")
+        if not self.agreement.offered & VHOST_F_LOG_ALL:
+            raise GuestError("vhost lacks VHOST_F_LOG_ALL feature")
+        self.frontend.set_log_base(log.fd, log.size)
+        self._log_all(VHOST_F_LOG_ALL)
+
+    def stop_logging(self) -> None:
+        """Have it mark nothing any more."""
+        self._log_all(0)
+
+    def _log_all(self, feature: int) -> None:
+        self.frontend.set_features(self._acknowledged | feature)
+        self.link.set_status(DeviceStatus.FEATURES_OK)
+        for index in self._started:
+            self._send_addresses(index, VringAddrFlag.LOG if feature else 0)
+
+    def go_on(self, link: Link) -> None:
+        """
+        Go on over another connection, with another back-end, after ``stop``.
+
+        Raises:
+            GuestError: It refused or did not answer.
+        """
+        self.inflight.drop()  # it is not migrated
+        self._go_on(link)
 
     def boot(
         self,
@@ -271,33 +325,6 @@ class Session:
         """Negotiate over another connection, to ``resume`` there."""
         return Link(frontend, self._wanted, nonblocking_kick=self._options.nonblocking_kick)
 
-    def keep_inflight(self, region: Inflight) -> None:
-        """Have the next start hand *region* over, which is owned from now on."""
-        self._drop_inflight()
-        self.inflight = region
-
-    def reconnect(self, path: str | Path, timeout: float) -> None:
-        """
-        Wait for a back-end that died to come back, and ``resume`` there.
-
-        Args:
-            path: Where it listens.
-            timeout: Seconds until it does.
-
-        Raises:
-            DeadlineError: It did not come back.
-            GuestError: It came back as another one, or refused.
-        """
-        deadline = Deadline.after(timeout, f"the back-end to come back at {path}")
-        seconds = self.frontend.connection.timeout
-        while True:
-            try:
-                self.resume(self.open_link(FrontEnd.connect(path, timeout=seconds)))
-            except DisconnectedError:
-                time.sleep(min(deadline.left(), RETRY_SECONDS))
-            else:
-                return
-
     def resume(self, link: Link) -> None:
         """
         Go on over another connection after the back-end died, as QEMU does.
@@ -312,15 +339,18 @@ class Session:
         Raises:
             GuestError: The back-end lacks what the driver has, refused or did not answer.
         """
+        for queue in self.queues:
+            known = self._bases.get(queue.index, queue.base)
+            self._bases[queue.index] = queue.ring.lost_base(known)
+        self._go_on(link)
+
+    def _go_on(self, link: Link) -> None:
         if self.rings is not None:
             self.rings.iommu.unplug()
         self.link.close()
         self._use(link)
         if lost := self.features & ~link.agreement.offered:
             raise GuestError(f"the back-end does not offer feature bits {lost:#x} any more")
-        for queue in self.queues:
-            known = self._bases.get(queue.index, queue.base)
-            self._bases[queue.index] = queue.ring.lost_base(known)
         self._started.clear()
         self.start(self._in_use)
 
@@ -348,19 +378,6 @@ class Session:
         for queue, signals in zip(self.queues, link.signals, strict=True):
             queue.signals = signals
             queue.hangup_fd = link.frontend.connection.fileno()
-
-    def _share_inflight(self) -> None:
-        if not self.link.agreed(ProtocolFeature.INFLIGHT_SHMFD):
-            return
-        if self.inflight is None:
-            size = max(queue.ring.shape.size for queue in self.queues)
-            self.inflight = self.frontend.get_inflight_fd(len(self.queues), size)
-        self.frontend.set_inflight_fd(self.inflight)
-
-    def _drop_inflight(self) -> None:
-        if self.inflight is not None:
-            self.inflight.close()
-        self.inflight = None
 
     def _read_capacity(self) -> int | None:
         if not self.link.agreed(ProtocolFeature.CONFIG):
