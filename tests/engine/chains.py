@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from engine.driver import GPA, HEAP, INDIRECT, MEMORY, NEXT, WRITE, Lane
+from engine.driver import GPA, HEAP, INDIRECT, MEMORY, NEXT, WRITE, Entry, Lane
 from engine.harness import SECTORS
 from hypothesis import strategies as st
 
@@ -61,36 +61,46 @@ class Plan:
     head: int | None = None
 
 
-def lay(lane: Lane, plan: Plan) -> int:
-    """Write a chain into the memory of *lane*; return its head."""
+def lay(lane: Lane, plan: Plan, *, careful: bool) -> int | None:
+    """
+    Write a chain into the memory of *lane*.
+
+    Args:
+        lane: Whose.
+        plan: The chain.
+        careful: Only if there is room in the ring.
+
+    Returns:
+        Its name; None where it was not written.
+    """
+    room = lane.ring.room() if careful else lane.size
+    if room < 1:
+        return None
     for link in plan.links:
         if link.at not in HOSTILE:
             lane.memory.write(link.at, link.content)
     n_direct = plan.direct
-    if n_direct is None and len(plan.links) > lane.size:
+    if len(plan.links[:n_direct]) + (n_direct is not None) > room:
         n_direct = 0
     direct = plan.links[:n_direct]
     if n_direct is not None:
         inside = plan.links[n_direct:]
-        for i, link in enumerate(inside):
-            lane.put(i, _fields(link, i + 1, last=link is inside[-1]), table=plan.table_at)
+        lane.ring.lay_table(plan.table_at, _entries(inside))
         table = Link(plan.table_at, 16 * len(inside), INDIRECT)
         direct = (*direct, _spoil(table, plan.spoil))
-    head = lane.next_desc
-    for i, link in enumerate(direct):
-        index, after = (head + i) % lane.size, (head + i + 1) % lane.size
-        lane.put(index, _fields(link, after, last=i + 1 == len(direct)))
-    lane.next_desc = (head + len(direct)) % lane.size
-    return head if plan.head is None else plan.head
+    return lane.ring.lay(_entries(direct), plan.head)
 
 
 def _spoil(link: Link, values: Iterable[tuple[str, int]]) -> Link:
     return replace(link, **dict(values))  # type: ignore[arg-type]  # content is not among them
 
 
-def _fields(link: Link, after: int, *, last: bool) -> tuple[int, int, int, int]:
-    flags = link.flags ^ (0 if last else NEXT)
-    return (link.at, link.length, flags, after if link.next is None else link.next)
+def _entries(links: Sequence[Link]) -> list[Entry]:
+    last = len(links) - 1
+    return [
+        (link.at, link.length, link.flags ^ (NEXT * (i < last)), link.next)
+        for i, link in enumerate(links)
+    ]
 
 
 def split(data: bytes, cuts: Sequence[int]) -> list[bytes]:

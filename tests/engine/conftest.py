@@ -18,13 +18,37 @@ ENGINES: dict[str, Callable[[], SteppedEngine]] = {
     "native": _native,
     "reference": lambda: ReferenceEngine(threaded=False),
 }
-"""Every test that asks for a rig runs once for each."""
+BOTH_FORMATS = ("reference",)
+SPLIT = [f"{engine}-split" for engine in sorted(ENGINES)]
+PACKED = [f"{engine}-packed" for engine in BOTH_FORMATS]
+"""Every test that asks for a rig runs once for each of both."""
 
 
-@pytest.fixture(params=sorted(ENGINES))
+def make_rig(param: str) -> Rig:
+    engine, form = param.split("-")
+    return Rig(ENGINES[engine], packed=form == "packed")
+
+
+@pytest.fixture(params=SPLIT + PACKED)
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """Return an engine with a device, and take it apart again."""
-    made = Rig(ENGINES[request.param])
+    made = make_rig(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=SPLIT)
+def split_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """Return an engine whose rings are split, for what packed ones do not have."""
+    made = make_rig(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=PACKED)
+def packed_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """Return an engine whose rings are packed, for what split ones do not have."""
+    made = make_rig(request.param)
     yield made
     made.close()
 

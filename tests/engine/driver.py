@@ -4,8 +4,10 @@ import ctypes
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Protocol
 
 from vhostblk.engine.api import Fault, Mailbox, Queue
 from vhostblk.memory.space import Access, Segment
@@ -17,6 +19,12 @@ HEAP = 1 << 20
 NEXT, WRITE, INDIRECT = 1, 2, 4
 PENDING = 0xEE
 """What a status byte holds until the device writes it."""
+SKIPPED = -1
+"""In place of a length: the chain was told of by the used element of a later one (IN_ORDER)."""
+
+Entry = tuple[int, int, int, int | None]
+"""A descriptor: address, length, flags, and its link (next, or buffer id) if not the right one."""
+Used = list[tuple[int, int]]
 
 
 def pattern(length: int) -> bytes:
@@ -50,11 +58,91 @@ class Memory:
     def write(self, gpa: int, data: bytes) -> None:
         self.bytes[gpa - GPA : gpa - GPA + len(data)] = data
 
+    def read16(self, gpa: int) -> int:
+        return int.from_bytes(self.read(gpa, 2), "little")
+
+    def write16(self, gpa: int, value: int) -> None:
+        self.write(gpa, struct.pack("<H", value))
+
     def segment(self, gpa: int = GPA, length: int = MEMORY, access: int = 3) -> Segment:
         return Segment(gpa, length, self.host + gpa - GPA, Access(access))
 
     def at(self, gpa: int) -> int:
         return self.host + gpa - GPA
+
+
+class Ring(Protocol):
+    """The driver's side of a ring format; `driver_split` and `driver_packed` are the two."""
+
+    size: int
+
+    def lay(self, entries: Sequence[Entry], name: int | None = None) -> int:
+        """Write a chain; return its name, which is *name* if it must be."""
+        ...
+
+    def lay_table(self, address: int, entries: Sequence[Entry]) -> None:
+        """Write an indirect table."""
+        ...
+
+    def offer(self, name: int) -> None:
+        """Make a chain available that was written, be it under way already."""
+        ...
+
+    def offer_nobody(self) -> int:
+        """Make a chain available whose name is out of range; return the name."""
+        ...
+
+    def jump(self, by: int) -> None:
+        """Make available what was never written, or take back what was."""
+        ...
+
+    def room(self) -> int:
+        """Return how many descriptors are free, as far as an honest driver counts."""
+        ...
+
+    def used(self) -> Used:
+        """Return (name, length) of all that came back so far."""
+        ...
+
+    def base(self, taken: int) -> int:
+        """Return where the ring stands when so many chains were taken, on the wire."""
+        ...
+
+    def at(self, taken: int) -> int:
+        """Return where the next chain is met when so many were taken: what faults name."""
+        ...
+
+    def begins(self, name: int) -> int:
+        """Return where a chain that was written begins."""
+        ...
+
+    def no_interrupt(self, *, quiet: bool) -> None:
+        """Say whether used chains are to be told of."""
+        ...
+
+    def is_quiet(self) -> bool:
+        """Return what was said."""
+        ...
+
+    def silence(self) -> None:
+        """Do what a device does that wants no kicks."""
+        ...
+
+    def wants_kicks(self) -> bool:
+        """Say whether the device wants to be kicked."""
+        ...
+
+    def restart(self, size: int, avail: int, used: int) -> int:
+        """Have an empty ring that stands somewhere, say at *avail*; return that on the wire."""
+        ...
+
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """Return guest address and bytes of the parts, for `Queue.set_ring`."""
+        ...
+
+    def shared(self) -> tuple[int, int]:
+        """Return where the device writes in an order of its own: guest address, bytes."""
+        ...
 
 
 @dataclass
@@ -88,75 +176,41 @@ class Lane:
 
     memory: Memory
     queue: Queue
-    size: int
-    desc: int
-    avail: int
-    used_ring: int
+    ring: Ring
     kick: int
     call: int
     err: int
+    acked: int
     broken: list[Fault | None] = field(default_factory=list)
-    next_desc: int = 0
-    avail_idx: int = 0
-    dead: set[int] = field(default_factory=set)
 
-    def put(self, index: int, desc: tuple[int, int, int, int], *, table: int = 0) -> None:
-        """Write one descriptor (address, length, flags, next), of the ring or of *table*."""
-        self.memory.write((table or self.desc) + 16 * index, struct.pack("<QIHH", *desc))
+    @property
+    def size(self) -> int:
+        return self.ring.size
 
     def chain(self, *parts: tuple[int, int, int]) -> int:
-        """Write a chain of (address, length, flags); return its head."""
-        head = self.next_desc
-        for i, (address, length, flags) in enumerate(parts):
-            index = (head + i) % self.size
-            more = NEXT if i + 1 < len(parts) else 0
-            self.put(index, (address, length, flags | more, (index + 1) % self.size))
-        self.next_desc = (head + len(parts)) % self.size
-        return head
+        """Write a chain of (address, length, flags); return its name."""
+        return self.ring.lay(linked(parts))
 
     def table(self, *parts: tuple[int, int, int]) -> tuple[int, int, int]:
         """Write an indirect table; return the part that names it."""
         address = self.memory.alloc(16 * len(parts))
-        for i, (where, length, flags) in enumerate(parts):
-            more = NEXT if i + 1 < len(parts) else 0
-            self.put(i, (where, length, flags | more, i + 1), table=address)
+        self.ring.lay_table(address, linked(parts))
         return (address, 16 * len(parts), INDIRECT)
 
-    def offer(self, head: int) -> None:
+    def offer(self, name: int) -> None:
         """Make a chain available, and kick."""
-        slot = self.avail + 4 + 2 * (self.avail_idx % self.size)
-        self.memory.write(slot, struct.pack("<H", head))
-        self.set_avail_idx(self.avail_idx + 1)
+        self.ring.offer(name)
         os.eventfd_write(self.kick, 1)
 
-    def set_avail_idx(self, value: int) -> None:
-        self.avail_idx = value & 0xFFFF
-        self.memory.write(self.avail + 2, struct.pack("<H", self.avail_idx))
+    def offer_nobody(self) -> int:
+        """Make a chain available whose name is out of range, and kick; return the name."""
+        name = self.ring.offer_nobody()
+        os.eventfd_write(self.kick, 1)
+        return name
 
-    def set_used_idx(self, value: int) -> None:
-        self.memory.write(self.used_ring + 2, struct.pack("<H", value))
-
-    def no_interrupt(self, *, quiet: bool) -> None:
-        self.memory.write(self.avail, struct.pack("<H", quiet))
-
-    def is_quiet(self) -> bool:
-        return self.memory.read(self.avail, 1)[0] & 1 == 1
-
-    def used_flags(self) -> int:
-        return int.from_bytes(self.memory.read(self.used_ring, 2), "little")
-
-    def used_idx(self) -> int:
-        return int.from_bytes(self.memory.read(self.used_ring + 2, 2), "little")
-
-    def used(self, since: int = 0) -> list[tuple[int, int]]:
-        """Return (head, length) of every element the device published after *since*."""
-        return [self.element(i) for i in range(since, self.used_idx())]
-
-    def element(self, index: int) -> tuple[int, int]:
-        """Return the used element (head, length) the device wrote at a used *index*."""
-        raw = self.memory.read(self.used_ring + 4 + 8 * (index % self.size), 8)
-        head, length = struct.unpack("<II", raw)
-        return head, length
+    def used(self, since: int = 0) -> Used:
+        """Return (name, length) of every chain that came back, but the first *since*."""
+        return self.ring.used()[since:]
 
     def rings(self, fd: int) -> int:
         """Return how often an eventfd of ours was written since the last look."""
@@ -190,7 +244,8 @@ class Lane:
         if room:
             parts.append(self.data(b"\xdd" * room, WRITE))
         parts.append(self.status())
-        asked = Asked(self, self.chain(*parts), parts[-1][0], since=self.used_idx())
+        since = len(self.used())
+        asked = Asked(self, self.chain(*parts), parts[-1][0], since=since)
         if room:
             asked.data_at, asked.length = parts[-2][0], room
         self.offer(asked.head)
@@ -210,9 +265,14 @@ class Lane:
 
     def place(self) -> dict[str, list[tuple[int, int]]]:
         """Return where the parts of the ring live, for `Queue.set_ring`."""
-        at = self.memory.at
-        return {
-            "desc": [(at(self.desc), 16 * self.size)],
-            "avail": [(at(self.avail), 6 + 2 * self.size)],
-            "used": [(at(self.used_ring), 6 + 8 * self.size)],
-        }
+        parts = self.ring.parts().items()
+        return {name: [(self.memory.at(gpa), length)] for name, (gpa, length) in parts}
+
+
+def linked(parts: Sequence[tuple[int, int, int]]) -> list[Entry]:
+    """Return the descriptors of a chain."""
+    last = len(parts) - 1
+    return [
+        (at, length, flags | (NEXT * (i < last)), None)
+        for i, (at, length, flags) in enumerate(parts)
+    ]

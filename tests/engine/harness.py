@@ -11,12 +11,14 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from engine.driver import GPA, Lane, Memory
+from engine.driver import GPA, Lane, Memory, Ring
+from engine.driver_packed import PackedDriver
+from engine.driver_split import SplitDriver
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.engine.api import Engine, Fault, Job, Op, Queue
-from vhostblk.spec.virtio_ring import F_INDIRECT_DESC, F_VERSION_1
+from vhostblk.spec.virtio_ring import F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1
 
 LANE = 64 << 10
 SECTORS = 4096
@@ -54,9 +56,16 @@ class Nowhere(Disk):
 
 
 class Rig:
-    """An engine that is stepped by hand, one device, a disk of bytes."""
+    """
+    An engine that is stepped by hand, one device, a disk of bytes.
 
-    def __init__(self, make: Callable[[], SteppedEngine]) -> None:
+    Args:
+        make: What makes the engine.
+        packed: The rings of its lanes are.
+    """
+
+    def __init__(self, make: Callable[[], SteppedEngine], *, packed: bool = False) -> None:
+        self.packed = packed
         self.loop = asyncio.new_event_loop()
         self.memory = Memory()
         self.disk = bytearray(SECTORS * 512)
@@ -84,26 +93,28 @@ class Rig:
         run: bool = True,
     ) -> Lane:
         """Make a queue with a ring, enabled, and hand it over."""
-        base = GPA + LANE * len(self.lanes)
-        avail = base + 16 * size
-        used = -(-(avail + 6 + 2 * size) // 4) * 4
+        features |= F_RING_PACKED * self.packed
+        driver = PackedDriver if self.packed else SplitDriver
+        in_order = features & F_IN_ORDER != 0
+        at = GPA + LANE * len(self.lanes)
+        ring: Ring = driver(self.memory, at, size, in_order=in_order)
         broken: list[Fault | None] = []
         index = len(self.lanes)
         queue = self.call(
             lambda: self.device.queue(index, on_broken=lambda: broken.append(queue.fault()))
         )
         kick, call, err = (os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3))
-        lane = Lane(self.memory, queue, size, base, avail, used, kick, call, err, broken)
+        lane = Lane(self.memory, queue, ring, kick, call, err, features, broken)
         self.lanes.append(lane)
 
         def set_up() -> None:
             queue.set_space([self.memory.segment()])
+            queue.set_features(features)
             queue.set_ring(size=size, **lane.place())
-            queue.set_base(0)
+            queue.set_base(ring.base(0))
             queue.set_kick(os.dup(kick))
             queue.set_call(os.dup(call))
             queue.set_err(os.dup(err))
-            queue.set_features(features)
             queue.set_blk(blk, writethrough=writethrough)
             queue.set_enabled(enabled=True)
             if run:

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from vhostblk.blk.device import BlkDevice
 from vhostblk.memory.space import Segment
 from vhostblk.spec.virtio_blk import RequestType
-from vhostblk.spec.virtio_ring import F_VERSION_1
+from vhostblk.spec.virtio_ring import F_IN_ORDER, F_RING_PACKED, F_VERSION_1
 
 QUEUES = 2
 KIB = 1 << 10
@@ -36,8 +36,9 @@ KIB = 1 << 10
 
 def _front(lane: Lane) -> list[Segment]:
     """Return the rings' memory; a device must not be made to write into its own used ring."""
-    segment, used, data = lane.memory.segment, lane.used_ring, GPA + HEAP
-    return [segment(GPA, used - GPA), segment(used, data - used, 1)]
+    segment, used, data = lane.memory.segment, lane.ring.shared()[0], GPA + HEAP
+    front = [segment(GPA, used - GPA)] if used > GPA else []
+    return [*front, segment(used, data - used, 1)]
 
 
 def _whole(lane: Lane) -> list[Segment]:
@@ -98,7 +99,9 @@ def _enable(*, enabled: bool) -> Change:
 
 
 def _features(features: int) -> Change:
-    return lambda side: side.lane.queue.set_features(features)
+    """Set *features*, but what makes the format stays."""
+    form = F_RING_PACKED | F_IN_ORDER
+    return lambda side: side.lane.queue.set_features(features | side.lane.acked & form)
 
 
 def _space(layout: Layout) -> Change:
@@ -139,12 +142,21 @@ sizes = st.sampled_from((16, 64, 8, 2, 1))
 indexes = st.sampled_from((0, 1, 7, 0x7FFF, 0xFFF8, 0xFFFF))
 
 
-def _offer(lane: Lane, plan: Plan) -> None:
-    lane.offer(lay(lane, plan))
+ODD = {64: 33, 8: 7}
+"""Sizes that only packed rings have."""
+
+
+def _offer(lane: Lane, plan: Plan, *, careful: bool) -> None:
+    name = lay(lane, plan, careful=careful)
+    if name is not None:
+        lane.offer(name)
 
 
 class Both(RuleBasedStateMachine):
     """One life of two engines."""
+
+    packed = False
+    in_order = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,12 +170,21 @@ class Both(RuleBasedStateMachine):
         asks=st.booleans(),
     )
     def begin(self, *, largest: list[int], layout: Layout, asks: bool) -> None:
-        self.largest = largest
-        self.twins = Twins([ENGINES["native"], ENGINES["reference"]], largest)
+        self.largest = [self.fit(size) for size in largest]
+        self.twins = Twins(
+            [ENGINES["native"], ENGINES["reference"]],
+            self.largest,
+            packed=self.packed,
+            features=FEATURES | self.in_order,
+        )
         for n in range(QUEUES):
             self.change(n, _ask(asks=asks), then_run=False)
             self.change(n, _sampling(5, 3), then_run=False)
             self.change(n, _space(layout), then_run=True)
+
+    def fit(self, size: int) -> int:
+        """Return a size of this format."""
+        return ODD.get(size, size) if self.packed else size
 
     def teardown(self) -> None:
         if self.largest:
@@ -180,17 +201,18 @@ class Both(RuleBasedStateMachine):
             self.change(n, _enable(enabled=True), then_run=True)
         if self.twins.waits(n):
             self.change(n, _space(_whole), then_run=True)
-        self.offer(n, requests)
+        self.offer(n, requests, careful=True)
         self.end_jobs(n, ends)
 
-    def offer(self, n: int, requests: list[Plan]) -> None:
+    def offer(self, n: int, requests: list[Plan], *, careful: bool) -> None:
+        act = self.twins.driver if careful else self.twins.break_rules
         for plan in requests:
-            self.twins.driver(n, partial(_offer, plan=plan))
+            act(n, partial(_offer, plan=plan, careful=careful))
         self.twins.compare()
 
     @rule(n=queues, requests=st.lists(plans() | hostile_plans(), min_size=1, max_size=3))
     def ask_badly(self, n: int, requests: list[Plan]) -> None:
-        self.offer(n, requests)
+        self.offer(n, requests, careful=False)
 
     @rule(n=queues, kind=transfers, pieces=st.sampled_from(PIECES))
     def ask_at_length(self, n: int, kind: int, pieces: int) -> None:
@@ -209,13 +231,13 @@ class Both(RuleBasedStateMachine):
         if n in self.long:
             return
         for head in heads:
-            self.twins.driver(n, partial(Lane.offer, head=head))
-        self.twins.driver(n, lambda lane: lane.set_avail_idx(lane.avail_idx + by))
+            self.twins.break_rules(n, partial(Lane.offer, name=head))
+        self.twins.break_rules(n, lambda lane: lane.ring.jump(by))
         self.twins.compare()
 
     @rule(n=queues, quiet=st.booleans())
     def want_calls(self, n: int, quiet: bool) -> None:  # noqa: FBT001 - hypothesis names it
-        self.twins.driver(n, lambda lane: lane.no_interrupt(quiet=quiet))
+        self.twins.driver(n, lambda lane: lane.ring.no_interrupt(quiet=quiet))
         self.twins.compare()
 
     # ---- the disk ------------------------------------------------------------------------
@@ -250,7 +272,7 @@ class Both(RuleBasedStateMachine):
     def restart(self, n: int, size: int, base: int, used: int) -> None:
         self.drain(n, wait=False)
         self.long.discard(n)
-        self.twins.restart(n, min(size, self.largest[n]), base, used)
+        self.twins.restart(n, min(self.fit(size), self.largest[n]), base, used)
         self.twins.run(n)
         self.twins.compare()
 

@@ -1,11 +1,11 @@
 """Memory that is to go, and the requests that still use it, on either engine."""
 
 import pytest
-from engine.driver import Asked, Lane
+from engine.driver import WRITE, Asked, Lane
 from engine.harness import Rig
 
 from vhostblk.engine.api import Busy, Job, Piece
-from vhostblk.spec.virtio_blk import Status
+from vhostblk.spec.virtio_blk import RequestType, Status
 
 
 class Wish:
@@ -82,8 +82,9 @@ def test_ring_runs_on_meanwhile(rig: Rig) -> None:
     ((asked, job),) = begin(rig, lane, 0)
     wish = Wish(rig, lane, data(asked))
     rig.call(lane.queue.run)
-    again = Asked(lane, asked.head, asked.status_at, asked.data_at, asked.length)
-    lane.offer(asked.head)  # the very same memory
+    there = [(asked.data_at, asked.length, WRITE), (asked.status_at, 1, WRITE)]
+    again = Asked(lane, lane.chain(lane.header(RequestType.IN), *there), asked.status_at)
+    lane.offer(again.head)
     rig.step()
     (later,) = rig.take(lane)
     rig.finish(lane, job)

@@ -1,6 +1,6 @@
 """Queues that ask for what no segment gives, on either engine."""
 
-from engine.driver import GPA, MEMORY, Asked, Lane
+from engine.driver import GPA, MEMORY, Asked, Lane, linked
 from engine.harness import Rig
 
 from vhostblk.engine.api import Miss
@@ -55,7 +55,7 @@ def write_at(lane: Lane, address: int, length: int) -> Asked:
     """Make a write available whose data is at *address*."""
     status = lane.status()
     head = lane.chain(lane.header(RequestType.OUT), (address, length, 0), status)
-    asked = Asked(lane, head, status[0], since=lane.used_idx())
+    asked = Asked(lane, head, status[0], since=len(lane.used()))
     lane.offer(head)
     return asked
 
@@ -72,7 +72,7 @@ def test_miss_names_range_and_chain(rig: Rig) -> None:
     rig.pump()
     assert first.status == Status.OK
     assert asked.used is None
-    assert asking.missed == [Miss(HOLE, 2 * PAGE, Access.READ, 1)]
+    assert asking.missed == [Miss(HOLE, 2 * PAGE, Access.READ, asking.lane.ring.at(1))]
     asking.answer()
     assert asked.status == Status.OK
     assert asked.used == 1
@@ -94,7 +94,7 @@ def test_waiting_chain_keeps_its_place(rig: Rig) -> None:
     assert before.status == Status.OK
     assert (asked.used, behind.used) == (None, None)
     rig.park(lane)
-    assert lane.queue.base() == 1
+    assert lane.queue.base() == lane.ring.base(1)
     rig.call(lane.queue.run)
     rig.pump()
     assert len(asking.missed) == 1
@@ -108,7 +108,7 @@ def test_drain_is_legal_while_a_chain_waits(rig: Rig) -> None:
     write_at(asking.lane, HOLE, 512)
     rig.pump()
     assert rig.drain(asking.lane) == 0
-    assert asking.lane.queue.base() == 0
+    assert asking.lane.queue.base() == asking.lane.ring.base(0)
 
 
 def test_miss_repeats_where_the_answer_does_not_help(rig: Rig) -> None:
@@ -156,8 +156,7 @@ def test_indirect_table_is_asked_for_before_its_data(rig: Rig) -> None:
     asking = Asking(rig, HOLE)
     lane = asking.lane
     header, status = lane.header(RequestType.OUT), lane.status()
-    for i, (address, length, flags) in enumerate((header, (HOLE + 1024, 512, 0), status)):
-        lane.put(i, (address, length, flags | (i < 2), i + 1), table=HOLE)
+    lane.ring.lay_table(HOLE, linked([header, (HOLE + 1024, 512, 0), status]))
     asked = Asked(lane, lane.chain((HOLE, 48, 4)), status[0])
     lane.offer(asked.head)
     rig.pump()

@@ -49,7 +49,7 @@ class Sampled:
         all_parts = [lane.header(RequestType.OUT), *parts(lane)]
         lane.memory.write(all_parts[-1][0], bytes([PENDING]))
         head = lane.chain(*all_parts)
-        asked = Asked(lane, head, all_parts[-1][0], since=lane.used_idx())
+        asked = Asked(lane, head, all_parts[-1][0], since=len(lane.used()))
         lane.offer(head)
         self.pump()
         return asked
@@ -143,11 +143,11 @@ def test_the_first_chains_wait_for_room(sampled: Sampled) -> None:
     for _ in range(9):  # of 513 samples; the ninth finds half of the room used
         lane.offer(lane.chain(table))
         sampled.pump()
-    assert lane.used_idx() == 8
+    assert len(lane.used()) == 8
     assert sampled.told == 1
     assert len(sampled.take()) == 8 * 513
     sampled.pump()
-    assert lane.used_idx() == 9
+    assert len(lane.used()) == 9
     assert {one.chain for one in sampled.take()} == {8}
 
 
@@ -160,7 +160,7 @@ def test_what_finds_no_room_is_dropped(sampled: Sampled) -> None:
         lane.offer(lane.chain(table))
         sampled.pump()
         assert sampled.told == (n >= 3)
-    assert lane.used_idx() == 10
+    assert len(lane.used()) == 10
     assert len(sampled.take()) == ROOM
 
 
@@ -202,7 +202,7 @@ def test_going_where_it_is_fatal_breaks_the_queue(sampled: Sampled) -> None:
     sampled.begin()
     sampled.ask_inside()
     asked = sampled.ask(lambda lane: [(OUTSIDE - 100, 512, 0), lane.status()])
-    fault = Fault(Reason.OUTSIDE.text, asked.head, OUTSIDE)
+    fault = Fault(Reason.OUTSIDE.text, sampled.lane.ring.begins(asked.head), OUTSIDE)
     assert sampled.lane.broken == [fault]
     assert asked.status == PENDING
     assert _shape(sampled.take()) == [(1, 512, Role.READABLE, True)]
@@ -303,7 +303,7 @@ def test_a_broken_queue_holds_no_slots(sampled: Sampled) -> None:
     lane, rig = sampled.lane, sampled.rig
     lane.write()
     rig.step()
-    lane.offer(lane.size)
+    lane.offer_nobody()
     sampled.pump()
     assert lane.queue.fault() is not None
     assert lane.queue.counters().slots == 0
@@ -317,16 +317,16 @@ def test_a_condemned_queue_is_broken_until_it_starts_anew(sampled: Sampled) -> N
     rig.call(lambda: lane.queue.condemn("for a reason"))
     rig.call(lambda: lane.queue.condemn("for another"))
     rig.step()
-    assert lane.broken == [Fault("for a reason", 1, 0)]
+    assert lane.broken == [Fault("for a reason", lane.ring.at(1), 0)]
     assert lane.rings(lane.err) == 1
     rig.call(lane.queue.run)
     lane.write()
     sampled.pump()
-    assert lane.used_idx() == 1
-    rig.set(lane, lambda queue: queue.set_base(1))
+    assert len(lane.used()) == 1
+    rig.set(lane, lambda queue: queue.set_base(lane.ring.base(1)))
     sampled.pump()
     assert lane.queue.fault() is None
-    assert lane.used_idx() == 2
+    assert len(lane.used()) == 2
 
 
 def test_a_running_queue_is_not_condemned(sampled: Sampled) -> None:
@@ -351,7 +351,7 @@ def test_a_closed_queue_is_known_by_what_it_was(sampled: Sampled) -> None:
     sampled.rig.wait(queue.close())
     assert sampled.take() == []
     assert queue.counters() == before
-    assert queue.fault() == Fault("for a reason", 1, 0)
+    assert queue.fault() == Fault("for a reason", sampled.lane.ring.at(1), 0)
 
 
 def test_what_told_of_nothing_does_not_stop_the_next(sampled: Sampled) -> None:
@@ -363,7 +363,7 @@ def test_what_told_of_nothing_does_not_stop_the_next(sampled: Sampled) -> None:
     sampled.pump()
     assert sampled.told == 1
     assert sampled.take() == []
-    sampled.rig.set(lane, lambda queue: queue.set_base(1))
+    sampled.rig.set(lane, lambda queue: queue.set_base(lane.ring.base(1)))
     sampled.ask_outside()
     assert sampled.told == 2
     assert sampled.take() != []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from engine.driver import GPA, MEMORY, Lane
-from engine.harness import Rig, SteppedEngine
+from engine.harness import FEATURES, Rig, SteppedEngine
 
 from vhostblk.engine.api import Counters, Fault, Job, Miss, Op, Queue
 from vhostblk.memory.sample import Sample
@@ -40,7 +40,7 @@ class Seen:
     broken: list[Fault | None]
     fault: Fault | None
     errs: int
-    flags: int | None
+    wants_kicks: bool | None
     counters: dict[str, int]
     jobs: list[tuple[object, ...]]
     told: bool
@@ -63,9 +63,10 @@ class Side:
     missed: list[Miss] = field(default_factory=list)
     told_of_samples: bool = False
     asks: bool = False  # so that whether kicks are wanted meanwhile is the engine's affair
-    told: int = 0  # used index of the last look
-    pushed: int = 0  # elements published at the last look
+    told: int = 0  # chains that had come back at the last look
+    pushed: int = 0  # chains that came back since the look before
     quiet: bool = False  # the driver did not want to be called at the last look
+    lost: bool = False  # the driver broke rules: what it takes for used may not be
     greeted: bool = False  # a new call fd is written when the ring runs
 
     def look(self, *, sort: bool, ours: bool) -> Seen:
@@ -81,7 +82,7 @@ class Side:
             broken=list(lane.broken),
             fault=fault,
             errs=lane.rings(lane.err),
-            flags=None if fault or self.asks else lane.used_flags(),
+            wants_kicks=None if fault or self.asks else lane.ring.wants_kicks(),
             counters=_comparable(lane.queue.counters()),
             jobs=sorted(jobs, key=repr) if sort else jobs,
             told=self.told_of_samples,
@@ -92,10 +93,10 @@ class Side:
         return seen
 
     def _used(self) -> list[tuple[int, int]]:
-        self.pushed = (self.lane.used_idx() - self.told) & 0xFFFF
-        at = range(self.told, self.told + self.pushed)
-        self.told = self.lane.used_idx()
-        return [self.lane.element(i) for i in at]
+        used = self.lane.used(self.told)
+        self.pushed = len(used)
+        self.told += len(used)
+        return used
 
     def _describe(self, job: Job) -> tuple[object, ...]:
         if job.op is Op.CANCEL:
@@ -108,15 +109,13 @@ class Side:
     def restart(self, size: int, base: int, used: int) -> None:
         """Have an empty ring that stands somewhere."""
         lane = self.lane
-        lane.memory.write(lane.desc, bytes(lane.used_ring + 6 + 8 * lane.size - lane.desc))
-        lane.size, lane.next_desc = size, 0
-        lane.set_avail_idx(base)
-        lane.set_used_idx(used)
+        on_wire = lane.ring.restart(size, base, used)
         lane.broken.clear()
+        self.lost = False
         self.missed.clear()
-        lane.queue.set_base(base)
+        lane.queue.set_base(on_wire)
         lane.queue.set_ring(size=size, **lane.place())
-        self.told = used
+        self.told = 0
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         """Give the queue another table of memory; what it asked for is answered."""
@@ -168,8 +167,8 @@ class Side:
     def check_calls(self, *, ours: bool) -> None:
         """Check that a driver that wants to be called was, and one that does not was not."""
         rung = self.lane.rings(self.lane.call)
-        before, self.quiet = self.quiet, self.lane.is_quiet()
-        if self.pushed and not (before or self.quiet):
+        before, self.quiet = self.quiet, self.lane.ring.is_quiet()
+        if self.pushed and not (before or self.quiet or self.lost):
             assert rung
         elif before and self.quiet and not self.greeted:
             assert not rung
@@ -195,13 +194,20 @@ class Twins:
     Args:
         engines: What makes them.
         sizes: Of the rings.
+        packed: The rings are.
+        features: Acked.
     """
 
     def __init__(
-        self, engines: Sequence[Callable[[], SteppedEngine]], sizes: Sequence[int]
+        self,
+        engines: Sequence[Callable[[], SteppedEngine]],
+        sizes: Sequence[int],
+        *,
+        packed: bool = False,
+        features: int = FEATURES,
     ) -> None:
-        self.rigs = [Rig(make) for make in engines]
-        pairs = [[rig.lane(size=size) for rig in self.rigs] for size in sizes]
+        self.rigs = [Rig(make, packed=packed) for make in engines]
+        pairs = [[rig.lane(size=size, features=features) for rig in self.rigs] for size in sizes]
         self.pairs = [
             [Side(*both) for both in zip(self.rigs, lanes, strict=True)] for lanes in pairs
         ]
@@ -212,6 +218,12 @@ class Twins:
         """Let the driver of queue *n* do something."""
         results = [act(side.lane) for side in self.pairs[n]]
         assert results[0] == results[1]
+
+    def break_rules(self, n: int, act: Callable[[Lane], object]) -> None:
+        """Let the driver of queue *n* do what no honest one does."""
+        for side in self.pairs[n]:
+            side.lost = True
+        self.driver(n, act)
 
     def control(self, n: int, change: Callable[[Side], object]) -> None:
         """Change something of queue *n*, which the control plane owns."""
@@ -273,13 +285,13 @@ class Twins:
         self._compare_memory()
 
     def _compare_memory(self) -> None:
-        """All but the used rings, of which the elements were compared."""
+        """All but where used elements are, which were compared."""
         first, second = (rig.memory for rig in self.rigs)
         at = GPA
         for pair in self.pairs:
-            lane = pair[0].lane
-            _compare(first.at(at), second.at(at), lane.used_ring - at)
-            at = lane.used_ring + 6 + 8 * lane.size
+            start, length = pair[0].lane.ring.shared()
+            _compare(first.at(at), second.at(at), start - at)
+            at = start + length
         _compare(first.at(at), second.at(at), GPA + MEMORY - at)
 
     def close(self) -> None:

@@ -9,7 +9,9 @@ import pytest
 from engine.harness import Rig
 
 from vhostblk.engine.reference.engine import ReferenceEngine
+from vhostblk.engine.reference.ownership import Ask
 from vhostblk.engine.reference.queue import ReferenceQueue
+from vhostblk.engine.reference.service import Service
 from vhostblk.spec.virtio_blk import RequestType, Status
 from vhostblk.spec.virtio_ring import F_EVENT_IDX
 
@@ -69,7 +71,7 @@ def test_drain_and_run_while_requests_flow(threaded: Rig) -> None:
             threaded.drain(lane)
         threaded.call(lane.queue.run)
         until(threaded, lambda asked=asked: asked.status == Status.OK)  # type: ignore[misc]
-    assert lane.used_idx() == 10
+    assert len(lane.used()) == 10
 
 
 def test_a_kick_fd_that_hangs_up_harms_nobody(threaded: Rig) -> None:
@@ -115,14 +117,15 @@ def test_an_error_of_ours_costs_one_queue(
     """Our own bug gives up the queue that met it, with a traceback; the rest goes on."""
     rig = Rig(lambda: ReferenceEngine(threaded=False))
     bad, good = rig.lane(), rig.lane()
-    real = ReferenceQueue._pop
+    assert isinstance(bad.queue, ReferenceQueue)
+    broken, real = bad.queue._service, Service.serve
 
-    def pop(self: ReferenceQueue) -> int:
-        if self is bad.queue and self.fault() is None:
+    def serve(self: Service, ask: Ask) -> int:
+        if self is broken and self.fault is None:
             raise ZeroDivisionError
-        return real(self)
+        return real(self, ask)
 
-    monkeypatch.setattr(ReferenceQueue, "_pop", pop)
+    monkeypatch.setattr(Service, "serve", serve)
     bad.read()
     asked = good.read()
     rig.pump()

@@ -50,4 +50,4 @@ def test_line_that_is_full_is_signalled() -> None:
 def test_settings_want_a_place_before_a_run() -> None:
     """A ring that was never placed is refused, not crashed on."""
     with pytest.raises(Refused):
-        Settings().check()
+        Settings().layout()

@@ -20,7 +20,7 @@ from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.memory import GuestMemory, copy_in, copy_out
 from vhostblk.engine.reference.needs import MAX_PIECES
 from vhostblk.engine.reference.record import Trace
-from vhostblk.engine.reference.ring import Broken, Chain
+from vhostblk.engine.reference.ring import Broken, Chain, Done
 from vhostblk.memory.space import Access, Denied
 from vhostblk.spec.virtio_blk import RequestType, Status
 
@@ -31,7 +31,7 @@ class Request:
     A request between pop and push.
 
     Args:
-        head: Its chain's name.
+        chain: What it was made of.
         status_at: Where its status byte lives; None: it has no room for one.
         data: IN: where to put what is read; OUT: what to write; addresses of this process.
         todo: What the disk must still do; the first is under way.
@@ -41,7 +41,7 @@ class Request:
         slots: Bounce slots of its descriptors and table.
     """
 
-    head: int
+    chain: Chain
     status_at: int | None
     data: tuple[Buffer, ...] = ()
     todo: deque[Operation] = field(default_factory=deque)
@@ -56,9 +56,9 @@ class Request:
         self.status = Status.IOERR
         self.written = 0
 
-    def used_length(self) -> int:
-        """Return the bytes written into the chain, the status among them."""
-        return 0 if self.status_at is None else self.written + 1
+    def given_back(self) -> Done:
+        """Return its chain with the bytes written into it, the status among them."""
+        return Done(self.chain, 0 if self.status_at is None else self.written + 1)
 
 
 def open_request(chain: Chain, memory: GuestMemory, rules: Rules, trace: Trace) -> Request:
@@ -83,9 +83,9 @@ def open_request(chain: Chain, memory: GuestMemory, rules: Rules, trace: Trace) 
     """
     asked = frame(chain.buffers)
     if asked.status is None:
-        return Request(chain.head, None, slots=trace.slots)
-    status_at = _locate_status(asked.status, chain.head, memory, trace)
-    request = Request(chain.head, status_at, slots=trace.slots)
+        return Request(chain, None, slots=trace.slots)
+    status_at = _locate_status(asked.status, chain.at, memory, trace)
+    request = Request(chain, status_at, slots=trace.slots)
     located = _locate(chain.buffers, memory) if asked.valid else None
     if located is None:
         request.fail()
@@ -95,13 +95,13 @@ def open_request(chain: Chain, memory: GuestMemory, rules: Rules, trace: Trace) 
     return request
 
 
-def _locate_status(address: int, head: int, memory: GuestMemory, trace: Trace) -> int:
+def _locate_status(address: int, at: int, memory: GuestMemory, trace: Trace) -> int:
     try:
         (byte,) = memory.find(Buffer(address, 1, writable=True))
     except Denied as denied:
         trace.see_status(address, outside=True)
         reason = Reason.OUTSIDE if denied.fatal else Reason.STATUS_ADDRESS
-        raise Broken(reason, head, address) from None
+        raise Broken(reason, at, address) from None
     trace.see_status(address, outside=Access.NOTED in byte.access)
     return byte.host
 

@@ -17,12 +17,12 @@ class Grave:
 
     Args:
         operation: What the disk may still do.
-        head: The chain it came from.
+        name: Of the chain it came from.
     """
 
-    def __init__(self, operation: Operation, head: int) -> None:
+    def __init__(self, operation: Operation, name: int) -> None:
         self.operation = operation
-        self.head = head
+        self.name = name
 
 
 class Graveyard:
@@ -35,9 +35,9 @@ class Graveyard:
         """Return how many there are; legal at any time."""
         return len(self._graves)
 
-    def bury(self, operation: Operation, head: int) -> Grave:
-        """Take in an operation of chain *head* that was cancelled."""
-        grave = Grave(operation, head)
+    def bury(self, operation: Operation, name: int) -> Grave:
+        """Take in an operation of the chain *name* that was cancelled."""
+        grave = Grave(operation, name)
         self._graves.add(grave)
         return grave
 

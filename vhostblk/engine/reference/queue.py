@@ -1,5 +1,5 @@
 """
-A virtqueue: who owns its ring, what was asked, one visit of the worker.
+A virtqueue: who owns its ring, and what was asked of its worker.
 
 Two threads meet here.  `_owner` says whose the ring and the settings are; it and `_ask` change
 under `_lock` only.  Requests under way are the worker's always (`work`).
@@ -12,25 +12,18 @@ from collections.abc import Callable, Sequence
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
 from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, Piece
-from vhostblk.engine.reference.chain import open_request
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
 from vhostblk.engine.reference.ownership import Ask, News, Owner
-from vhostblk.engine.reference.record import Record, Trace
-from vhostblk.engine.reference.ring import Broken, Position, SplitRing
+from vhostblk.engine.reference.record import Record
+from vhostblk.engine.reference.service import Service
 from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.use import Use
 from vhostblk.engine.reference.work import Work
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
-from vhostblk.memory.space import Missing, Segment
-
-BUDGET = 4
-"""
-Requests taken in one visit: a driver that never stops must not keep us from anything else.  As many
-as the C core takes: what is done before a ring breaks is given back a visit at a time.
-"""
+from vhostblk.memory.space import Segment
 
 
 class ReferenceQueue:
@@ -57,22 +50,15 @@ class ReferenceQueue:
         self.index = index
         self._news = News(loop)
         self._wake = wake
-        self._on_broken = on_broken
         self._box = JobBox(wake)
         self._record = Record(self._news.post)
         self._work = Work(self._box, graveyard, self._record)
+        self._service = Service(self._work, self._news, on_broken)
         self._lock = threading.Lock()
         self._owner = Owner.CONTROL
         self._ask = Ask.PARK
         self._returns = 0  # times the worker gave the ring back
         self._drains = 0  # times it did so drained
-        self._settings = Settings()
-        self._position = Position(0, None)
-        self._ring: SplitRing | None = None
-        self._fault: Fault | None = None
-        self._on_miss: Callable[[Miss], None] | None = None
-        self._miss: Miss | None = None
-        self._owed = False
         self._closed = False
 
     # ---- settings: the control plane, while it owns the ring ----------------------------
@@ -85,31 +71,25 @@ class ReferenceQueue:
     def _ours(self) -> Settings:
         if self._owner is not Owner.CONTROL:
             raise Busy("the worker owns the ring")
-        return self._settings
-
-    def _forget_ring(self) -> None:
-        """Make a new ring at the next `run`, of the settings then, at the same position."""
-        if self._ring is not None:
-            self._position = self._ring.position()
-        self._ring = None
+        return self._service.settings
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         """Point the queue at new segments."""
         settings = self._ours()
         settings.memory = settings.memory.with_segments(segments)
-        self._miss = None
+        self._service.miss = None
 
     def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
         """Say whether what is in no segment is asked for."""
         settings = self._ours()
         settings.memory = settings.memory.asking(asks=on_miss is not None)
-        self._on_miss = on_miss
-        self._miss = None
+        self._service.on_miss = on_miss
+        self._service.miss = None
 
     def deny(self, iova: int, length: int) -> None:
         """Deny a range to the chain that waits for it."""
         self._ours().memory.denied.append((iova, length))
-        self._miss = None
+        self._service.miss = None
 
     def set_ring(
         self, *, size: int, desc: Sequence[Piece], avail: Sequence[Piece], used: Sequence[Piece]
@@ -118,24 +98,20 @@ class ReferenceQueue:
         Say where the ring lives.
 
         Raises:
-            Refused: Its size is none, or a part is too short.
+            Refused: Its size is none; or a part is too short, of a ring that has run.
         """
         self._ours().set_ring(size, desc, avail, used)
-        self._forget_ring()
+        self._service.move_ring()
 
     def set_base(self, base: int) -> None:
-        """Set the next avail entry to take; a broken queue is whole again."""
+        """Set where the ring begins; a broken queue is whole again."""
         self._ours().memory.denied.clear()
-        self._ring = None
-        self._position = Position(base & 0xFFFF, None)
-        self._fault = None
-        self._miss = None
+        self._service.begin(base)
 
     def base(self) -> int:
-        """Return the next avail entry not yet taken."""
+        """Return where the ring stands."""
         self._ours()
-        position = self._ring.position() if self._ring else self._position
-        return position.avail
+        return self._service.base()
 
     def set_inflight(self, memory: Piece | None, *, size: int) -> None:
         """Say that nothing is noted; a region is refused."""
@@ -162,9 +138,9 @@ class ReferenceQueue:
         self._ours().enabled = enabled
 
     def set_features(self, features: int) -> None:
-        """Set the feature bits the driver acked."""
+        """Set the feature bits the driver acked; the format, before a base."""
         self._ours().features = features
-        self._forget_ring()
+        self._service.move_ring()
 
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         """Set what requests are checked against."""
@@ -185,7 +161,7 @@ class ReferenceQueue:
     def condemn(self, why: str) -> None:
         """Break the queue."""
         self._ours()
-        self.give_up(Fault(why, self.base(), 0))
+        self.give_up(Fault(why, self._service.at(), 0))
 
     def watch_use(self, memory: Sequence[Piece]) -> None:
         """Say what `unused` waits for."""
@@ -204,12 +180,10 @@ class ReferenceQueue:
         Hand the ring to the worker.
 
         Raises:
-            Refused: The ring's place or the device are not known yet.
+            Refused: The ring's place or the device are not known yet, or are none.
         """
-        settings = self._ours()
-        settings.check()
-        if self._ring is None:
-            self._ring = settings.open_ring(self._position)
+        self._ours()
+        self._service.open_ring()
         self._hand_over(Ask.RUN)
 
     def _hand_over(self, ask: Ask) -> None:
@@ -246,7 +220,7 @@ class ReferenceQueue:
 
     def fault(self) -> Fault | None:
         """Return why the queue is broken."""
-        return self._fault
+        return self._service.fault
 
     def counters(self) -> Counters:
         """Return what the queue has counted."""
@@ -264,8 +238,8 @@ class ReferenceQueue:
         if self._closed:
             return
         await self.drained(seconds=0)
-        self._ring = None
-        for line in self._settings.lines():
+        self._service.forget_ring()
+        for line in self._service.settings.lines():
             line.put(None)
         self._closed = True
         self._wake()
@@ -280,19 +254,16 @@ class ReferenceQueue:
     @property
     def restless(self) -> bool:
         """Worker: the ring must be looked at again soon, without an event."""
-        if self._owner is Owner.CONTROL:
-            return False
-        polled = self._settings.kick.fd is None and self._settings.enabled and not self._fault
-        return polled or self._owed or bool(self._work.in_flight)
+        return self._owner is Owner.WORKER and self._service.restless
 
     def kick_fd(self) -> int | None:
         """Worker: return what to watch."""
-        watched = self._owner is Owner.WORKER and not self._settings.kick.deaf
-        return self._settings.kick.fd if watched else None
+        kick = self._service.settings.kick
+        return kick.fd if self._owner is Owner.WORKER and not kick.deaf else None
 
     def kicked(self) -> None:
         """Worker: the kick fd is readable."""
-        if self._settings.kick.read():
+        if self._service.settings.kick.read():
             self._work.tally["kicks"] += 1
 
     def visit(self) -> int:
@@ -301,14 +272,7 @@ class ReferenceQueue:
         if self._owner is Owner.CONTROL:
             return n
         ask = self._ask
-        if ask is Ask.RUN:
-            n += self._pop()
-        elif ask is Ask.CANCEL:
-            self._work.cancel()
-        n += self._push()
-        if self._work.fault is not None:
-            self.give_up(self._work.fault)
-            self._work.fault = None
+        n += self._service.serve(ask)
         self._answer(ask)
         return n
 
@@ -324,83 +288,6 @@ class ReferenceQueue:
             self._drains += ask is not Ask.PARK
         self._news.tell()
 
-    def _pop(self) -> int:
-        """Take what the driver made available; return how much."""
-        ring = self._ring
-        if self._settings.greet:
-            self._settings.greet = False
-            self._call()
-        if ring is None or self._fault or self._miss or not self._settings.enabled:
-            return 0
-        n, has_room = 0, self._work.has_room
-        while n < BUDGET and has_room(ring.size) and self._pop_one(ring):
-            ring.quiet()
-            n += 1
-        slipped_in = not self._fault and not self._miss and ring.arm() and has_room(ring.size)
-        return n + slipped_in
-
-    def _pop_one(self, ring: SplitRing) -> bool:
-        before = ring.position()
-        rules = self._settings.rules
-        trace = Trace()
-        if rules is None:
-            return False
-        try:
-            chain = ring.pop(self._settings.memory, trace)
-            if chain is None:
-                return False
-            request = open_request(chain, self._settings.memory, rules, trace)
-        except Broken as broken:
-            ring.rewind(before)
-            self._work.note(trace)
-            self.give_up(broken.fault)
-            return False
-        except Missing as missing:
-            ring.rewind(before)
-            self._ask_for(Miss(missing.iova, missing.length, missing.access, before.avail))
-            return False
-        self._settings.memory.denied.clear()
-        self._work.note(trace)
-        self._work.start(request, trace)
-        return True
-
-    def _ask_for(self, miss: Miss) -> None:
-        """Worker: the next chain waits, until a setter forgets *miss*."""
-        self._miss = miss
-
-        def tell() -> None:
-            if self._miss is miss and self._on_miss is not None:
-                self._on_miss(miss)
-
-        self._news.post(tell)
-
-    def _push(self) -> int:
-        """Publish what is done; a broken ring gets nothing more."""
-        if self._owed and self._ring and not self._fault:
-            # The driver may have asked for calls between our index and our look.
-            self._owed = False
-            if self._ring.should_call():
-                self._call()
-        done = self._work.take_done()
-        if not done or self._fault:
-            return 0
-        ring = self._ring = self._ring or self._settings.open_ring(self._position)
-        ring.push((request.head, request.used_length()) for request in done)
-        if ring.should_call():
-            self._call()
-        else:
-            self._owed = True
-        return len(done)
-
-    def _call(self) -> None:
-        if self._settings.call.write():
-            self._work.tally["calls"] += 1
-
     def give_up(self, fault: Fault) -> None:
-        """Worker: the queue cannot go on; the first reason is the one that is told."""
-        if self._fault is not None:
-            return
-        self._fault = fault
-        self._owed = False
-        self._settings.err.write()
-        self._news.post(self._on_broken)
+        """Whoever has the ring: the queue cannot go on."""
+        self._service.give_up(fault)

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from vhostblk.blk.request import Rules
 from vhostblk.engine.api import Piece
 from vhostblk.engine.reference.memory import GuestMemory, Part
-from vhostblk.engine.reference.ring import Position, SplitRing
+from vhostblk.engine.reference.packed import PackedRing
+from vhostblk.engine.reference.ring import Layout, Ring
+from vhostblk.engine.reference.split import SplitRing
 from vhostblk.errors import Refused
 from vhostblk.spec.virtio_ring import (
     AVAIL_ELEM_SIZE,
     AVAIL_HEADER_SIZE,
     DESC_SIZE,
     EVENT_SIZE,
+    F_IN_ORDER,
     F_INDIRECT_DESC,
+    F_RING_PACKED,
     MAX_QUEUE_SIZE,
+    PACKED_EVENT_SIZE,
     USED_ELEM_SIZE,
     USED_HEADER_SIZE,
 )
@@ -99,44 +104,73 @@ class Settings:
         Say where the ring lives.
 
         Raises:
-            Refused: Its size is none, or a part is too short.
+            Refused: Its size is none.
         """
-        if size.bit_count() != 1 or size > MAX_QUEUE_SIZE:
+        if not 1 <= size <= MAX_QUEUE_SIZE:
             raise Refused(errno.EINVAL, f"{size} is no ring size up to {MAX_QUEUE_SIZE}")
-        place = Place(size, Part(desc), Part(avail), Part(used))
-        _check_length("descriptor table", place.desc, DESC_SIZE * size)
-        _check_length(
-            "avail ring", place.avail, AVAIL_HEADER_SIZE + AVAIL_ELEM_SIZE * size + EVENT_SIZE
-        )
-        _check_length(
-            "used ring", place.used, USED_HEADER_SIZE + USED_ELEM_SIZE * size + EVENT_SIZE
-        )
-        self.place = place
+        self.place = Place(size, Part(desc), Part(avail), Part(used))
 
-    def check(self) -> Place:
+    @property
+    def packed(self) -> bool:
+        """Return whether the ring is a packed one."""
+        return bool(self.features & F_RING_PACKED)
+
+    @property
+    def in_order(self) -> bool:
+        """Return whether chains are given back in the order they were taken."""
+        return bool(self.features & F_IN_ORDER)
+
+    def layout(self) -> Layout:
         """
-        Return where the ring lives, when everything is known that a run needs.
+        Return what a run needs to know of the ring.
 
         Raises:
-            Refused: It is not.
+            Refused: Something is not known, or not as the format has it.
         """
-        if self.place is None:
+        place = self.place
+        if place is None:
             raise Refused(errno.EINVAL, "a ring without addresses cannot run")
         if self.rules is None:
             raise Refused(errno.EINVAL, "a ring without a device cannot run")
-        return self.place
-
-    def open_ring(self, position: Position) -> SplitRing:
-        """Make the ring these settings describe."""
-        place = self.check()
-        return SplitRing(
+        if self.packed:
+            _check_packed(place)
+        else:
+            _check_split(place)
+        return Layout(
             size=place.size,
             desc=place.desc,
             avail=place.avail,
             used=place.used,
-            position=position,
             indirect=bool(self.features & F_INDIRECT_DESC),
+            in_order=self.in_order,
         )
+
+    def open_ring(self, base: int) -> Ring:
+        """
+        Make the ring these settings describe.
+
+        Raises:
+            Refused: They do not, or *base* is none of it.
+        """
+        layout = self.layout()
+        return PackedRing(layout, base) if self.packed else SplitRing(layout, base)
+
+
+def _check_split(place: Place) -> None:
+    size = place.size
+    if size.bit_count() != 1:
+        raise Refused(errno.EINVAL, f"a split ring of {size} is no power of two")
+    _check_length("descriptor table", place.desc, DESC_SIZE * size)
+    _check_length(
+        "avail ring", place.avail, AVAIL_HEADER_SIZE + AVAIL_ELEM_SIZE * size + EVENT_SIZE
+    )
+    _check_length("used ring", place.used, USED_HEADER_SIZE + USED_ELEM_SIZE * size + EVENT_SIZE)
+
+
+def _check_packed(place: Place) -> None:
+    _check_length("descriptor ring", place.desc, DESC_SIZE * place.size)
+    _check_length("driver's event suppression", place.avail, PACKED_EVENT_SIZE)
+    _check_length("device's event suppression", place.used, PACKED_EVENT_SIZE)
 
 
 def _check_length(what: str, part: Part, needed: int) -> None:

@@ -10,6 +10,7 @@ from vhostblk.engine.reference.chain import Request
 from vhostblk.engine.reference.graveyard import Grave, Graveyard
 from vhostblk.engine.reference.mailbox import JobBox, Result
 from vhostblk.engine.reference.memory import copy_out, view
+from vhostblk.engine.reference.order import Order
 from vhostblk.engine.reference.record import Record, Trace
 from vhostblk.engine.reference.use import Use
 from vhostblk.spec.virtio_blk import RequestType, Status
@@ -52,7 +53,7 @@ class Work:
         self._live: dict[int, Request] = {}
         self._dead: dict[int, tuple[Grave, Request]] = {}
         self._held: list[Request] = []
-        self._done: list[Request] = []
+        self._order = Order()
         self._slots = 0
         self.tally: Counter[str] = Counter()
         self.use = Use((), lambda: None)
@@ -74,7 +75,7 @@ class Work:
         """Say whether a chain of a ring of *size* may be popped."""
         # A head may be made available again and again before it is given back; and what is
         # cancelled again and again stays with the disk.
-        fits = self.in_flight < size and 2 * self.in_flight + self.dead < MOST
+        fits = len(self._order) < size and 2 * self.in_flight + self.dead < MOST
         return fits and self._record.has_room()
 
     def note(self, trace: Trace) -> None:
@@ -88,6 +89,7 @@ class Work:
 
     def start(self, request: Request, trace: Trace) -> None:
         """Begin a request, which may be done by this."""
+        self._order.take(request)
         self._slots += request.slots
         self.tally["slots_high"] = max(self.tally["slots_high"], self._slots)
         self.tally["segment_max"] = max(self.tally["segment_max"], trace.longest)
@@ -118,13 +120,19 @@ class Work:
             self.tally["errors"] += 1
         elif request.status is Status.UNSUPP:
             self.tally["unsupported"] += 1
-        self._done.append(request)
+        self._order.end(request)
 
-    def take_done(self) -> list[Request]:
-        """Return the requests that wait to be pushed, and forget them."""
-        done, self._done = self._done, []
-        self._slots -= sum(request.slots for request in done)
-        return done
+    def take_done(self, *, in_order: bool) -> list[Request]:
+        """Return the requests that can be given back, and forget them."""
+        return self._free(self._order.give_back(in_order=in_order))
+
+    def drop_done(self) -> None:
+        """Forget the requests that would be given back, were the queue not broken."""
+        self._free(self._order.forget())
+
+    def _free(self, gone: list[Request]) -> list[Request]:
+        self._slots -= sum(request.slots for request in gone)
+        return gone
 
     def reap(self) -> int:
         """Look at what the disk has ended, and try again what was held back; return how much."""
@@ -138,7 +146,7 @@ class Work:
             if buried is not None:
                 grave, request = buried
                 self._graveyard.leave(grave)
-                self._note_kept(result, grave.operation, grave.head)
+                self._note_kept(result, grave.operation, grave.name)
                 self.use.leave(request)
             else:
                 self._advance(self._live.pop(result.tag), result)
@@ -147,16 +155,17 @@ class Work:
             self._submit(request)
         return len(results)
 
-    def _note_kept(self, result: Result, operation: Operation, head: int) -> None:
+    def _note_kept(self, result: Result, operation: Operation, name: int) -> None:
         if result.kept and self.fault is None:
-            self.fault = Fault(Reason.DISK_KEPT_VIEW.text, head, operation.offset)
+            self.fault = Fault(Reason.DISK_KEPT_VIEW.text, name, operation.offset)
 
     def _advance(self, request: Request, result: Result) -> None:
         """Go on with a request of which one operation ended."""
         operation = request.todo[0]
-        self._note_kept(result, operation, request.head)
+        self._note_kept(result, operation, request.chain.name)
         if result.kept:
             self._slots -= request.slots
+            self._order.lose(request)
             self.use.leave(request)
             return  # given back, its memory would be used again
         if result.errno:
@@ -183,7 +192,8 @@ class Work:
         """End everything with IOERR now; what the disk has of it is dead."""
         live, self._live = self._live, {}
         for tag, request in live.items():
-            self._dead[tag] = self._graveyard.bury(request.todo[0], request.head), request
+            grave = self._graveyard.bury(request.todo[0], request.chain.name)
+            self._dead[tag] = grave, request
             self._box.post(Job(tag, Op.CANCEL, 0, 0, ()))
         held, self._held = self._held, []
         for request in [*live.values(), *held]:
