@@ -76,7 +76,7 @@ static void mark_host(const struct vhb_log *log, const void *host, uint64_t len)
 static void check_log(struct vhb_queue *q, uint32_t lost)
 {
     if (vhb_fault_seen() != lost)
-        vhb_break_as(q, VHB_LOG_GONE, q->next_avail, 0);
+        vhb_break_as(q, VHB_LOG_GONE, next_at(q), 0);
 }
 
 void vhb_log_data(struct vhb_queue *q, const struct vhb_req *req)

@@ -264,7 +264,7 @@ int vhb_queue_condemn(struct vhb_queue *q)
 {
     if (!ours(q))
         return -EBUSY;
-    vhb_break_as(q, VHB_CONDEMNED, q->next_avail, 0);
+    vhb_break_as(q, VHB_CONDEMNED, next_at(q), 0);
     return 0;
 }
 

@@ -204,7 +204,7 @@ static void check_memory(struct vhb_queue *q)
     if (!lost_memory(q))
         return;
     count(&q->counters.faults, 1);
-    vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+    vhb_break(q, VHB_MEMORY_GONE, next_at(q), 0);
 }
 
 /* A page that was lost, by whomever, is not the guest's any more: whoever goes on in its mapping
@@ -217,11 +217,11 @@ static void check_mappings(struct vhb_queue *q)
     q->losses = losses;
     for (size_t i = 0; i < q->space.n; i++)
         if (vhb_fault_lost(q->space.segments[i].host, q->space.segments[i].len))
-            vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+            vhb_break(q, VHB_MEMORY_GONE, next_at(q), 0);
     if (q->log && vhb_log_lost(q->log))
-        vhb_break_as(q, VHB_LOG_GONE, q->next_avail, 0);
+        vhb_break_as(q, VHB_LOG_GONE, next_at(q), 0);
     if (q->inflight.host && vhb_fault_lost(q->inflight.host, q->inflight.len))
-        vhb_break(q, VHB_MEMORY_GONE, q->next_avail, 0);
+        vhb_break(q, VHB_MEMORY_GONE, next_at(q), 0);
 }
 
 /* What a ring that was handed over needs once. */
@@ -267,7 +267,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
 {
     if (vhb_fault_seen() != lost)
-        vhb_doom(q, VHB_MEMORY_GONE, q->next_avail, 0);
+        vhb_doom(q, VHB_MEMORY_GONE, next_at(q), 0);
 }
 
 static bool may_pop(struct vhb_queue *q)

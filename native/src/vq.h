@@ -189,6 +189,13 @@ struct vhb_ring_ops {
 
 extern const struct vhb_ring_ops vhb_split_ops, vhb_packed_ops;
 
+/* Where the next chain is met, as a fault says it: avail index, or index of a descriptor. */
+static inline uint32_t next_at(const struct vhb_queue *queue)
+{
+    uint32_t lap = queue->ring == &vhb_packed_ops && queue->next_avail >= queue->size;
+    return queue->next_avail - lap * queue->size;
+}
+
 /* ---- visit.c ---- */
 
 /* The ring is not a ring (the owner's).  Always -EPROTO. */

@@ -277,10 +277,19 @@ class Both(RuleBasedStateMachine):
         self.twins.compare()
 
 
-def live(lives: int, steps: int, *phases: Phase) -> None:
+class BothPacked(Both):
+    """One life on packed rings."""
+
+    packed = True
+
+
+LIVES = {"split": Both, "packed": BothPacked}
+
+
+def live(kind: str, lives: int, steps: int, *phases: Phase) -> None:
     """Live many lives; the same at every run."""
     run_state_machine_as_test(
-        Both,
+        LIVES[kind],
         settings=settings(
             max_examples=lives,
             stateful_step_count=steps,
@@ -290,13 +299,15 @@ def live(lives: int, steps: int, *phases: Phase) -> None:
     )
 
 
-def test_both_engines_do_the_same() -> None:
+@pytest.mark.parametrize("kind", LIVES)
+def test_both_engines_do_the_same(kind: str) -> None:
     """A few short lives; to shrink one that fails takes longer than a test may."""
-    live(5, 12)
+    live(kind, 5, 12)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_both_engines_do_the_same_for_long() -> None:
+@pytest.mark.parametrize("kind", LIVES)
+def test_both_engines_do_the_same_for_long(kind: str) -> None:
     """Many long lives."""
-    live(400, 50, Phase.shrink)
+    live(kind, 400, 50, Phase.shrink)

@@ -14,13 +14,18 @@ IN = RequestType.IN
 OUTSIDE = GPA + MEMORY + 0x1000
 
 
+def nobody(rig: Rig) -> str:
+    """Return why a queue breaks on a chain whose name is out of range."""
+    return (Reason.ID if rig.packed else Reason.HEAD).text
+
+
 def test_break_on_a_head_out_of_range(rig: Rig) -> None:
     """A head names a descriptor of the table, and the head that does not is not consumed."""
     lane = rig.lane()
     good = lane.read()
     lane.offer_nobody()
     rig.pump()
-    assert broken(lane) == (Reason.HEAD.text, lane.size)
+    assert broken(lane) == (nobody(rig), lane.size)
     assert good.used is None
     rig.drain(lane)
     assert lane.queue.base() == lane.ring.base(1)
@@ -135,7 +140,7 @@ def test_a_broken_queue_leaves_others_alone(rig: Rig) -> None:
     bad.offer_nobody()
     asked = good.read()
     rig.pump()
-    assert broken(bad)[0] == Reason.HEAD.text
+    assert broken(bad)[0] == nobody(rig)
     assert good.queue.fault() is None
     assert asked.status == Status.OK
 
@@ -163,4 +168,4 @@ def test_parking_does_not_mend_a_broken_queue(rig: Rig) -> None:
     rig.pump()
     rig.set(lane, lambda queue: queue.set_enabled(enabled=True))
     rig.pump()
-    assert broken(lane)[0] == Reason.HEAD.text
+    assert broken(lane)[0] == nobody(rig)

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 from engine.driver import GPA, MEMORY, Lane, Memory
+from engine.driver_split import split
 from engine.harness import Rig
 
 from vhostblk.engine.api import Busy
@@ -65,10 +66,11 @@ def test_marks_exactly_what_was_written(
     )
     switch(rig, lane, log)
     expected: set[int] = marked(bytes(bits))
-    used = rig.memory.at(lane.used_ring)
+    ring = split(lane)
+    used = rig.memory.at(ring.used_ring)
     for _ in range(12):
         length, reads = 512 * random.randrange(1, 60), random.random() < 0.5
-        index = lane.used_idx() % lane.size
+        index = ring.used_idx() % lane.size
         asked = lane.read(0, length) if reads else lane.write(0, bytes(length))
         rig.pump()
         assert asked.status == 0
