@@ -71,9 +71,9 @@ def test_a_broken_queue_waits_for_a_restart(caplog: pytest.LogCaptureFixture) ->
 
 def test_what_is_not_offered_is_refused() -> None:
     """
-    Foreign messages, and dirty log, inflight region and IOTLB that are none, get a non-zero ack.
+    Foreign messages, postcopy and device state among them, get a non-zero ack.
 
-    So does an unknown number.
+    So do a dirty log, an inflight region and an IOTLB message that are none, and unknown numbers.
 
     libvhost-user answers 0 to what it does not know; that is a lie.
     """
@@ -83,9 +83,16 @@ def test_what_is_not_offered_is_refused() -> None:
         20: u64(1500),
         22: bytes(32),
         23: vring(0, 0),
+        26: b"any",
+        27: u64(1),
         28: b"",
+        29: b"",
+        30: b"",
         32: bytes(24),
+        33: b"",
         35: vring(0, 0),
+        41: bytes(16),
+        42: vring(0, 0),
         43: b"",
         99: b"",
     }
@@ -94,7 +101,7 @@ def test_what_is_not_offered_is_refused() -> None:
         async with wired() as wire:
             await wire.negotiate()
             for number, payload in payloads.items():
-                fds = [os.eventfd(0)] if number in {6, 32} else []
+                fds = [os.eventfd(0)] if number in {6, 32, 33, 42} else []
                 assert await wire.acked(number, payload, fds) != 0, number
 
     uvloop.run(refuse())
@@ -138,21 +145,47 @@ def test_what_cannot_be_refused_ends_the_connection(crime: object) -> None:
     uvloop.run(end())
 
 
-@pytest.mark.parametrize("length", [4, 12, 20, 51])
-def test_a_message_cut_short_leaves_nothing(length: int, caplog: pytest.LogCaptureFixture) -> None:
-    """A front-end that dies in the middle of a message leaves not even its descriptors."""
+@pytest.mark.parametrize("first", range(1, 52, 10))
+def test_a_message_cut_short_leaves_nothing(first: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A front-end that dies behind any byte of a message leaves not even its descriptors."""
+    whole = message(37, region())
 
-    async def cut() -> None:
+    async def cut(length: int) -> None:
         before = open_fds()
         async with wired() as wire:
-            await wire.negotiate()
+            await wire.start()
             with memfd(REGION_SIZE) as fd:
-                socket.send_fds(wire.sock, [message(37, region())[:length]], [fd])
+                socket.send_fds(wire.sock, [whole[:length]], [fd])
         assert mappings() == 0
         assert open_fds() <= before
 
-    uvloop.run(cut())
-    assert "in the middle of a message" in caplog.text
+    lengths = range(first, min(first + 10, len(whole)))
+    for length in lengths:
+        uvloop.run(cut(length))
+    assert caplog.text.count("in the middle of a message") == len(lengths)
+
+
+def test_a_front_end_that_dies_before_its_answer_leaves_nothing() -> None:
+    """What it has asked for is done all the same, and an answer that nobody takes ends it."""
+
+    async def die(number: int, payload: bytes) -> None:
+        before = open_fds()
+        async with wired() as wire:
+            await wire.start()
+            wire.tell(number, payload, ack=True)
+        assert mappings() == 0
+        assert mappings("vhostblk-inflight") == 0
+        assert open_fds() <= before
+
+    config = struct.pack("=III", 0, 60, 0) + bytes(60)
+    for number, payload in (
+        (1, b""),
+        (11, vring(0, 0)),
+        (24, config),
+        (31, struct.pack("=QQHHI", 0, 0, 2, 128, 0)),
+        (34, b""),
+    ):
+        uvloop.run(die(number, payload))
 
 
 def test_descriptors_of_a_refused_message_are_closed() -> None:

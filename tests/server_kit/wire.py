@@ -15,6 +15,7 @@ from vhostblk.disk.memory import Memory
 from vhostblk.server.attachment import Attachment
 from vhostblk.server.device import open_device
 from vhostblk.server.promise import DeviceOptions
+from vhostblk.server.ring import Ring
 from vhostblk.server.session import Session
 from vhostblk.server.transport import Transport
 
@@ -62,6 +63,13 @@ class Wire:
     def queue(self) -> FakeQueue:
         """Return the queue that was made last."""
         return self.engine.queues[-1]
+
+    @staticmethod
+    def queue_of(ring: Ring) -> FakeQueue:
+        """Return the queue behind a ring."""
+        queue = ring.queue
+        assert isinstance(queue, FakeQueue)
+        return queue
 
     def tell(
         self, number: int, payload: bytes = b"", fds: Sequence[int] = (), *, ack: bool = False
