@@ -327,7 +327,7 @@ int vhb_queue_set_kick(struct vhb_queue *queue, int fd);
 int vhb_queue_set_call(struct vhb_queue *queue, int fd);
 int vhb_queue_set_err(struct vhb_queue *queue, int fd);
 int vhb_queue_set_enabled(struct vhb_queue *queue, bool enabled);
-/* Acked bits.  -EBUSY, too, for another ring format than what is in flight came by. */
+/* Acked bits.  -EBUSY, too, for another ring format or order than what is in flight came by. */
 int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features);
 int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
 

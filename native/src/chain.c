@@ -115,6 +115,7 @@ static void count_request(struct vhb_walk *walk)
     if (walk->longest > q->counters.segment_max)
         store_relaxed(&q->counters.segment_max, walk->longest);
     walk->req->bounce_slots = walk->bounce_slots;
+    walk->req->writable = walk->writable;
     q->bounce_slots += walk->bounce_slots;
     store_relaxed(&q->counters.slots, q->bounce_slots);
     if (q->bounce_slots > q->counters.slots_high)

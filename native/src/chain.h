@@ -21,7 +21,7 @@ struct vhb_walk {
     uint32_t n;         /* pieces stored */
     uint32_t room;      /* pieces that fit */
     uint64_t status_at; /* guest address of the last writable byte */
-    bool writable;      /* a writable descriptor was seen */
+    uint64_t writable;  /* bytes of writable descriptors seen */
     bool sampled;
     bool noted;   /* this descriptor, or the table, is outside */
     bool outside; /* one of the chain is */
@@ -98,7 +98,7 @@ static inline __attribute__((always_inline)) int walk_map(struct vhb_walk *walk,
 {
     uint64_t end;
     if (writable && left) {
-        walk->writable = true;
+        walk->writable += left;
         walk->status_at = addr + left - 1;
     }
     if (left == 0 || __builtin_add_overflow(addr, left, &end) || (!writable && walk->writable))

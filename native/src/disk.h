@@ -71,6 +71,7 @@ struct vhb_req {
     uint32_t written; /* bytes of data written to the guest, without the status */
     bool fills;       /* iov is the guest's to be written: for the dirty log */
     uint32_t n_readable, n_writable; /* pieces */
+    uint64_t writable; /* bytes of its descriptors, whatever is wrong with them */
     bool bad;     /* completes with IOERR, whatever it asks */
     uint8_t result; /* VIRTIO_BLK_S_* */
     uint64_t bounce_slots; /* VHB_BOUNCE_SLOTs of its descriptors and table */
@@ -79,6 +80,7 @@ struct vhb_req {
     struct vhb_req *buried_next; /* in the graveyard */
     struct iovec *vec;           /* own or borrowed */
     struct iovec own[VHB_SLOT_IOV];
+    struct vhb_req *order_prev, *order_next; /* in order.c's list */
 };
 
 struct vhb_disk_ops {

@@ -12,6 +12,8 @@ static void withhold(struct vhb_req *req)
 {
     if (req->state == VHB_REQ_LIVE)
         req->queue->in_flight--;
+    if (req->queue->in_order)
+        vhb_order_withhold(req);
     vhb_req_release(req);
 }
 
@@ -38,9 +40,10 @@ void vhb_blk_finish(struct vhb_req *req, uint8_t result)
     if (req->state == VHB_REQ_LIVE)
         q->in_flight--;
     req->state = VHB_REQ_DONE;
-    req->next = NULL;
-    *q->done_tail = req;
-    q->done_tail = &req->next;
+    if (q->in_order)
+        vhb_order_done(q);
+    else
+        done_append(q, req);
 }
 
 static void account(struct vhb_req *req)
@@ -141,6 +144,9 @@ void vhb_blk_abandon(struct vhb_req *req)
     q->n_free--;
     ghost->head = req->head;
     ghost->n_slots = req->n_slots;
+    ghost->writable = req->writable;
+    if (q->in_order)
+        vhb_order_replace(req, ghost);
     ghost->status = req->status;
     ghost->vec = ghost->own;
     ghost->written = 0;

@@ -187,27 +187,30 @@ static void log_desc(struct vhb_queue *q, uint32_t place)
 static uint16_t write_used(struct vhb_queue *q, uint32_t place, const struct vhb_req *req)
 {
     struct vring_packed_desc *d = desc_at(q, place);
-    uint32_t len = req->status ? req->written + 1 : 0;
+    uint32_t len = used_len(req);
     store_relaxed(&d->id, req->head);
     store_relaxed(&d->len, len);
     uint32_t flags = wrap_of(q, place) ? FLAG_AVAIL | FLAG_USED : 0;
     return (uint16_t)(flags | (len ? VRING_DESC_F_WRITE : 0));
 }
 
-/* Write all elements of a batch but the first's flags, which are returned; *end*: the place behind
- * them. */
+/* Write an element for each that needs one, in the place of the first it speaks for; but not the
+ * flags of the first element, which are returned.  *end*: the place behind them all. */
 static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch, uint16_t *end)
 {
-    uint16_t first_flags = 0, place = q->next_used;
+    uint16_t first = q->next_used, first_flags = 0, at = first, place = first;
     for (const struct vhb_req *req = batch; req; req = req->next) {
-        uint16_t flags = write_used(q, place, req);
-        if (req == batch)
+        place = behind(q, place, req->n_slots);
+        if (q->in_order && may_skip(req))
+            continue;
+        uint16_t flags = write_used(q, at, req);
+        if (at == first)
             first_flags = flags;
         else
-            store_relaxed(&desc_at(q, place)->flags, flags);
-        if (req != batch && q->log)
-            log_desc(q, place);
-        place = behind(q, place, req->n_slots);
+            store_relaxed(&desc_at(q, at)->flags, flags);
+        if (at != first && q->log)
+            log_desc(q, at);
+        at = place;
     }
     *end = place;
     return first_flags;

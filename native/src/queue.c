@@ -221,14 +221,17 @@ int vhb_queue_set_enabled(struct vhb_queue *q, bool enabled)
 int vhb_queue_set_features(struct vhb_queue *q, uint64_t features)
 {
     uint32_t state = load_acquire(&q->state); /* pair: state */
-    bool packed = features >> VIRTIO_F_RING_PACKED & 1, was = q->ring == &vhb_packed_ops;
-    /* What is in flight goes back to a ring of the format it came from. */
+    bool packed = features >> VIRTIO_F_RING_PACKED & 1,
+         in_order = features >> VIRTIO_F_IN_ORDER & 1;
+    bool other_format = packed != (q->ring == &vhb_packed_ops);
+    /* What is in flight goes back as it came. */
     bool parked = state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK);
-    if (!(state & VHB_OWNED_BY_CONTROL) || (parked && packed != was))
+    if (!(state & VHB_OWNED_BY_CONTROL) || (parked && (other_format || in_order != q->in_order)))
         return -EBUSY;
-    if (packed != was)
+    if (other_format)
         q->loaded = false;
     q->ring = packed ? &vhb_packed_ops : &vhb_split_ops;
+    q->in_order = in_order;
     q->event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1;
     q->indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1;
     return 0;

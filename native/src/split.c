@@ -131,16 +131,20 @@ static void log_elements(struct vhb_queue *q, uint16_t first, size_t n)
         vhb_log_part(q, VHB_PART_USED, 4, 8 * (n - here));
 }
 
-/* Write an element for each; how many. */
+/* Write an element for each that needs one, in the place of the first it speaks for; how many
+ * requests there are. */
 static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch)
 {
-    uint16_t n = 0;
-    for (const struct vhb_req *req = batch; req; req = req->next, n++) {
-        uint16_t index = (uint16_t)(q->next_used + n);
-        struct vring_used_elem *elem = used_elem(q, index & (q->size - 1));
+    uint16_t n = 0, at = q->next_used;
+    for (const struct vhb_req *req = batch; req; req = req->next) {
+        n++;
+        if (q->in_order && may_skip(req))
+            continue;
+        struct vring_used_elem *elem = used_elem(q, at & (q->size - 1));
         store_relaxed(&elem->id, req->head);
-        store_relaxed(&elem->len, req->status ? req->written + 1 : 0);
+        store_relaxed(&elem->len, used_len(req));
         VHB_CRASH(split_push_element);
+        at = (uint16_t)(q->next_used + n);
     }
     if (q->log)
         log_elements(q, q->next_used, n);

@@ -71,6 +71,8 @@ static void call_driver(struct vhb_queue *q)
 /* Publish what is done.  A broken ring gets nothing more: its slots are simply free again. */
 static int push_done(struct vhb_queue *q)
 {
+    if (q->broken)
+        vhb_order_give_up(q);
     if (q->log)
         vhb_log_done(q);
     if (q->broken) {
@@ -116,8 +118,9 @@ void vhb_req_release(struct vhb_req *req)
 static bool has_slot(const struct vhb_queue *q)
 {
     /* One for the request, and one for each that may have to be cancelled.  More than the ring is
-     * long are under way only where a head is made available again before it is given back. */
-    return q->n_free >= q->in_flight + 2 && q->in_flight < q->size && !q->starved &&
+     * long are not given back only where a head is made available again before it is. */
+    uint32_t not_back = slot_count(q) - q->n_free - q->dead;
+    return q->n_free >= q->in_flight + 2 && not_back < q->size && !q->starved &&
            samples_have_room(&q->samples);
 }
 
@@ -147,6 +150,8 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
             break;
         q->n_free--;
         n++;
+        if (q->in_order)
+            vhb_order_enter(req);
         vhb_blk_start(q, req, io);
         bytes += req->len;
     }
@@ -192,7 +197,8 @@ static void give(struct vhb_queue *q, uint32_t ask, uint32_t event)
 /* Do what the control plane asked, if its time has come. */
 static void answer(struct vhb_queue *q, uint32_t ask)
 {
-    bool idle = q->in_flight == 0 && !q->done && !(may_take(q, ask) && has_slot(q));
+    bool idle =
+        q->in_flight == 0 && !q->done && !q->order_first && !(may_take(q, ask) && has_slot(q));
     if (ask == VHB_ASK_PARK)
         give(q, ask, VHB_PARKED);
     else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle)

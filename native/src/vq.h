@@ -110,7 +110,8 @@ struct vhb_queue {
     struct vhb_blk blk;
     int kick, call, err;
     struct vhb_log *log; /* NULL: nothing is logged */
-    bool enabled, event_idx, indirect, greet; /* greet: a new call fd, signal it once */
+    bool enabled, event_idx, indirect, in_order;
+    bool greet; /* a new call fd, signal it once */
 
     /* the control plane's */
     bool attached; /* VHB_DETACHED was not taken yet */
@@ -126,6 +127,8 @@ struct vhb_queue {
     uint32_t n_free;
     struct vhb_req *done, **done_tail;
     struct vhb_req *held, **held_tail; /* in the order they came */
+    struct vhb_req *order_first, *order_last; /* what was popped, the oldest first */
+    bool order_stuck; /* one is withheld: nothing behind it goes back, the queue breaks */
     struct iovec *borrow; /* VHB_BORROW_COUNT arrays of VHB_MAX_IOV for long chains */
     uint32_t borrow_free; /* one bit each */
     uint32_t in_flight, dead;
@@ -162,6 +165,19 @@ static inline uint32_t slot_count(const struct vhb_queue *queue)
 static inline size_t ids_size(const struct vhb_queue *queue)
 {
     return (queue->max_size + 63) / 64 * sizeof(uint64_t);
+}
+
+/* What a used element says was written: data and status. */
+static inline uint32_t used_len(const struct vhb_req *req)
+{
+    return req->status ? req->written + 1 : 0;
+}
+
+/* In order, the used element of a later request of the batch may speak for this one, too: who is
+ * skipped is taken to be used completely.  Spec: virtio 1.3, 2.7.9; 2.8.9. */
+static inline bool may_skip(const struct vhb_req *req)
+{
+    return req->next && used_len(req) == req->writable;
 }
 
 /* ---- ring formats: split.c, packed.c ---- */
@@ -230,6 +246,24 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io);
 void vhb_blk_finish(struct vhb_req *req, uint8_t result); /* VIRTIO_BLK_S_* */
 void vhb_blk_next_range(struct vhb_req *req); /* make its current range what the disk is asked */
 void vhb_blk_abandon(struct vhb_req *req); /* cancelled: IOERR now, its slot stays taken */
+
+/* ---- order.c ---- */
+
+void vhb_order_enter(struct vhb_req *req);      /* popped by a queue that is in order */
+void vhb_order_done(struct vhb_queue *queue);   /* one is done: move those to the done list whose
+                                               * turn it is */
+void vhb_order_replace(struct vhb_req *req, struct vhb_req *by); /* a ghost takes its turn */
+/* It will not be given back, nor what is behind it: a used element there would cover it. */
+void vhb_order_withhold(struct vhb_req *req);
+void vhb_order_give_up(struct vhb_queue *queue); /* broken: all that is done to the done list */
+
+/* To the end of what is pushed next. */
+static inline void done_append(struct vhb_queue *queue, struct vhb_req *req)
+{
+    req->next = NULL;
+    *queue->done_tail = req;
+    queue->done_tail = &req->next;
+}
 
 /* ---- use.c ---- */
 

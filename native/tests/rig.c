@@ -239,6 +239,8 @@ void rig_open(struct rig *rig, const struct rig_config *config)
         rig->config.size = 64;
     if (getenv("VHB_TEST_PACKED"))
         rig->config.features |= RIG_PACKED;
+    if (getenv("VHB_TEST_IN_ORDER"))
+        rig->config.features |= RIG_IN_ORDER;
     rig->kick = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     rig->call = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     rig->err = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

@@ -3,7 +3,8 @@
  *
  * Knows the core by vhostblk.h only.  Offsets and numbers are written from virtio 1.3 (2.7 and 2.8
  * for the rings, 5.2.6 for requests), not taken from the kernel headers that the core uses.  Where
- * VHB_TEST_PACKED is set every ring is packed. */
+ * VHB_TEST_PACKED is set every ring is packed, where VHB_TEST_IN_ORDER is, every one is used in
+ * order. */
 #ifndef VHB_RIG_H
 #define VHB_RIG_H
 
@@ -43,6 +44,7 @@ enum { BLK_OK = 0, BLK_IOERR = 1, BLK_UNSUPP = 2, BLK_UNTOUCHED = 0xee };
 #define RIG_EVENT_IDX (1ull << 29)
 #define RIG_INDIRECT (1ull << 28)
 #define RIG_PACKED (1ull << 34)
+#define RIG_IN_ORDER (1ull << 35)
 
 struct rig_config {
     struct vhb_disk *disk;     /* or a null disk of the rig's own */
@@ -76,8 +78,15 @@ struct packed_driver {
         uint16_t flags, next;
     } aside[RIG_CHAINS]; /* descriptors of RIG_DESC */
     uint32_t slots[RIG_CHAINS]; /* of a buffer id in flight: descriptors */
-    uint32_t whole[RIG_CHAINS]; /* and writable bytes */
     struct place behind[RIG_CHAINS]; /* a chain, by its number */
+};
+
+/* What a driver knows of a ring that is used in order. */
+struct in_order_driver {
+    uint16_t heads[RIG_CHAINS]; /* made available, by their number */
+    uint16_t batch;             /* until this one, which the used element named, all are used */
+    bool in_batch;
+    uint32_t batch_len, elements; /* used elements seen */
 };
 
 struct rig {
@@ -85,6 +94,8 @@ struct rig {
     int memfd;
     uint8_t *ram;
     struct packed_driver packed;
+    struct in_order_driver in_order;
+    uint32_t whole[RIG_CHAINS]; /* writable bytes of a chain, by its head */
     uint16_t avail_idx; /* as published; packed: chains */
     uint16_t used_seen;
     uint32_t last_id, last_len; /* of the used element taken last */

@@ -51,6 +51,40 @@ void packed_step(const struct rig *rig, struct place *at, uint32_t n)
     }
 }
 
+static struct aside read_desc(struct rig *rig, uint32_t table, uint32_t i)
+{
+    uint32_t at = table + 16 * i, flags = is_packed(rig) ? 14 : 12;
+    if (is_packed(rig) && table == RIG_DESC)
+        return rig->packed.aside[i];
+    return (struct aside){get32(rig, at), get32(rig, at + 8), get16(rig, at + flags),
+                          get16(rig, at + 14)};
+}
+
+/* Of a chain in the ring, or of all *n* descriptors of a table. */
+static uint32_t writable_bytes(struct rig *rig, uint32_t table, uint32_t i, uint32_t n)
+{
+    uint32_t sum = 0;
+    for (bool more = true; more && n; n--) {
+        struct aside d = read_desc(rig, table, i);
+        if (d.flags & DESC_INDIRECT)
+            sum += writable_bytes(rig, (uint32_t)(d.addr - RIG_RAM_AT), 0, d.len / 16);
+        else if (d.flags & DESC_WRITE)
+            sum += d.len;
+        more = table != RIG_DESC || d.flags & DESC_NEXT;
+        i = table != RIG_DESC ? i + 1 : d.next;
+    }
+    return sum;
+}
+
+/* Remember what only a driver of a ring in order needs. */
+static void note_avail(struct rig *rig, uint16_t head)
+{
+    if (!(rig->config.features & RIG_IN_ORDER) || head >= rig->config.size)
+        return;
+    rig->in_order.heads[rig->avail_idx % RIG_CHAINS] = head;
+    rig->whole[head] = writable_bytes(rig, RIG_DESC, head, rig->config.size);
+}
+
 /* The chain at *head* of those kept aside, its first descriptor last. */
 static void put_avail_packed(struct rig *rig, uint16_t head)
 {
@@ -58,7 +92,6 @@ static void put_avail_packed(struct rig *rig, uint16_t head)
     struct place at = d->avail;
     uint32_t n = 0, i = head;
     uint16_t first_flags = 0;
-    d->whole[head] = 0;
     for (bool more = true; more; n++) {
         const struct aside *from = &d->aside[i];
         more = from->flags & DESC_NEXT;
@@ -67,12 +100,11 @@ static void put_avail_packed(struct rig *rig, uint16_t head)
             first_flags = flags;
         put_packed(rig, RIG_DESC, at.slot, from->addr, from->len, more ? 0xdead : head,
                    n ? flags : get16(rig, RIG_DESC + 16 * at.slot + 14));
-        if (from->flags & DESC_WRITE)
-            d->whole[head] += from->len;
         packed_step(rig, &at, 1);
         i = from->next;
     }
     d->slots[head] = n;
+    note_avail(rig, head);
     __atomic_store_n(at16(rig, RIG_DESC + 16 * d->avail.slot + 14), first_flags, __ATOMIC_SEQ_CST);
     d->avail = at;
     d->behind[++rig->avail_idx % RIG_CHAINS] = at;
@@ -94,7 +126,7 @@ static bool wants_kick_packed(struct rig *rig)
     return false;
 }
 
-static bool take_used_packed(struct rig *rig)
+static bool see_used_packed(struct rig *rig)
 {
     struct packed_driver *d = &rig->packed;
     uint32_t at = RIG_DESC + 16 * d->used.slot;
@@ -105,10 +137,16 @@ static bool take_used_packed(struct rig *rig)
     rig->last_len = get32(rig, at + 8);
     CHECK_EQ(!(flags & DESC_WRITE), rig->last_len == 0);
     CHECK(rig->last_id < rig->config.size && d->slots[rig->last_id]);
-    packed_step(rig, &d->used, d->slots[rig->last_id]);
-    d->slots[rig->last_id] = 0;
-    rig->used_seen++;
     return true;
+}
+
+static void step_used(struct rig *rig)
+{
+    rig->used_seen++;
+    if (!is_packed(rig))
+        return;
+    packed_step(rig, &rig->packed.used, rig->packed.slots[rig->last_id]);
+    rig->packed.slots[rig->last_id] = 0;
 }
 
 /* ---- either ring ---------------------------------------------------------------------- */
@@ -155,6 +193,7 @@ void put_avail(struct rig *rig, uint16_t head)
         put_avail_packed(rig, head);
         return;
     }
+    note_avail(rig, head);
     put16(rig, RIG_AVAIL + 4 + 2 * (rig->avail_idx % rig->config.size), head);
     put_avail_idx(rig, (uint16_t)(rig->avail_idx + 1));
 }
@@ -178,16 +217,45 @@ bool rig_wants_kick(struct rig *rig, uint16_t old_idx)
 }
 
 /* virtio 1.3, 2.7.8: le16 flags, le16 idx, {le32 id, le32 len}[size], le16 avail_event. */
-bool take_used(struct rig *rig)
+static bool see_used(struct rig *rig)
 {
     if (is_packed(rig))
-        return take_used_packed(rig);
+        return see_used_packed(rig);
     if (get16(rig, RIG_USED + 2) == rig->used_seen)
         return false;
     uint32_t at = RIG_USED + 4 + 8 * (rig->used_seen % rig->config.size);
     rig->last_id = get32(rig, at);
     rig->last_len = get32(rig, at + 4);
-    rig->used_seen++;
+    return true;
+}
+
+/* virtio 1.3, 2.7.9 and 2.8.9: an element speaks for all that were made available before the one it
+ * names; of those it tells no length, they were used completely. */
+static bool take_in_order(struct rig *rig)
+{
+    struct in_order_driver *d = &rig->in_order;
+    if (!d->in_batch) {
+        if (!see_used(rig))
+            return false;
+        d->batch = (uint16_t)rig->last_id;
+        d->batch_len = rig->last_len;
+        d->elements++;
+    }
+    CHECK(rig->used_seen != rig->avail_idx); /* it speaks for one that was made available */
+    rig->last_id = d->heads[rig->used_seen % RIG_CHAINS];
+    d->in_batch = rig->last_id != d->batch;
+    rig->last_len = d->in_batch ? rig->whole[rig->last_id] : d->batch_len;
+    step_used(rig);
+    return true;
+}
+
+bool take_used(struct rig *rig)
+{
+    if (rig->config.features & RIG_IN_ORDER)
+        return take_in_order(rig);
+    if (!see_used(rig))
+        return false;
+    step_used(rig);
     return true;
 }
 
@@ -206,6 +274,7 @@ void rig_first(struct rig *rig)
     rig->avail_idx = rig->used_seen = 0;
     d->avail = d->used = d->kicked = d->behind[0] = (struct place){0, true};
     memset(d->slots, 0, sizeof(d->slots));
+    rig->in_order.in_batch = false;
     CHECK_EQ(vhb_queue_set_base(rig->queue, is_packed(rig) ? 0x80008000 : 0), 0);
 }
 
