@@ -19,6 +19,7 @@ from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import open_device
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.service import Service
+from vhostblk.server.status import status
 
 PATIENCE = 10.0
 
@@ -266,8 +267,10 @@ def test_a_ring_does_not_run_while_somebody_has_the_disk(
             await wire.start()
             await one.until(lambda: disk.names().count("lock") > 1)
             assert not wire.queue.running
+            assert not status(one.service.device)["queues"][0]["running"]
             disk.taken = False
             await runs(one, wire.queue)
+            assert status(one.service.device)["queues"][0]["running"]
             wire.sock.close()
 
     uvloop.run(wait())

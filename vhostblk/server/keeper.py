@@ -60,6 +60,11 @@ class Keeper:
         """Return what it has done; nothing if there is none."""
         return Counters() if self._made is None else self._made.counters()
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is kept from its worker: for the IOMMU, the disk, or another front-end."""
+        return self.held or not self._may_run()
+
     async def take_back(self, *, drain: bool) -> None:
         """Get it back from its worker; *drain*: with nothing in flight."""
         if not drain:
@@ -73,7 +78,7 @@ class Keeper:
 
     def hand_over(self) -> None:
         """Give it to its worker; one that is broken, or may not run yet, stays here."""
-        if self.fault() is None and not self.held and self._may_run():
+        if self.fault() is None and not self.waits:
             self.queue.run()
 
     async def change(self, apply: Callable[[Queue], None]) -> None:

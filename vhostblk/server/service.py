@@ -67,6 +67,8 @@ class Service:
             session = self.session = Session(Transport(sock), attachment, device.log)
             try:
                 await session.serve()
+            except Exception:
+                device.log.exception("a bug of ours, at the end of a connection")
             finally:
                 self.session = None
                 self._leave(session)

@@ -224,7 +224,7 @@ def _queue(ring: Ring, counters: Counters) -> QueueStatus:
     fault = ring.fault()
     return {
         "queue": ring.index,
-        "running": ring.running and fault is None,
+        "running": ring.running and fault is None and not ring.keeper.waits,
         "translated": ring.translated,
         "fault": None if fault is None else fault.reason,
         "counters": asdict(counters),
