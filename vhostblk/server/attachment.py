@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from vhostblk.engine.api import Miss, Queue
-from vhostblk.errors import Refused
 from vhostblk.memory.locate import locate
 from vhostblk.memory.mapping import Mapping
-from vhostblk.memory.regions import Change, RegionTable
+from vhostblk.memory.regions import RegionTable
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import AddressSpace, Translation
 from vhostblk.server.detect import Detector
@@ -192,7 +191,7 @@ class Attachment:
         """Return what a ring would run by if it started now."""
         return Terms(
             features=self.features,
-            space=self._build(self.space.table) if self._enforcement.on else self.space,
+            space=self.build(self.space.table) if self._enforcement.on else self.space,
             translated=self.translated() if self._translates else None,
             blk=self.device.blk,
             writethrough=self.writethrough,
@@ -202,7 +201,7 @@ class Attachment:
             log=self._log if self.features & VHOST_F_LOG_ALL else None,
         )
 
-    def _build(
+    def build(
         self, table: RegionTable, translations: Sequence[Translation] | None = None
     ) -> AddressSpace:
         """Make an address space, limited to what the device may use at all."""
@@ -210,37 +209,6 @@ class Attachment:
         rings = [one for ring in self.rings for part in ring.lies_in(space) for one in part]
         window = self._enforcement.window(rings)
         return space if window is None else AddressSpace.build(table, translations, window=window)
-
-    async def install(self, change: Change) -> None:
-        """
-        Take a new table into use: *adding needs parked; removing needs drained*.
-
-        Args:
-            change: As the old table computed it; what it added is released when it is refused.
-
-        Raises:
-            Refused: A ring that runs would lose its memory; nothing has changed.
-        """
-        if not change.added and not change.removed:
-            return
-        space = self._build(change.table)
-        try:
-            for ring in self.running:
-                ring.check(space)  # one behind an IOMMU can always wait
-        except Refused:
-            for region in change.added:
-                region.mapping.release()
-            raise
-        for region in change.added:
-            self.device.guard(region.mapping)
-        drain = bool(change.removed)
-        if drain:
-            self.observer.end(drained=False)
-        self.space = space
-        self.iommu.iotlb.drop()
-        terms = self.terms
-        await asyncio.gather(*(ring.move(terms, drain=drain) for ring in self.running))
-        self.device.bury([region.mapping for region in change.removed])
 
     async def log_into(self, log: Mapping) -> None:
         """
@@ -258,25 +226,6 @@ class Attachment:
         """Let the rings that run follow what has changed of the dirty log."""
         terms = self.terms
         await asyncio.gather(*(ring.relog(terms) for ring in self.running))
-
-    async def change_cache(self) -> None:
-        """
-        Let the rings follow the write cache switch.
-
-        Raises:
-            OSError: Earlier writes could not be made stable; the rings go on as before.
-        """
-        rings = self.running
-        drain = self.writethrough
-        await asyncio.gather(*(ring.keeper.take_back(drain=drain) for ring in rings))
-        try:
-            if drain:
-                await self.device.flush()
-            for ring in rings:
-                ring.queue.set_blk(self.device.blk, writethrough=self.writethrough)
-        finally:
-            for ring in rings:
-                ring.keeper.hand_over()
 
     async def reset(self) -> None:
         """Stop and disable every ring; memory, channel and protocol features stay."""
@@ -296,7 +245,7 @@ class Attachment:
 
     def translated(self) -> AddressSpace:
         """Return the address space behind the IOMMU, as far as it is known now."""
-        return self._build(self.space.table, self.iommu.iotlb.translations)
+        return self.build(self.space.table, self.iommu.iotlb.translations)
 
     async def stopped(self) -> None:
         """

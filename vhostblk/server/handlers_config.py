@@ -1,5 +1,6 @@
 """The config space, the device status, and the ways to reset."""
 
+import asyncio
 from errno import EINVAL, EIO
 
 from vhostblk.errors import Refused
@@ -34,10 +35,30 @@ async def set_config(attachment: Attachment, message: SetConfig) -> None:
     if config.writeback == before:
         return
     try:
-        await attachment.change_cache()
+        await _change_cache(attachment)
     except OSError as error:
         config.writeback = before
         raise Refused(EIO, f"the write cache stays on: {error}") from error
+
+
+async def _change_cache(attachment: Attachment) -> None:
+    """
+    Let the rings follow the write cache switch.
+
+    Raises:
+        OSError: Earlier writes could not be made stable; the rings go on as before.
+    """
+    rings = attachment.running
+    drain = attachment.writethrough
+    await asyncio.gather(*(ring.keeper.take_back(drain=drain) for ring in rings))
+    try:
+        if drain:
+            await attachment.device.flush()
+        for ring in rings:
+            ring.queue.set_blk(attachment.device.blk, writethrough=attachment.writethrough)
+    finally:
+        for ring in rings:
+            ring.keeper.hand_over()
 
 
 async def get_status(attachment: Attachment, _: GetStatus) -> int:

@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from errno import EINVAL
 
-from vhostblk.engine.api import Piece
+from vhostblk.engine.api import Piece, Queue
 from vhostblk.errors import Refused
 from vhostblk.memory.mapping import Mapping
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.replies import InflightRegion
+from vhostblk.server.log import Log
 from vhostblk.server.place import Place
 
 SPLIT_HEADER, SPLIT_ENTRY = 16, 16
@@ -79,6 +80,31 @@ def region_size(entries: int, packed: bool) -> int:  # noqa: FBT001 - it has no 
     if packed:
         return PACKED_HEADER + PACKED_ENTRY * entries
     return SPLIT_HEADER + SPLIT_ENTRY * entries
+
+
+def track(queue: Queue, area: Area | None, place: Place, log: Log) -> None:
+    """
+    Have a queue that is about to start note what it takes, where there is room for it.
+
+    Args:
+        queue: Parked.
+        area: The region; None: there is none.
+        place: Of its ring.
+        log: For what an operator should know.
+    """
+    found = None if area is None else area.of(place)
+    if found is not None:
+        memory, size = found
+        queue.set_inflight(memory, size=size)
+        return
+    queue.set_inflight(None, size=0)
+    if area is not None:
+        log.warning(
+            "queue %d: the front-end's inflight region has no room for its %d descriptors: "
+            "after a crash its requests in flight would be lost",
+            place.index,
+            place.num,
+        )
 
 
 class Inflight:

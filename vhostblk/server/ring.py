@@ -16,6 +16,7 @@ from vhostblk.memory.ranges import Range
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
+from vhostblk.server.inflight import track
 from vhostblk.server.keeper import Keeper
 from vhostblk.server.log import Log
 from vhostblk.server.place import Addresses, Place, Placed, check_base, first_base
@@ -309,7 +310,7 @@ class Ring:
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
         queue.set_enabled(enabled=True)
-        self._track(queue, terms)
+        track(queue, terms.inflight, self.place, self._log)
         self._log_pages(terms)
         self._on_start()
         if self.translated:
@@ -319,22 +320,6 @@ class Ring:
         else:
             self.keeper.hand_over()
 
-    def _track(self, queue: Queue, terms: Terms) -> None:
-        """Have the queue note what it takes, where there is room for it."""
-        found = None if terms.inflight is None else terms.inflight.of(self.place)
-        if found is None:
-            queue.set_inflight(None, size=0)
-        else:
-            memory, size = found
-            queue.set_inflight(memory, size=size)
-        if terms.inflight is not None and found is None:
-            self._log.warning(
-                "queue %d: the front-end's inflight region has no room for its %d descriptors: "
-                "after a crash its requests in flight would be lost",
-                self.index,
-                self.place.num,
-            )
-
     def _check(self, terms: Terms) -> Place:
         """
         Return where it starts, if it can.
@@ -342,12 +327,7 @@ class Ring:
         Raises:
             Refused: It cannot; nothing has changed.
         """
-        if missing := terms.required & ~terms.features:
-            raise Refused(
-                EINVAL,
-                f"ring {self.index} does not start: the driver has not acked feature bits "
-                f"{missing:#x} (VERSION_1), which confidential require asks for",
-            )
+        terms.check(self.index)
         place = self.place.started(packed=terms.packed)
         if self.base is not None:
             check_base(self.base, place)

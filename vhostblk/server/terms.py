@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import EINVAL
 
 from vhostblk.blk.device import BlkDevice
+from vhostblk.errors import Refused
 from vhostblk.memory.dirty import DirtyLog, log_regions
 from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.space import AddressSpace
@@ -38,6 +40,20 @@ class Terms:
     required: int = 0
     inflight: Area | None = None
     log: Mapping | None = None
+
+    def check(self, index: int) -> None:
+        """
+        Make sure that ring *index* may start at all.
+
+        Raises:
+            Refused: The driver has not acked what it must.
+        """
+        if missing := self.required & ~self.features:
+            raise Refused(
+                EINVAL,
+                f"ring {index} does not start: the driver has not acked feature bits "
+                f"{missing:#x} (VERSION_1), which confidential require asks for",
+            )
 
     @property
     def packed(self) -> bool:
