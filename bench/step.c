@@ -10,6 +10,7 @@
  *   direct      header and status are neighbours, as in Linux's struct virtblk_req
  *   bounced     table, header, data and status in swiotlb slots of their own, 2 KiB aligned
  *   iotlb-N     each of them behind an IOMMU, in a table of N segments of 4 KiB
+ *   tracked     direct, and what is taken is noted in an inflight region
  *
  * Prints a line per world: nanoseconds per request, median over the rounds, tenth and ninetieth
  * percentile; and the same of the difference to "direct" in the same round. */
@@ -32,6 +33,7 @@ enum {
     RAM = 1 << 20,
     RING = 0, /* desc, avail, used: one page each; the rest is laid out below */
     BODY = 4 * PAGE,
+    REGION = PAGE, /* 16 bytes, and 16 for each descriptor */
     WARM_UP = 8,
     MAX_ROUNDS = 10000
 };
@@ -157,6 +159,8 @@ static void open_world(struct world *w)
     for (uint32_t i = 0; i < DEPTH; i++)
         lay(w, i);
     set_space(w);
+    if (!strcmp(w->shape, "tracked"))
+        check(vhb_queue_set_inflight(w->queue, map(REGION), REGION, SIZE), "inflight region");
     check(vhb_queue_run(w->queue), "run");
     check(vhb_worker_step(w->worker), "step"); /* adopts it */
 }
@@ -223,8 +227,9 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         uint32_t entries;
-    } shapes[] = {{"direct", 0}, {"bounced", 0}, {"iotlb-64", 64}, {"iotlb-2048", 2048}};
-    enum { SHAPES = 4, WORLDS = 2 * 2 * SHAPES };
+    } shapes[] = {
+        {"direct", 0}, {"bounced", 0}, {"iotlb-64", 64}, {"iotlb-2048", 2048}, {"tracked", 0}};
+    enum { SHAPES = 5, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {

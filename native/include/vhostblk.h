@@ -318,7 +318,9 @@ int vhb_queue_base(struct vhb_queue *queue, uint32_t *out); /* -EBUSY while its 
  * set_base: it is made, or the requests that a predecessor had taken and not given back are taken
  * again, in their order and before any other, and the base is what he would have said.  A drain
  * takes what is left of them, too, as long as none misses and it is not cancelled; what is left
- * then stays in the region.  -EINVAL: not aligned to 8; at run: shorter than the ring needs. */
+ * then stays in the region.  -EINVAL: not aligned to 8; at run: shorter than the ring needs.
+ * -EBUSY: the queue is parked, and may have requests in flight that are noted elsewhere; NULL is
+ * legal then.  With a region a set_base needs a queue that is drained, for the same reason. */
 int vhb_queue_set_inflight(struct vhb_queue *queue, void *host, uint64_t len, uint32_t desc_num);
 
 /* Eventfds stay the caller's and are O_NONBLOCK; -1 for none (no kick fd: the ring is polled).  One

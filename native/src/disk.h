@@ -65,6 +65,7 @@ struct vhb_req {
     enum vhb_req_state state;
     uint16_t head;    /* split: of the chain; packed: the buffer id */
     uint16_t n_slots; /* packed: descriptors in the ring */
+    uint16_t entry, last_entry; /* packed: where the inflight region has it */
     bool held; /* in the queue's held list, the disk has not seen it */
     bool awaited; /* the control plane waits for its memory: use.c */
     uint8_t *status;

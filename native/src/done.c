@@ -144,6 +144,8 @@ void vhb_blk_abandon(struct vhb_req *req)
     q->n_free--;
     ghost->head = req->head;
     ghost->n_slots = req->n_slots;
+    ghost->entry = req->entry;
+    ghost->last_entry = req->last_entry;
     ghost->writable = req->writable;
     if (q->in_order)
         vhb_order_replace(req, ghost);

@@ -7,24 +7,41 @@
 
 #include "inflight.h"
 
-enum { MAX_ENTRIES = 32768 };
+void vhb_inflight_dispose(struct vhb_inflight *in)
+{
+    free(in->replay);
+    free(in->next);
+}
+
+static int take_region(struct vhb_queue *q, void *host, uint64_t len, uint32_t desc_num)
+{
+    struct vhb_inflight in = {.host = host, .len = len, .desc_num = desc_num};
+    if ((uintptr_t)host % 8 || desc_num == 0 || desc_num > MAX_ENTRIES)
+        return -EINVAL;
+    in.replay = calloc(q->max_size, sizeof(*in.replay));
+    in.next = calloc(desc_num, sizeof(*in.next));
+    if (!in.replay || !in.next) {
+        vhb_inflight_dispose(&in);
+        return -ENOMEM;
+    }
+    vhb_inflight_dispose(&q->inflight);
+    q->inflight = in;
+    q->losses = 0;
+    return 0;
+}
 
 int vhb_queue_set_inflight(struct vhb_queue *q, void *host, uint64_t len, uint32_t desc_num)
 {
-    if (!(load_acquire(&q->state) & VHB_OWNED_BY_CONTROL)) /* pair: state */
-        return -EBUSY;
     struct vhb_inflight *in = &q->inflight;
-    if (host && host == in->host && len == in->len && desc_num == in->desc_num)
+    uint32_t state = load_acquire(&q->state); /* pair: state */
+    if (!(state & VHB_OWNED_BY_CONTROL))
+        return -EBUSY;
+    if (host == in->host && (!host || (len == in->len && desc_num == in->desc_num)))
         return 0;
-    if (host && ((uintptr_t)host % 8 || desc_num == 0 || desc_num > MAX_ENTRIES))
-        return -EINVAL;
-    struct vhb_replay *replay = in->replay;
-    if (host && !replay)
-        replay = calloc(q->max_size, sizeof(*replay));
-    if (host && !replay)
-        return -ENOMEM;
-    *in = (struct vhb_inflight){.host = host, .len = len, .desc_num = desc_num, .replay = replay};
-    q->losses = 0;
+    if (host) /* what is in flight is noted in another one */
+        return is_parked(state) ? -EBUSY : take_region(q, host, len, desc_num);
+    vhb_inflight_dispose(in);
+    *in = (struct vhb_inflight){0};
     return 0;
 }
 
@@ -46,10 +63,17 @@ bool vhb_inflight_header(struct vhb_queue *q, uint64_t features, uint16_t versio
     return !q->broken;
 }
 
-void vhb_replay_add(struct vhb_queue *q, uint64_t counter, uint16_t entry)
+void vhb_replay_clear(struct vhb_queue *q)
 {
-    q->inflight.replay[q->inflight.n_replay++] =
-        (struct vhb_replay){.counter = counter, .entry = entry};
+    struct vhb_inflight *in = &q->inflight;
+    in->n_replay = in->replayed = 0;
+    in->counter = 0;
+    in->live = false;
+}
+
+void vhb_replay_add(struct vhb_queue *q, struct vhb_replay replay)
+{
+    q->inflight.replay[q->inflight.n_replay++] = replay;
 }
 
 static int by_counter(const void *left, const void *right)

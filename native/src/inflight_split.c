@@ -6,8 +6,6 @@
 #include "inflight.h"
 #include "split.h"
 
-enum { MAX_HEADS = 32768 };
-
 _Static_assert(sizeof(struct split_state) == 16, "vhost-user, DescStateSplit");
 _Static_assert(offsetof(struct split_state, inflight) == 0, "DescStateSplit");
 _Static_assert(offsetof(struct split_state, next) == 6, "DescStateSplit");
@@ -90,7 +88,7 @@ static void initialise(struct vhb_queue *q)
 static int read_batch(struct vhb_queue *q, uint16_t n)
 {
     const struct split_region *region = region_of(q);
-    uint64_t seen[MAX_HEADS / 64] = {0};
+    uint64_t seen[MAX_ENTRIES / 64] = {0};
     uint16_t at = INFLIGHT_HEADER, head = load_relaxed(&region->last_batch_head);
     for (uint16_t i = 0; i < n; i++) {
         if (head >= q->size)
@@ -126,8 +124,7 @@ static bool finish_batch(struct vhb_queue *q)
 void vhb_split_recover(struct vhb_queue *q)
 {
     struct split_region *region = region_of(q);
-    q->inflight.n_replay = q->inflight.replayed = 0;
-    q->inflight.counter = 0;
+    vhb_replay_clear(q);
     q->inflight.batch_head = 0;
     uint16_t version = load_relaxed(&region->version);
     if (version == 0) {
@@ -137,7 +134,9 @@ void vhb_split_recover(struct vhb_queue *q)
                finish_batch(q)) {
         for (uint16_t i = 0; i < q->size; i++)
             if (load_relaxed(&region->desc[i].inflight) == 1)
-                vhb_replay_add(q, load_relaxed(&region->desc[i].counter), i);
+                vhb_replay_add(
+                    q, (struct vhb_replay){.counter = load_relaxed(&region->desc[i].counter),
+                                           .entry = i});
         /* Each was made available, and taken, before whatever is taken next. */
         q->next_avail = (uint16_t)(q->next_used + q->inflight.n_replay);
         uint16_t available = (uint16_t)(load_acquire(avail_idx(q)) - q->next_used);

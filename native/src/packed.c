@@ -1,71 +1,22 @@
 /* packed.c - the packed virtqueue: pop, push, should_call, arm, quiet, and its saved state.
  *
  * virtio 1.3, 2.8.  One ring of descriptors that both sides write, and a word each to say which
- * notifications they want.  A place is a number of descriptors on two laps of the ring: on the
- * first the wrap counter is 1, on the second 0.
+ * notifications they want.  Places are packed.h's.
  *
  * A chain cannot loop: it has no links, its descriptors follow each other.  What can be wrong is
  * that it ends nowhere, which is the whole ring at most, or runs into what is not available. */
 #include <errno.h>
 
 #include "chain.h"
+#include "inflight.h"
+#include "packed.h"
 
 _Static_assert(sizeof(struct vring_packed_desc_event) == 4, "virtio 1.3, 2.8.14");
 _Static_assert(offsetof(struct vring_packed_desc, id) == 12, "virtio 1.3, 2.8.13");
 _Static_assert(offsetof(struct vring_packed_desc, flags) == 14, "virtio 1.3, 2.8.13");
 _Static_assert(offsetof(struct vring_packed_desc_event, flags) == 2, "virtio 1.3, 2.8.14");
 
-enum {
-    FLAG_AVAIL = 1 << VRING_PACKED_DESC_F_AVAIL,
-    FLAG_USED = 1 << VRING_PACKED_DESC_F_USED,
-    WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR,
-    MODE = 3 /* of an event suppression: VRING_PACKED_EVENT_FLAG_* */
-};
-
-/* ---- places -------------------------------------------------------------------------- */
-
-static uint32_t slot_of(const struct vhb_queue *q, uint32_t place)
-{
-    return place < q->size ? place : place - q->size;
-}
-
-static bool wrap_of(const struct vhb_queue *q, uint32_t place)
-{
-    return place < q->size;
-}
-
-static uint16_t behind(const struct vhb_queue *q, uint32_t place, uint32_t n)
-{
-    uint32_t sum = place + n;
-    return (uint16_t)(sum < 2 * q->size ? sum : sum - 2 * q->size);
-}
-
-/* Descriptors from one place to another that is not before it. */
-static uint32_t between(const struct vhb_queue *q, uint32_t from, uint32_t to)
-{
-    return to >= from ? to - from : to + 2 * q->size - from;
-}
-
-/* As a base and an event suppression say it: slot and wrap counter. */
-static uint16_t as_wire(const struct vhb_queue *q, uint32_t place)
-{
-    return (uint16_t)(slot_of(q, place) | (wrap_of(q, place) ? WRAP : 0));
-}
-
-static uint32_t from_wire(const struct vhb_queue *q, uint16_t wire)
-{
-    return (wire & (WRAP - 1)) + (wire & WRAP ? 0 : q->size);
-}
-
-static struct vring_packed_desc *desc_at(const struct vhb_queue *q, uint32_t place)
-{
-    return part_at(&q->part[VHB_PART_DESC], (size_t)slot_of(q, place) * DESC_SIZE);
-}
-
-static bool is_avail(const struct vhb_queue *q, uint32_t place, uint16_t flags)
-{
-    return (flags & (FLAG_AVAIL | FLAG_USED)) == (wrap_of(q, place) ? FLAG_AVAIL : FLAG_USED);
-}
+enum { MODE = 3 /* of an event suppression: VRING_PACKED_EVENT_FLAG_* */ };
 
 /* ---- buffer ids ---------------------------------------------------------------------- */
 
@@ -117,22 +68,37 @@ static int check_id(struct vhb_queue *q, uint16_t id, uint32_t slot)
     return 0;
 }
 
-/* Add the chain that begins at next_avail, whose first *flags* were read; how many descriptors of
- * the ring it has and its id, or as vhb_ring_ops.pop.  Spec: virtio 1.3, 2.8.6. */
+/* Descriptor *n* of the chain that begins at next_avail, whose first *flags* were read; 0 or
+ * -EPROTO. */
+static int load_new(struct vhb_queue *q, uint32_t n, uint16_t flags, struct vring_packed_desc *d)
+{
+    uint32_t place = behind(q, q->next_avail, n);
+    int r = check_room(q, n, place);
+    if (r < 0)
+        return r;
+    load_desc(desc_at(q, place), d);
+    if (n == 0)
+        d->flags = flags; /* read before the rest */
+    else if (!is_avail(q, place, d->flags))
+        return vhb_break(q, VHB_PARTIAL, slot_of(q, place), d->flags);
+    if (is_tracked(q))
+        vhb_packed_note(q, n, d);
+    return 0;
+}
+
+/* Add the chain that is next: one that a predecessor took, or the one at next_avail, whose first
+ * *flags* were read; how many descriptors it has in the ring and its id, or as vhb_ring_ops.pop.
+ * Spec: virtio 1.3, 2.8.6. */
 static int walk_chain(struct vhb_walk *walk, uint16_t flags, uint16_t *id)
 {
     struct vhb_queue *q = walk->q;
+    bool again = must_replay(q);
     for (uint32_t n = 0;; n++) {
-        uint32_t place = behind(q, q->next_avail, n), slot = slot_of(q, place);
-        int r = check_room(q, n, place);
+        struct vring_packed_desc d;
+        uint32_t slot = again ? walk->req->head : slot_of(q, behind(q, q->next_avail, n));
+        int r = again ? vhb_packed_load(q, n, &d) : load_new(q, n, flags, &d);
         if (r < 0)
             return r;
-        struct vring_packed_desc d;
-        load_desc(desc_at(q, place), &d);
-        if (n == 0)
-            d.flags = flags; /* read before the rest */
-        else if (!is_avail(q, place, d.flags))
-            return vhb_break(q, VHB_PARTIAL, slot, d.flags);
         bool more = d.flags & VRING_DESC_F_NEXT;
         if (!(d.flags & VRING_DESC_F_INDIRECT))
             r = walk_add(walk, d.addr, d.len, d.flags & VRING_DESC_F_WRITE);
@@ -150,28 +116,53 @@ static int walk_chain(struct vhb_walk *walk, uint16_t flags, uint16_t *id)
 
 /* ---- pop ----------------------------------------------------------------------------- */
 
-static int packed_pop(struct vhb_queue *q, struct vhb_req *req)
+/* Take the chain that is next; *at* names it. */
+static int take_chain(struct vhb_queue *q, struct vhb_req *req, uint16_t flags, uint16_t at)
 {
-    uint32_t slot = slot_of(q, q->next_avail);
-    /* The rest of it, and of its chain, was stored before these flags.  pair: avail-flags (driver)
-     */
-    uint16_t flags = load_acquire(&desc_at(q, q->next_avail)->flags), id = 0;
-    if (!is_avail(q, q->next_avail, flags))
-        return 0;
-
+    uint16_t id = 0;
     struct vhb_walk walk;
-    walk_begin(&walk, q, req, (uint16_t)slot);
+    walk_begin(&walk, q, req, at);
     int n = walk_chain(&walk, flags, &id);
     int r = vhb_walk_end(&walk, n < 0 ? n : 0);
     if (r < 0) {
-        q->space.miss.index = slot;
+        q->space.miss.index = at;
         return r;
     }
     q->space.n_denied = 0;
     req->head = id;
     req->n_slots = (uint16_t)n;
     *id_word(q, id) |= id_bit(id);
-    q->next_avail = behind(q, q->next_avail, (uint32_t)n);
+    return 1;
+}
+
+/* Take a chain again that a predecessor took: it is behind next_avail, and noted. */
+static int packed_replay(struct vhb_queue *q, struct vhb_req *req)
+{
+    const struct vhb_replay *replay = &q->inflight.replay[q->inflight.replayed];
+    int r = take_chain(q, req, 0, replay->entry);
+    if (r < 0)
+        return r;
+    req->entry = replay->entry;
+    req->last_entry = replay->last;
+    q->inflight.replayed++;
+    return 1;
+}
+
+static int packed_pop(struct vhb_queue *q, struct vhb_req *req)
+{
+    if (must_replay(q))
+        return packed_replay(q, req);
+    /* The rest of it, and of its chain, was stored before these flags.  pair: avail-flags (driver)
+     */
+    uint16_t flags = load_acquire(&desc_at(q, q->next_avail)->flags);
+    if (!is_avail(q, q->next_avail, flags))
+        return 0;
+    int r = take_chain(q, req, flags, (uint16_t)slot_of(q, q->next_avail));
+    if (r < 0)
+        return r;
+    if (is_tracked(q))
+        vhb_packed_mark(q, req);
+    q->next_avail = behind(q, q->next_avail, req->n_slots);
     return 1;
 }
 
@@ -208,6 +199,7 @@ static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch,
             first_flags = flags;
         else
             store_relaxed(&desc_at(q, at)->flags, flags);
+        VHB_CRASH(packed_push_element);
         if (at != first && q->log)
             log_desc(q, at);
         at = place;
@@ -223,12 +215,17 @@ static int packed_push(struct vhb_queue *q)
     int n = 0;
     if (!batch)
         return 0;
+    if (is_tracked(q))
+        vhb_packed_prepare(q, batch);
     uint16_t flags = write_elements(q, batch, &q->next_used);
     /* The driver looks at the first only until that is used: published last, it publishes all of
      * the batch.  pair: used-flags (driver) */
     store_release(&desc_at(q, first)->flags, flags);
+    VHB_CRASH(packed_push_first);
     if (q->log)
         log_desc(q, first);
+    if (is_tracked(q))
+        vhb_packed_commit(q, batch);
     for (struct vhb_req *req = batch; req; req = next, n++) {
         next = req->next;
         *id_word(q, req->head) &= ~id_bit(req->head);
@@ -305,10 +302,14 @@ static void packed_load(struct vhb_queue *q)
     places_of(q, &avail, &used);
     q->next_avail = (uint16_t)avail;
     q->next_used = (uint16_t)used;
-    q->signalled_used = q->next_used;
     memset(q->ids, 0, ids_size(q));
     /* The ring may come from a device that died while it wanted no kicks: take that back. */
     q->quiet = true;
+    if (q->inflight.host)
+        vhb_packed_recover(q);
+    if (q->inflight.host && q->log) /* a predecessor may have died before he had */
+        vhb_log_part(q, VHB_PART_DESC, 0, DESC_SIZE * (size_t)q->size);
+    q->signalled_used = q->next_used;
 }
 
 static uint32_t packed_save(const struct vhb_queue *q)
@@ -329,7 +330,8 @@ static bool packed_is_set(const struct vhb_queue *q)
     const struct vhb_part *part = q->part;
     return q->size && part[VHB_PART_DESC].len >= DESC_SIZE * (size_t)q->size &&
            part[VHB_PART_AVAIL].len >= 4 && (uintptr_t)part_at(&part[VHB_PART_AVAIL], 0) % 4 == 0 &&
-           part[VHB_PART_USED].len >= 4 && (q->loaded || base_fits(q));
+           part[VHB_PART_USED].len >= 4 && (q->loaded || base_fits(q)) &&
+           vhb_inflight_fits(q, sizeof(struct packed_region), sizeof(struct packed_state));
 }
 
 const struct vhb_ring_ops vhb_packed_ops = {

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "vq.h"
+#include "inflight.h"
 
 /* ---- making and freeing: the control plane ------------------------------------------- */
 
@@ -40,7 +40,7 @@ static void queue_dispose(struct vhb_queue *q)
     free(q->space.segments);
     free(q->use_asked);
     free(q->log);
-    free(q->inflight.replay);
+    vhb_inflight_dispose(&q->inflight);
     free(q);
 }
 
@@ -165,10 +165,11 @@ int vhb_queue_set_part(struct vhb_queue *q, int part, const struct vhb_piece *pi
 
 int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
 {
-    if (!ours(q))
+    /* What is in flight is in the region, too: it would be taken for a predecessor's. */
+    if (!ours(q) || (q->inflight.live && is_parked(load_acquire(&q->state))))
         return -EBUSY;
     q->base = base;
-    q->loaded = false;
+    q->was_run = q->loaded = false;
     q->broken = false;
     q->losses = 0;
     q->space.n_denied = 0;
@@ -225,11 +226,11 @@ int vhb_queue_set_features(struct vhb_queue *q, uint64_t features)
          in_order = features >> VIRTIO_F_IN_ORDER & 1;
     bool other_format = packed != (q->ring == &vhb_packed_ops);
     /* What is in flight goes back as it came. */
-    bool parked = state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK);
+    bool parked = is_parked(state);
     if (!(state & VHB_OWNED_BY_CONTROL) || (parked && (other_format || in_order != q->in_order)))
         return -EBUSY;
     if (other_format)
-        q->loaded = false;
+        q->was_run = q->loaded = false;
     q->ring = packed ? &vhb_packed_ops : &vhb_split_ops;
     q->in_order = in_order;
     q->event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1;
@@ -297,6 +298,7 @@ int vhb_queue_run(struct vhb_queue *q)
         return -EBUSY;
     if (!q->blk.block_size || !q->space.segments || !q->ring->is_set(q))
         return -EINVAL;
+    q->was_run = true;
     hand_over(q, VHB_ASK_RUN);
     return 0;
 }
@@ -324,7 +326,7 @@ int vhb_queue_detach(struct vhb_queue *q)
 {
     /* Parked is not enough: what is in flight would come back to a queue that is gone. */
     uint32_t state = load_acquire(&q->state); /* pair: state */
-    if (!(state & VHB_OWNED_BY_CONTROL) || state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK))
+    if (!(state & VHB_OWNED_BY_CONTROL) || is_parked(state))
         return -EBUSY;
     free(q->log); /* its memory may go; what is dead now is not logged any more */
     q->log = NULL;

@@ -255,7 +255,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 
     q->lost = vhb_fault_seen();
     check_mappings(q);
-    if (ask == VHB_ASK_RUN && !q->broken)
+    if (q->was_run && !q->broken) /* its end may have been asked for before we saw it */
         take_over(q);
     n += pop_some(q, io, ask);
     if (ask == VHB_ASK_CANCEL && !q->cancelled)

@@ -66,7 +66,8 @@ struct vhb_use {
 /* A request of a predecessor that is to be taken again. */
 struct vhb_replay {
     uint64_t counter;
-    uint16_t entry; /* of the region */
+    uint16_t entry;     /* of the region; split: the head */
+    uint16_t num, last; /* packed: entries of its chain, and the last of them */
 };
 
 /* The inflight region: inflight.h. */
@@ -76,18 +77,21 @@ struct vhb_inflight {
     uint32_t desc_num;   /* entries, as the front-end says */
     bool live;           /* looked at: what is popped is noted there */
     uint64_t counter;    /* of the next request */
-    uint16_t batch_head; /* of the list of what was given back last */
+    uint16_t batch_head; /* split: of the list of what was given back last */
+    uint16_t free_head;  /* packed: first of the entries that are free */
+    uint16_t last; /* packed: the one that was written last of the chain that is taken now */
+    uint16_t *next; /* packed: desc_num; which entry follows which */
     struct vhb_replay *replay; /* max_size; those from *replayed* on are still to be popped */
     uint32_t n_replay, replayed;
 };
 
 struct vhb_queue {
     /* shared */
-    uint32_t state;  /* enum vhb_ask, VHB_OWNED_BY_CONTROL; pair: state */
+    uint32_t state; /* enum vhb_ask, VHB_OWNED_BY_CONTROL; pair: state */
     uint32_t events; /* VHB_PARKED…; pair: events */
     struct vhb_queue *inbox_next;
     struct vhb_use *use_asked; /* not yet seen by the worker; pair: use */
-    uint32_t use_ended;        /* number of the last that is over; pair: use-ended */
+    uint32_t use_ended; /* number of the last that is over; pair: use-ended */
 
     /* ring */
     struct vhb_part part[3];
@@ -95,8 +99,9 @@ struct vhb_queue {
     uint32_t base; /* as set, until the ring is loaded */
     uint16_t next_avail, next_used; /* split: indexes; packed: places on two laps of the ring */
     uint16_t signalled_used; /* next_used at the last call decision */
-    bool loaded;             /* base has become the indexes */
-    bool quiet;              /* the driver was told not to kick */
+    bool was_run; /* since the base was set */
+    bool loaded; /* base has become the indexes */
+    bool quiet; /* the driver was told not to kick */
     bool broken;
     bool missing; /* the next chain waits for an answer: space.miss */
     struct vhb_fault fault;
@@ -135,19 +140,25 @@ struct vhb_queue {
     uint32_t use_current, users; /* requests that are marked for the use of this number */
     uint64_t bounce_slots; /* of what is not given back */
     struct vhb_fault doom; /* found outside a visit */
-    uint32_t lost;         /* vhb_fault_seen() when the visit began */
-    uint32_t losses;       /* vhb_fault_total() when the mappings were looked at; 0: not yet */
-    bool starved;   /* a long chain waits for a borrowed array */
+    uint32_t lost; /* vhb_fault_seen() when the visit began */
+    uint32_t losses; /* vhb_fault_total() when the mappings were looked at; 0: not yet */
+    bool starved; /* a long chain waits for a borrowed array */
     bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
-    bool watching;  /* the kick fd is watched by the worker's io */
+    bool watching; /* the kick fd is watched by the worker's io */
     bool watching_disk;
-    bool deaf;   /* the kick fd cannot be watched now: the ring is polled, as without one */
+    bool deaf; /* the kick fd cannot be watched now: the ring is polled, as without one */
     int watched; /* the kick fd, while the ring is ours to take from, or -1 */
     uint32_t served; /* the state that the last visit met */
     uint32_t kick_generation, disk_generation; /* a late event of an older watch is told by it */
-    uint32_t position;  /* in the worker's table */
+    uint32_t position; /* in the worker's table */
     struct vhb_counters counters;
 };
+
+/* Whether a queue in this state was given back with requests in flight. */
+static inline bool is_parked(uint32_t state)
+{
+    return state == (VHB_OWNED_BY_CONTROL | VHB_ASK_PARK);
+}
 
 /* Whether this visit has lost memory of the guest: what was read there is a page of zeroes. */
 static inline bool lost_memory(const struct vhb_queue *queue)
@@ -268,7 +279,7 @@ static inline void done_append(struct vhb_queue *queue, struct vhb_req *req)
 /* ---- use.c ---- */
 
 void vhb_use_begin(struct vhb_queue *queue); /* worker: mark what use_asked names */
-void vhb_use_over(struct vhb_req *req);      /* a marked request is over */
+void vhb_use_over(struct vhb_req *req); /* a marked request is over */
 
 /* The memory of a request is not touched any more. */
 static inline void let_go(struct vhb_req *req)
@@ -338,7 +349,7 @@ static inline void *part_at(const struct vhb_part *part, size_t offset)
 
 /* ---- worker.c ---- */
 
-void vhb_worker_wake(struct vhb_worker *worker);   /* any thread */
+void vhb_worker_wake(struct vhb_worker *worker); /* any thread */
 void vhb_worker_notify(struct vhb_worker *worker); /* worker: events are waiting */
 void vhb_worker_adopt(struct vhb_worker *worker, struct vhb_queue *queue); /* control */
 struct vhb_io *vhb_worker_io(struct vhb_worker *worker);

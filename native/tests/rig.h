@@ -158,6 +158,8 @@ bool rig_wants_kick(struct rig *rig, uint16_t old_idx);
 
 void rig_first(struct rig *rig); /* both sides begin in a ring that was never used */
 void rig_begin(struct rig *rig); /* and in one that was, whose memory is made as good as new */
+/* The driver goes on where it stood *before*, in the same memory. */
+void rig_go_on(struct rig *rig, const struct rig *before);
 /* How a miss or fault names chain number *n*. */
 uint32_t rig_index(struct rig *rig, uint16_t n);
 /* So many chains were taken, says the base of a ring that is ours. */

@@ -268,6 +268,15 @@ void wait_used(struct rig *rig)
     }
 }
 
+void rig_go_on(struct rig *rig, const struct rig *before)
+{
+    rig->packed = before->packed;
+    rig->in_order = before->in_order;
+    memcpy(rig->whole, before->whole, sizeof(rig->whole));
+    rig->avail_idx = before->avail_idx;
+    rig->used_seen = before->used_seen;
+}
+
 void rig_first(struct rig *rig)
 {
     struct packed_driver *d = &rig->packed;

@@ -14,14 +14,22 @@
 #include "crash.h"
 #include "rig.h"
 
-enum { SIZE = 16, HEADS = SIZE / 3, TOTAL = 10, START = 65530, REGION = 4096 };
-enum { LIFE_DIED = 42, LIFE_FAILED = 1 };
+enum { MAX_SIZE = 16, CHAIN = 4, TOTAL = 10, START = 65530, REGION = 4096 };
+enum { LIFE_DIED = 42 };
+
+/* A ring that wraps soon; no chain of the packed one begins twice at the same place. */
+static struct rig_config ring;
+static const struct rig_config split = {.size = 16};
+static const struct rig_config split_in_order = {.size = 16, .features = RIG_IN_ORDER};
+static const struct rig_config packed = {.size = 13, .features = RIG_PACKED};
+static const struct rig_config packed_in_order = {.size = 13,
+                                                  .features = RIG_PACKED | RIG_IN_ORDER};
 
 /* What outlives a life. */
 struct shared {
     uint8_t region[REGION];
     struct rig driver;      /* where it stands in its ring */
-    int owner[SIZE];        /* the request that a head is in use for, or -1 */
+    int owner[MAX_SIZE];    /* the request that a head is in use for, or -1 */
     int asked;              /* requests so far */
     int given[TOTAL];       /* back to the driver, times */
     int done[TOTAL];        /* by the disk, times */
@@ -29,12 +37,13 @@ struct shared {
     uint32_t passed;        /* places in this life */
     uint32_t die_at;        /* 0: never */
     const char *died;       /* where */
+    uint32_t lives;
 };
 
 static struct shared *shared;
 
-/* How a disk behaves: which of the jobs it has is over next. */
-enum order { FIRST_COMES_FIRST, LAST_COMES_FIRST, ONE_BY_ONE };
+/* How a disk behaves: which of the jobs it has are over next.  In each life it is another one. */
+enum order { FIRST_COMES_FIRST, LAST_COMES_FIRST, ONE_BY_ONE, ORDERS };
 
 static void pass(const char *name)
 {
@@ -49,7 +58,7 @@ static void pass(const char *name)
 static void take_back(struct rig *rig)
 {
     while (take_used(rig)) {
-        int k = rig->last_id < SIZE ? shared->owner[rig->last_id] : -1;
+        int k = rig->last_id < MAX_SIZE ? shared->owner[rig->last_id] : -1;
         CHECK(k >= 0); /* it was asked for, and not given back before */
         CHECK_EQ(status_of(rig, rig->last_id), BLK_OK);
         shared->owner[rig->last_id] = -1;
@@ -64,15 +73,29 @@ static uint32_t data_of(int k)
     return RIG_DATA + 512u * (uint32_t)k;
 }
 
+/* Write request *k*, all overlap, with one piece of data or two: lengths of chains differ. */
+static void put_write(struct rig *rig, uint32_t head, int k)
+{
+    put32(rig, data_of(k), (uint32_t)k);
+    put_request(rig, head, BLK_OUT, 0, data_of(k), 512);
+    if (k % 2 == 0)
+        return;
+    put_desc(rig, RIG_DESC, head + 1, rig_at(data_of(k)), 256, DESC_NEXT, (uint16_t)(head + 2));
+    put_desc(rig, RIG_DESC, head + 2, rig_at(data_of(k) + 256), 256, DESC_NEXT,
+             (uint16_t)(head + 3));
+    put_desc(rig, RIG_DESC, head + 3, rig_at(status_at(head)), 1, DESC_WRITE, 0);
+}
+
 static void ask_more(struct rig *rig)
 {
-    for (uint16_t head = 0; head < 3 * HEADS && shared->asked < TOTAL; head += 3) {
+    for (uint16_t head = 0; shared->asked < TOTAL; head += CHAIN) {
+        if (head + (uint32_t)CHAIN > ring.size)
+            break;
         if (shared->owner[head] >= 0)
             continue;
         int k = shared->asked++;
         shared->owner[head] = k;
-        put32(rig, data_of(k), (uint32_t)k);
-        put_request(rig, head, BLK_OUT, 0, data_of(k), 512); /* all overlap */
+        put_write(rig, head, k);
         put_avail(rig, head);
     }
     shared->driver = *rig;
@@ -92,13 +115,13 @@ static bool all_given(void)
 struct disk {
     struct vhb_mailbox *box;
     enum order order;
-    struct vhb_job jobs[SIZE];
+    struct vhb_job jobs[MAX_SIZE];
     uint32_t n;
 };
 
 static void take_jobs(struct disk *disk)
 {
-    disk->n += (uint32_t)vhb_mailbox_take(disk->box, disk->jobs + disk->n, SIZE - disk->n);
+    disk->n += (uint32_t)vhb_mailbox_take(disk->box, disk->jobs + disk->n, MAX_SIZE - disk->n);
 }
 
 /* Do all there are, or one, and say so. */
@@ -121,17 +144,19 @@ static void do_jobs(struct disk *disk)
 
 static void open_life(struct rig *rig, struct disk *disk, int memfd)
 {
-    CHECK_EQ(vhb_mailbox_new(2 * SIZE, &disk->box), 0);
-    rig_open(rig, &(struct rig_config){.disk = vhb_mailbox_disk(disk->box),
-                                       .size = SIZE,
-                                       .memfd = memfd,
-                                       .worker_flags = VHB_WORKER_NO_URING,
-                                       .stopped = true});
-    rig->avail_idx = shared->driver.avail_idx;
-    rig->used_seen = shared->driver.used_seen;
-    CHECK_EQ(vhb_queue_set_inflight(rig->queue, shared->region, REGION, SIZE), 0);
-    /* As QEMU does: it knows the used index only. */
-    CHECK_EQ(vhb_queue_set_base(rig->queue, get16(rig, RIG_USED + 2)), 0);
+    struct rig_config config = ring;
+    CHECK_EQ(vhb_mailbox_new(2 * MAX_SIZE, &disk->box), 0);
+    config.disk = vhb_mailbox_disk(disk->box);
+    config.memfd = memfd;
+    config.worker_flags = VHB_WORKER_NO_URING;
+    config.stopped = true;
+    rig_open(rig, &config);
+    rig_go_on(rig, &shared->driver);
+    CHECK_EQ(vhb_queue_set_inflight(rig->queue, shared->region, REGION, ring.size), 0);
+    /* As QEMU does: it knows the used index of a split ring, and nothing of a packed one. */
+    bool is_packed = ring.features & RIG_PACKED;
+    uint32_t base = is_packed ? 0x80008000 : get16(rig, RIG_USED + 2);
+    CHECK_EQ(vhb_queue_set_base(rig->queue, base), 0);
 }
 
 static void live(int memfd, enum order order)
@@ -151,7 +176,7 @@ static void live(int memfd, enum order order)
         do_jobs(&disk);
     }
     rig_drain(&rig);
-    CHECK_EQ(rig_base(&rig), (START + TOTAL) & 0xffff);
+    rig_check_base(&rig, rig.avail_idx);
     vhb_crash_set_hook(NULL);
     rig_close(&rig);
     CHECK_EQ(vhb_mailbox_free(disk.box), 0);
@@ -160,6 +185,7 @@ static void live(int memfd, enum order order)
 /* Whether it died at the *die_at*-th place; else it has served all there was. */
 static bool life_dies(int memfd, enum order order, uint32_t die_at)
 {
+    order = (enum order)(((uint32_t)order + shared->lives++) % ORDERS);
     shared->passed = 0;
     shared->die_at = die_at;
     pid_t child = fork();
@@ -184,19 +210,23 @@ static void check_story(void)
     }
 }
 
-/* A guest that has done nothing yet, with indexes that are about to wrap. */
+/* A guest that has done nothing yet; the indexes of a split ring are about to wrap. */
 static int new_guest(void)
 {
     struct rig rig;
-    rig_open(&rig, &(struct rig_config){.size = SIZE, .stopped = true});
-    put_avail_idx(&rig, START);
-    put16(&rig, RIG_USED + 2, START);
-    rig.used_seen = START;
+    struct rig_config config = ring;
+    config.stopped = true;
+    rig_open(&rig, &config);
+    if (!(ring.features & RIG_PACKED)) {
+        put_avail_idx(&rig, START);
+        put16(&rig, RIG_USED + 2, START);
+        rig.used_seen = START;
+    }
     int memfd = dup(rig.memfd);
     CHECK(memfd >= 0);
     memset(shared, 0, sizeof(*shared));
     shared->driver = rig;
-    for (int i = 0; i < SIZE; i++)
+    for (int i = 0; i < MAX_SIZE; i++)
         shared->owner[i] = -1;
     rig_close(&rig);
     return memfd;
@@ -249,39 +279,68 @@ static void close_story(void)
     munmap(shared, sizeof(*shared));
 }
 
-static void die_everywhere(enum order order)
+static void die_everywhere(const struct rig_config *config)
 {
-    uint32_t first = 1;
+    ring = *config;
     open_story();
-    while (tell_story(order, first, 0))
-        first++;
-    CHECK(first > 8 * TOTAL); /* each request passes that many */
+    for (int order = 0; order < ORDERS; order++) {
+        uint32_t first = 1;
+        while (tell_story((enum order)order, first, 0))
+            first++;
+        CHECK(first > 8 * TOTAL); /* each request passes that many */
+    }
     close_story();
 }
 
-static void test_dying_anywhere_in_order(void)
+static void test_dying_anywhere_split(void)
 {
-    die_everywhere(FIRST_COMES_FIRST);
+    die_everywhere(&split);
 }
 
-static void test_dying_anywhere_out_of_order(void)
+static void test_dying_anywhere_packed(void)
 {
-    die_everywhere(LAST_COMES_FIRST);
+    die_everywhere(&packed);
 }
 
-static void test_dying_anywhere_one_by_one(void)
+static void test_dying_anywhere_split_in_order(void)
 {
-    die_everywhere(ONE_BY_ONE);
+    die_everywhere(&split_in_order);
+}
+
+static void test_dying_anywhere_packed_in_order(void)
+{
+    die_everywhere(&packed_in_order);
 }
 
 /* Who takes over dies, too: while he recovers, or with the first of what he takes again. */
-static void test_dying_twice(void)
+static void die_twice(const struct rig_config *config)
 {
+    ring = *config;
     open_story();
-    for (uint32_t second = 1; second <= 12; second++)
-        for (uint32_t first = second % 3 + 1; tell_story(LAST_COMES_FIRST, first, second);)
-            first += 3;
+    for (uint32_t second = 1; second <= 15; second++)
+        for (uint32_t first = second % 5 + 1; tell_story(LAST_COMES_FIRST, first, second);)
+            first += 5;
     close_story();
+}
+
+static void test_dying_twice_split(void)
+{
+    die_twice(&split);
+}
+
+static void test_dying_twice_packed(void)
+{
+    die_twice(&packed);
+}
+
+static void test_dying_twice_split_in_order(void)
+{
+    die_twice(&split_in_order);
+}
+
+static void test_dying_twice_packed_in_order(void)
+{
+    die_twice(&packed_in_order);
 }
 
 /* The stories above have ended at each place there is in the core. */
@@ -295,5 +354,7 @@ static void test_no_place_was_left_out(void)
     CHECK(n_seen > 10);
 }
 
-CHECK_MAIN(TEST(dying_anywhere_in_order), TEST(dying_anywhere_out_of_order),
-           TEST(dying_anywhere_one_by_one), TEST(dying_twice), TEST(no_place_was_left_out))
+CHECK_MAIN(TEST(dying_anywhere_split), TEST(dying_twice_split), TEST(dying_anywhere_packed),
+           TEST(dying_twice_packed), TEST(dying_anywhere_split_in_order),
+           TEST(dying_twice_split_in_order), TEST(dying_anywhere_packed_in_order),
+           TEST(dying_twice_packed_in_order), TEST(no_place_was_left_out))

@@ -178,6 +178,31 @@ static void test_impossible_regions_are_refused(void)
     close_tracked(&t);
 }
 
+/* With requests in flight neither the region can change nor the ring begin anew: they would be
+ * noted nowhere, or taken for a predecessor's. */
+static void test_what_is_in_flight_keeps_its_region(void)
+{
+    struct tracked t;
+    open_tracked(&t);
+    struct vhb_queue *q = t.slow.rig.queue;
+    rig_run(&t.slow.rig);
+    struct vhb_job job = start(&t.slow, 3, BLK_IN, 3);
+    rig_park(&t.slow.rig);
+    CHECK_EQ(vhb_queue_set_inflight(q, t.region, REGION, SIZE), 0); /* the same */
+    CHECK_EQ(vhb_queue_set_inflight(q, t.region + 1024, REGION, SIZE), -EBUSY);
+    CHECK_EQ(vhb_queue_set_inflight(q, t.region, REGION, SIZE - 1), -EBUSY);
+    CHECK_EQ(vhb_queue_set_base(q, 0), -EBUSY);
+    rig_run(&t.slow.rig);
+    finish_and_take(&t, &job, 3);
+    rig_drain(&t.slow.rig);
+    CHECK_EQ(vhb_queue_set_inflight(q, t.region + 1024, REGION, SIZE), 0);
+    CHECK_EQ(vhb_queue_set_base(q, 1), 0);
+    rig_run(&t.slow.rig);
+    settle(&t.slow.rig);
+    CHECK_EQ(region16(&t, 1024 + USED_IDX), 1);
+    close_tracked(&t);
+}
+
 /* ---- memory that vanishes -------------------------------------------------------------- */
 
 /* A region that is gone can keep no promise: the queue stops, the process does not. */
@@ -251,4 +276,5 @@ CHECK_MAIN(TEST(page_of_two_regions_that_vanishes), TEST(new_region_begins_where
            TEST(requests_are_in_flight_until_given_back), TEST(batch_is_a_list),
            TEST(cancelled_request_is_not_in_flight), TEST(region_that_is_taken_away_is_left_alone),
            TEST(malformed_regions_break_the_queue), TEST(more_in_flight_than_available),
-           TEST(impossible_regions_are_refused), TEST(region_that_vanishes))
+           TEST(impossible_regions_are_refused), TEST(what_is_in_flight_keeps_its_region),
+           TEST(region_that_vanishes))
