@@ -93,7 +93,24 @@ enum {
     VHB_DETACHED = 8, /* as asked: the worker has forgotten the queue, it may be freed */
     VHB_MISS = 16, /* a queue that asks needs an address that is in no segment: vhb_queue_miss() */
     VHB_SAMPLED = 32, /* samples should be taken: vhb_queue_take_samples() */
-    VHB_UNUSED = 64 /* what vhb_queue_watch_use() named is not in use any more */
+    VHB_UNUSED = 64, /* what vhb_queue_watch_use() named is not in use any more */
+    VHB_STALLED = 128, /* an error has stopped the queue: vhb_queue_stall() */
+    VHB_FAILED = 256 /* an error has ended a request: vhb_queue_failure() */
+};
+
+/* What becomes of a request that the disk fails. */
+enum {
+    VHB_ON_ERROR_REPORT = 0, /* the driver is told: IOERR */
+    VHB_ON_ERROR_STOP = 1, /* it is held, and the queue stalls */
+    VHB_ON_ERROR_ENOSPC = 2 /* as STOP for want of space, else as REPORT */
+};
+
+/* A request that the disk failed; of DISCARD and WRITE_ZEROES the range. */
+struct vhb_stall {
+    uint64_t offset; /* bytes */
+    uint64_t len; /* bytes */
+    uint32_t op; /* enum vhb_op */
+    int32_t error; /* errno, more than 0 */
 };
 
 /* What a chain waits for.  Its head is not consumed; an indirect table is named before what it
@@ -172,6 +189,7 @@ struct vhb_counters {
     uint64_t segment_max; /* bytes of the longest of them */
     uint64_t slots_high; /* the most that *slots* ever was */
     uint64_t outside; /* chains that named an address that is denied or noted */
+    uint64_t stalls; /* errors that stopped the queue */
     uint64_t slots; /* bounce slots that the descriptors and tables of what is not given
                      * back would fill, if the guest bounces */
     uint64_t in_flight;
@@ -332,6 +350,23 @@ int vhb_queue_set_enabled(struct vhb_queue *queue, bool enabled);
 /* Acked bits.  -EBUSY, too, for another ring format or order than what is in flight came by. */
 int vhb_queue_set_features(struct vhb_queue *queue, uint64_t features);
 int vhb_queue_set_blk(struct vhb_queue *queue, const struct vhb_blk *blk);
+
+/* Say what becomes of errors (VHB_ON_ERROR_*); of what is held only when it fails again. */
+int vhb_queue_set_on_error(struct vhb_queue *queue, uint32_t policy);
+
+/* Why the queue is stalled, by the first error of this stall: 1, or 0 while it is not.  Nothing is
+ * popped meanwhile; what is with the disk goes on, and is held too if it fails.  What is held is in
+ * flight: a drain waits for it, a cancel or a broken ring ends it with IOERR.  What is lost with
+ * the guest's memory is never held. */
+int vhb_queue_stall(struct vhb_queue *queue, struct vhb_stall *out);
+
+/* Try what is held again, in the order in which it failed, and pop again.  At any time; of a stall
+ * that begins later nothing is known.  A request of ranges goes on at the one that failed. */
+int vhb_queue_resume(struct vhb_queue *queue);
+
+/* The first error that ended a request since the last call that returned 1; 0: none did.  At any
+ * time.  VHB_FAILED says when; the counter *errors* says how many. */
+int vhb_queue_failure(struct vhb_queue *queue, struct vhb_stall *out);
 
 /* Guest memory as the dirty log knows it: host addresses [host, host + len) are guest physical
  * addresses [gpa, gpa + len).  Neither need begin on a page. */

@@ -119,7 +119,8 @@ void vhb_req_done(struct vhb_req *req, int result)
         return;
     }
     if (result < 0) {
-        vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
+        if (!vhb_error_holds(req, -result))
+            vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
         return;
     }
     if (++req->range < req->n_ranges) {

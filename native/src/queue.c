@@ -67,6 +67,7 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
                             .borrow_free = (1u << VHB_BORROW_COUNT) - 1};
     q->done_tail = &q->done;
     q->held_tail = &q->held;
+    q->errors.tail = &q->errors.held;
     q->slots = reserve(slots_size(q));
     q->borrow = reserve(borrow_size);
     q->samples.ring = reserve(samples_size);

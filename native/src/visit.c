@@ -128,7 +128,7 @@ static bool has_slot(const struct vhb_queue *q)
  * all of that was taken. */
 static bool may_take(const struct vhb_queue *q, uint32_t ask)
 {
-    if (q->missing || q->broken)
+    if (q->missing || q->broken || is_stalled(q))
         return false;
     return ask == VHB_ASK_RUN ? q->enabled : ask == VHB_ASK_DRAIN && q->loaded && must_replay(q);
 }
@@ -172,6 +172,7 @@ static void retry_held(struct vhb_queue *q, struct vhb_io *io)
 /* Everything still under way ends with IOERR now; what the disk has of it is dead. */
 static void cancel_all(struct vhb_queue *q, struct vhb_io *io)
 {
+    vhb_errors_give_up(q);
     q->held = NULL;
     q->held_tail = &q->held;
     for (uint32_t i = 0; i < slot_count(q) && q->in_flight; i++) {
@@ -249,6 +250,8 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     int n = q->disk->ops->reap ? q->disk->ops->reap(q->disk, false) : 0;
     if (q->held)
         retry_held(q, io);
+    if (load_relaxed(&q->errors.resume))
+        vhb_errors_resume(q, io);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     if (ask & VHB_OWNED_BY_CONTROL)
         return n;
@@ -261,6 +264,8 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
         cancel_all(q, io);
     q->cancelled = ask == VHB_ASK_CANCEL;
+    if (q->broken && is_stalled(q))
+        vhb_errors_give_up(q);
     n += push_done(q);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     check_memory(q);
@@ -278,7 +283,7 @@ static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
 
 static bool may_pop(struct vhb_queue *q)
 {
-    if (!q->enabled || q->broken || q->missing)
+    if (!q->enabled || q->broken || q->missing || is_stalled(q))
         return false;
     uint32_t lost = vhb_fault_seen();
     bool more = q->ring->arm(q);
@@ -300,7 +305,7 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
 {
     if (q->disk->ops->reap && q->disk->ops->reap(q->disk, true))
         return true;
-    if (load_relaxed(&q->use_asked))
+    if (load_relaxed(&q->use_asked) || load_relaxed(&q->errors.resume))
         return true;
     uint32_t ask = load_acquire(&q->state); /* pair: state */
     if (ask & VHB_OWNED_BY_CONTROL)

@@ -56,6 +56,18 @@ struct vhb_samples {
     uint32_t told_until;
 };
 
+/* What the disk could not do. */
+struct vhb_errors {
+    /* shared */
+    uint32_t policy;          /* VHB_ON_ERROR_* */
+    uint32_t resume;          /* is asked for; pair: resume */
+    uint32_t stalled, failed; /* stall, failure hold something; pair: stall, failure */
+    struct vhb_stall stall, failure;
+
+    /* the worker's */
+    struct vhb_req *held, **tail; /* in the order they failed */
+};
+
 /* Memory that the control plane waits for; on its way to the worker. */
 struct vhb_use {
     uint32_t number;
@@ -92,6 +104,7 @@ struct vhb_queue {
     struct vhb_queue *inbox_next;
     struct vhb_use *use_asked; /* not yet seen by the worker; pair: use */
     uint32_t use_ended; /* number of the last that is over; pair: use-ended */
+    struct vhb_errors errors;
 
     /* ring */
     struct vhb_part part[3];
@@ -274,6 +287,18 @@ static inline void done_append(struct vhb_queue *queue, struct vhb_req *req)
     req->next = NULL;
     *queue->done_tail = req;
     queue->done_tail = &req->next;
+}
+
+/* ---- error.c: the worker's ---- */
+
+/* The disk has failed a live request: whether it is held; else the driver is to be told. */
+bool vhb_error_holds(struct vhb_req *req, int error);
+void vhb_errors_resume(struct vhb_queue *queue, struct vhb_io *io);
+void vhb_errors_give_up(struct vhb_queue *queue); /* all that is held ends with IOERR */
+
+static inline bool is_stalled(const struct vhb_queue *queue)
+{
+    return queue->errors.held;
 }
 
 /* ---- use.c ---- */

@@ -310,7 +310,7 @@ static void quiet_kicks(struct vhb_worker *w)
 static bool is_polled(const struct vhb_queue *q)
 {
     return load_acquire(&q->state) == VHB_ASK_RUN && /* pair: state */
-           !q->watching && q->enabled && !q->broken && !q->missing;
+           !q->watching && q->enabled && !q->broken && !q->missing && !is_stalled(q);
 }
 
 /* How long the sleep may last in microseconds; 0: there is work; -1: for ever. */

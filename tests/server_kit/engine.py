@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from vhostblk.blk.device import BlkDevice
-from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, Piece
+from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, OnError, Piece, Stall
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
@@ -80,6 +80,11 @@ class FakeQueue:
         self.seen: list[Sample] = []
         self.log: DirtyLog | None = None
         self.inflight: tuple[Piece, int] | None = None
+        self.policy = OnError.REPORT
+        self.on_stalled: Callable[[Stall], None] | None = None
+        self.on_failed: Callable[[Stall], None] | None = None
+        self.stalled: Stall | None = None
+        self.resumed = 0
         self._mailbox = mailbox
         self._fds: dict[str, int | None] = {}
 
@@ -156,6 +161,23 @@ class FakeQueue:
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         assert blk.capacity_sectors
         self._note("blk", writethrough)
+
+    def set_on_error(
+        self,
+        policy: OnError,
+        *,
+        on_stalled: Callable[[Stall], None],
+        on_failed: Callable[[Stall], None] | None = None,
+    ) -> None:
+        assert not self.running
+        self.policy, self.on_stalled, self.on_failed = policy, on_stalled, on_failed
+
+    def resume(self) -> None:
+        self.resumed += 1
+        self.stalled = None
+
+    def stall(self) -> Stall | None:
+        return self.stalled
 
     def set_inflight(self, memory: Piece | None, *, size: int) -> None:
         noted = None if memory is None else (memory, size)

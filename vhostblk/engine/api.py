@@ -9,13 +9,13 @@ All methods are called on the control thread, inside its running asyncio loop.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
-from weakref import ref
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
+from vhostblk.engine.errors import OnError, Stall
+from vhostblk.engine.job import Job, Mailbox
+from vhostblk.engine.op import Op
 from vhostblk.engine.told import Counters, Fault, Miss
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.dirty import DirtyLog
@@ -31,9 +31,11 @@ __all__ = [
     "Job",
     "Mailbox",
     "Miss",
+    "OnError",
     "Op",
     "Piece",
     "Queue",
+    "Stall",
 ]
 
 Piece = tuple[int, int]
@@ -42,87 +44,6 @@ Piece = tuple[int, int]
 
 class Busy(VhostBlkError):  # noqa: N818 - a state, as EBUSY is
     """A setter was called on a queue that its worker owns: our own bug."""
-
-
-class Op(IntEnum):
-    """What a job asks for; the numbers are those of ``enum vhb_op``."""
-
-    READ = 0
-    WRITE = 1
-    FLUSH = 2
-    DISCARD = 3
-    WRITE_ZEROES = 4
-    CANCEL = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """
-    One request to a disk that is served in Python.
-
-    Args:
-        tag: Names the job towards `Mailbox.complete`.
-        op: What to do; CANCEL: the job of this tag is dead, stop working on it.
-        offset: First byte on the disk.
-        length: Bytes.
-        views: READ: writable, WRITE: read-only; in guest order, *length* bytes in all.
-        fua: Stable before it completes.
-        unmap: A hole is welcome (WRITE_ZEROES).
-        exporters: Weak references to the objects that *views* were made from.
-    """
-
-    tag: int
-    op: Op
-    offset: int
-    length: int
-    views: tuple[memoryview, ...]
-    fua: bool = False
-    unmap: bool = False
-    exporters: tuple[ref[object], ...] = ()
-
-    def release(self) -> bool:
-        """
-        End the life of the views; called by the pump when the disk's method has returned.
-
-        Releasing a memoryview does not end its slices (CPython counts them with what the view
-        was made from, and only views of *other* kinds make the release raise), so what it was
-        made from tells: it is gone when nobody holds any part of it.
-
-        Returns:
-            False when the disk still holds a view, or a slice of one: that disk's bug.
-        """
-        kept = False
-        for view in self.views:
-            try:
-                view.release()
-            except BufferError:
-                kept = True
-        return not kept and all(exporter() is None for exporter in self.exporters)
-
-
-class Mailbox(Protocol):
-    """
-    Where a queue leaves jobs for a Python disk; used by one thread of the disk's.
-
-    The server's pump takes jobs, releases their views when the disk's method returns, and then
-    completes them.
-    """
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable while jobs wait."""
-        ...
-
-    def take(self) -> list[Job]:
-        """Return the jobs that wait, CANCELs among them; empty when there are none."""
-        ...
-
-    def complete(self, tag: int, errno: int) -> None:
-        """End a job: *errno* 0 for success.  A dead job is ended the same way."""
-        ...
-
-    def break_queue(self, tag: int) -> None:
-        """End a job whose views the disk kept: it fails, and its queue breaks."""
-        ...
 
 
 class Queue(Protocol):
@@ -234,6 +155,34 @@ class Queue(Protocol):
 
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         """Set what requests are checked against, and whether every write must be stable."""
+        ...
+
+    def set_on_error(
+        self,
+        policy: OnError,
+        *,
+        on_stalled: Callable[[Stall], None],
+        on_failed: Callable[[Stall], None] | None = None,
+    ) -> None:
+        """
+        Say what becomes of a request that the disk fails.
+
+        Args:
+            policy: What is held when it fails from now on.
+            on_stalled: Called on the control thread with the first error of each stall.  Nothing
+                new is taken until `resume`; what is with the disk goes on, and is held too if it
+                fails.  What is held is in flight: `drained` waits for it.
+            on_failed: Called on the control thread with errors that the driver was told of; not
+                with each where they are many.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Try what is held again, in the order in which it failed, and go on; at any time."""
+        ...
+
+    def stall(self) -> Stall | None:
+        """Return the error that has stopped the queue, None while it runs."""
         ...
 
     def set_log(self, log: DirtyLog | None) -> None:

@@ -48,6 +48,7 @@ class Counters:
         descriptors: Of its requests; one that names an indirect table is not counted.
         segment_max: Bytes of the longest of them.
         outside: Chains that named an address that is denied or NOTED.
+        stalls: Errors that stopped it.
         slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
             way would fill, if the guest bounces.
         slots_high: The most that *slots* ever was.
@@ -71,6 +72,7 @@ class Counters:
     segment_max: int = 0
     slots_high: int = 0
     outside: int = 0
+    stalls: int = 0
     slots: int = 0
     in_flight: int = 0
     dead: int = 0

@@ -7,9 +7,10 @@ from dataclasses import fields
 from typing import Any, Protocol, cast
 
 from vhostblk.blk.device import MAX_RANGES, BlkDevice
-from vhostblk.engine.api import Counters, Fault, Miss, Piece
+from vhostblk.engine.api import Counters, Fault, Miss, OnError, Piece, Stall
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
+from vhostblk.engine.native.tell import Take, take_note
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
 from vhostblk.memory.dirty import DirtyLog
@@ -22,6 +23,11 @@ TAKE_SAMPLES = 512
 """Samples taken from a queue at once."""
 TAKES = 2 * lib.VHB_SAMPLES // TAKE_SAMPLES
 """Times that is done in a row at most: a guest may store faster than we take."""
+_POLICIES = {
+    OnError.REPORT: lib.VHB_ON_ERROR_REPORT,
+    OnError.STOP: lib.VHB_ON_ERROR_STOP,
+    OnError.ENOSPC: lib.VHB_ON_ERROR_ENOSPC,
+}
 SLOTS = 2 * MAX_QUEUE_SIZE
 """Requests a queue can have with its disk, dead ones among them."""
 
@@ -62,6 +68,8 @@ class NativeQueue:
         self._on_broken = on_broken
         self._on_miss: Callable[[Miss], None] | None = None
         self._on_samples: Callable[[], None] | None = None
+        self._on_stalled: Callable[[Stall], None] | None = None
+        self._on_failed: Callable[[Stall], None] | None = None
         self._condemned_for = ""
         self._closed = False
         self._detached = False
@@ -172,6 +180,26 @@ class NativeQueue:
         value = ffi.new("struct vhb_blk *", settings)
         check(lib.vhb_queue_set_blk(self.handle, value), "device settings")
 
+    def set_on_error(
+        self,
+        policy: OnError,
+        *,
+        on_stalled: Callable[[Stall], None],
+        on_failed: Callable[[Stall], None] | None = None,
+    ) -> None:
+        """Say what becomes of a request that the disk fails."""
+        check(lib.vhb_queue_set_on_error(self.handle, _POLICIES[policy]), "on error")
+        self._on_stalled, self._on_failed = on_stalled, on_failed
+
+    def resume(self) -> None:
+        """Try what is held again."""
+        if self._last is None:
+            lib.vhb_queue_resume(self.handle)
+
+    def stall(self) -> Stall | None:
+        """Return the error that has stopped the queue."""
+        return None if self._last is not None else take_note(self.handle, lib.vhb_queue_stall)
+
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark what is written from the next run on."""
         if log is None:
@@ -250,6 +278,15 @@ class NativeQueue:
             self._on_broken()
         if events & lib.VHB_MISS:
             self._missed()
+        if events & lib.VHB_STALLED:
+            self._tell(self._on_stalled, lib.vhb_queue_stall)
+        if events & lib.VHB_FAILED:
+            self._tell(self._on_failed, lib.vhb_queue_failure)
+
+    def _tell(self, tell: Callable[[Stall], None] | None, take: Take) -> None:
+        note = take_note(self.handle, take)
+        if note is not None and tell is not None:
+            tell(note)
 
     def _missed(self) -> None:
         out = ffi.new("struct vhb_miss *")

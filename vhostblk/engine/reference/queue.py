@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
-from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, Piece
+from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, OnError, Piece, Stall
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
 from vhostblk.engine.reference.ownership import Ask, News, Owner
@@ -145,6 +145,24 @@ class ReferenceQueue:
     def set_blk(self, blk: BlkDevice, *, writethrough: bool) -> None:
         """Set what requests are checked against."""
         self._ours().rules = Rules(blk, writethrough)
+
+    def set_on_error(
+        self,
+        policy: OnError,
+        *,
+        on_stalled: Callable[[Stall], None],  # noqa: ARG002 - it never does
+        on_failed: Callable[[Stall], None] | None = None,  # noqa: ARG002 - the pump tells of them
+    ) -> None:
+        """Report every error; nothing else can be asked."""
+        if policy is not OnError.REPORT:
+            raise VhostBlkError("the reference engine reports every error to the driver")
+
+    def resume(self) -> None:
+        """Nothing is ever held."""
+
+    def stall(self) -> Stall | None:
+        """Return None: nothing is ever held."""
+        return None
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark nothing; see `ReferenceEngine.can_log`."""

@@ -1,0 +1,35 @@
+"""What becomes of what a disk cannot do."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vhostblk.engine.op import Op
+
+
+class OnError(StrEnum):
+    """What is done with a request that the disk fails; as QEMU's werror and rerror."""
+
+    REPORT = "report"
+    """The driver is told."""
+    STOP = "stop"
+    """It is held, and its queue takes nothing more, until it is resumed."""
+    ENOSPC = "enospc"
+    """As *stop* for want of space, else as *report*."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """
+    A request that the disk failed.
+
+    Args:
+        op: What it was.
+        offset: First byte on the disk.
+        length: Bytes; of DISCARD and WRITE_ZEROES those of the range that failed.
+        errno: Why.
+    """
+
+    op: Op
+    offset: int
+    length: int
+    errno: int
