@@ -21,6 +21,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     num_queues: int = 1,
     queue_size: int = 1024,
     packed: bool = True,
+    ring_reset: bool = False,
     read_only: bool = False,
     block_size: int = 0,
     drain_seconds: float | None = None,
@@ -49,6 +50,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         num_queues: How many queues a guest may use, 1 to 64.
         queue_size: Descriptors a queue may have, a power of two up to 1024.
         packed: Offer packed rings, which a guest uses if its front-end lets it.
+        ring_reset: Offer VIRTIO_F_RING_RESET.  Not to QEMU, which does not tell of such resets.
         read_only: Refuse writes, whatever the disk can.
         block_size: Bytes every request is a multiple of; 0: the disk's own.
         drain_seconds: How long requests in flight may take when the guest stops or leaves.
@@ -96,6 +98,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             num_queues=num_queues,
             queue_size=queue_size,
             packed=packed,
+            ring_reset=ring_reset,
             read_only=read_only,
             block_size=block_size,
             drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,

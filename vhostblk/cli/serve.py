@@ -52,6 +52,14 @@ from vhostblk.disk.make import beside
     callback=options.parsed(lambda text: text == "on"),
     help="Offer packed rings; a guest uses them if its QEMU says packed=on, too.",
 )
+@click.option(
+    "--ring-reset",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    show_default=True,
+    callback=options.parsed(lambda text: text == "on"),
+    help="Let a guest reset single queues.  Not with QEMU, which does not tell us of it.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse writes of every kind.")
 @click.option(
     "--cache",
@@ -98,6 +106,7 @@ def serve(
     num_queues: int,
     queue_size: int,
     packed: bool,
+    ring_reset: bool,
     read_only: bool,
     cache: str | None,
     lock: str | None,
@@ -145,6 +154,7 @@ def serve(
         num_queues=num_queues,
         queue_size=queue_size,
         packed=packed,
+        ring_reset=ring_reset,
         read_only=read_only,
         block_size=block_size,
         drain_seconds=drain_timeout,

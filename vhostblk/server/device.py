@@ -23,7 +23,7 @@ from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Pump
 from vhostblk.server.tenure import Tenure
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
-from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED
+from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED, F_RING_RESET
 
 if TYPE_CHECKING:  # it knows rings and windows, of which a device has none
     from vhostblk.server.attached import Attached
@@ -36,6 +36,16 @@ STUCK_SECONDS = 1.0
 """How long a disk is waited for that has not answered a whole drain long."""
 EXHUME_SECONDS = 1.0
 """How often is looked whether buried memory can go."""
+
+
+def _ring_features(engine: Engine, options: DeviceOptions) -> int:
+    bits = engine.ring_features
+    if not options.packed:
+        bits &= ~F_RING_PACKED
+    if not options.ring_reset:
+        # QEMU lets the guest have it and tells us of no reset: that queue then hangs, or worse.
+        bits &= ~F_RING_RESET
+    return bits
 
 
 class Device:
@@ -76,8 +86,8 @@ class Device:
         self.served = False
         """Whether a ring has ever run: then the write cache switch is what its driver has set."""
         self.starts_told = Allowance(burst=STARTS_TOLD, seconds=START_SECONDS)
-        ring = engine.ring_features if options.packed else engine.ring_features & ~F_RING_PACKED
-        self.features = offered(blk, ring=ring) | VHOST_USER_F_PROTOCOL_FEATURES
+        self.features = offered(blk, ring=_ring_features(engine, options))
+        self.features |= VHOST_USER_F_PROTOCOL_FEATURES
         if options.access_platform:
             # Without it no confidential guest of QEMU's starts; without a vIOMMU it is stripped.
             self.features |= F_ACCESS_PLATFORM

@@ -44,6 +44,7 @@ class DeviceOptions:
         iommu: When addresses go through the front-end's IOMMU.
         access_platform: Offer VIRTIO_F_ACCESS_PLATFORM (bit 33).
         packed: Offer packed rings, where the data plane has them.
+        ring_reset: Offer VIRTIO_F_RING_RESET (bit 40), for a front-end that tells of it.
 
     Raises:
         VhostBlkError: One of them cannot be.
@@ -63,6 +64,7 @@ class DeviceOptions:
     iommu: IommuMode = IommuMode.AUTO
     access_platform: bool = True
     packed: bool = True
+    ring_reset: bool = False
 
     def __post_init__(self) -> None:
         if len(self.serial.encode()) > SERIAL_SIZE:

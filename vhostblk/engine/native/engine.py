@@ -10,7 +10,13 @@ from vhostblk.disk.api import Disk, NativeDisk, NativeFile, NativeMemory, Native
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.queue import NativeQueue
 from vhostblk.engine.native.worker import Worker
-from vhostblk.spec.virtio_ring import F_EVENT_IDX, F_INDIRECT_DESC
+from vhostblk.spec.virtio_ring import (
+    F_EVENT_IDX,
+    F_IN_ORDER,
+    F_INDIRECT_DESC,
+    F_RING_PACKED,
+    F_RING_RESET,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +102,7 @@ class NativeEngine:
     @property
     def ring_features(self) -> int:
         """Ring feature bits it can."""
-        return F_INDIRECT_DESC | F_EVENT_IDX
+        return F_INDIRECT_DESC | F_EVENT_IDX | F_RING_PACKED | F_IN_ORDER | F_RING_RESET
 
     @property
     def can_inflight(self) -> bool:
