@@ -82,10 +82,12 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     )
     from vhostblk.server.promise import DRAIN_SECONDS, DeviceOptions  # noqa: PLC0415
     from vhostblk.server.serve import serve_disk  # noqa: PLC0415
+    from vhostblk.server.takeover import expected  # noqa: PLC0415
     from vhostblk.server.where import where  # noqa: PLC0415
 
     uid, gid = socket_owner
-    place = where(socket_path, connect, fd, passed_sockets(os.environ, os.getpid()))
+    passed = passed_sockets(os.environ, os.getpid())
+    place = where(socket_path, connect, fd, passed, taking_over=expected(os.environ))
     source = parse(disk) if isinstance(disk, str) else None
     serve_disk(
         disk if source is None else make(source),

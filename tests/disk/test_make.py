@@ -67,7 +67,7 @@ def test_a_spec_is_as_good_as_its_text() -> None:
         ("file:", "something is missing behind the colon: write file:PATH"),
         ("memory:", "something is missing behind the colon: write memory:SIZE"),
         ("file:x,cash=none", "no option 'cash' for file: .there are cache, discard, lock, locking"),
-        ("memory:1G,zero=off", "no option 'zero' for memory: .there are none"),
+        ("memory:1G,zero=off", "no option 'zero' for memory: .there are memfd"),
         ("file:x,cache=unsafe", "cache=unsafe: write cache= and one of writeback, none, writet"),
         ("file:x,read-only=1", "read-only=1: write read-only=on or read-only=off"),
         ("file:x,lock=never", "lock=never: write lock= and one of always, while-running"),

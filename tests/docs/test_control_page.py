@@ -15,6 +15,7 @@ from vhostblk.server.control import MAX_CONNECTIONS, MAX_LINE, SEND_SECONDS
 from vhostblk.server.jsonrpc import MAX_BATCH, Code, Json
 from vhostblk.server.operations import Operations
 from vhostblk.server.server import Server
+from vhostblk.server.upgrade import Upgrade
 
 PAGE = (running.ROOT / "docs/reference/control.md").read_text()
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^### |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -26,7 +27,8 @@ ANY = "…"
 
 def methods() -> Operations:
     async def made() -> Operations:
-        return Operations(Server(load("reference")), lambda: None)
+        server = Server(load("reference"))
+        return Operations(server, Upgrade(server, None, lambda: None), lambda: None)
 
     return asyncio.run(made())
 

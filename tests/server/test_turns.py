@@ -17,6 +17,8 @@ from server_kit.wire import LINUX, Wire
 
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import open_device
+from vhostblk.server.gate import Brake
+from vhostblk.server.handover import SourceState
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.service import Service
 from vhostblk.server.status import status
@@ -31,6 +33,7 @@ class Sockets:
 
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[socket.socket | None] = asyncio.Queue()
+        self.brake = Brake(lambda: None)
 
     async def accept(self) -> socket.socket | None:
         return await self._waiting.get()
@@ -39,6 +42,12 @@ class Sockets:
         ours, theirs = socket.socketpair()
         self._waiting.put_nowait(theirs)
         return ours
+
+    def share(self) -> SourceState:
+        return SourceState(kind="connected")
+
+    def leave(self) -> None:
+        self.close()
 
     def close(self) -> None:
         self._waiting.put_nowait(None)

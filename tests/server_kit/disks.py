@@ -51,6 +51,18 @@ class Ram(Disk):
         self.data[offset : offset + length] = bytes(length)
 
 
+class Saving(Ram):
+    """Carried over by what it saves."""
+
+    def save(self) -> bytes:
+        self._note("save")
+        return bytes(self.data)
+
+    async def restore(self, data: bytes) -> None:
+        self._note("restore")
+        self.data = bytearray(data)
+
+
 class Slow:
     """``async`` reads and writes that wait for `gate`; nothing but the two duties and write."""
 

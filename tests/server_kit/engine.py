@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -151,6 +151,9 @@ class FakeQueue:
 
     def set_err(self, fd: int | None) -> None:
         self._set_fd("err", fd)
+
+    def eventfds(self) -> Mapping[str, int]:
+        return {kind: fd for kind, fd in self._fds.items() if fd is not None}
 
     def set_enabled(self, *, enabled: bool) -> None:
         self._note("enabled", enabled)

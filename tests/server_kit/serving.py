@@ -19,6 +19,7 @@ from vhostblk.server.listener import SocketOptions, listen
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
+from vhostblk.server.upgrade import Patience, Upgrade
 
 _T = TypeVar("_T")
 PATIENCE = 10.0
@@ -63,9 +64,15 @@ class Serving:
         self._loop = asyncio.get_running_loop()
         async with Server(make_engine(self._engine)) as server:
             self._server = server
-            self.operations = Operations(server, self._stop.set)
+            self.upgrade = Upgrade(server, None, self._stop.set)
+            self.operations = Operations(server, self.upgrade, self._stop.set)
             self._up.set()
             await self._stop.wait()
+
+    def set_patience(self, patience: Patience) -> None:
+        """Say how long an upgrade may take, from the next one on."""
+        assert self._server is not None
+        self.upgrade = Upgrade(self._server, None, self._stop.set, patience)
 
     def run(self, work: Coroutine[object, object, _T]) -> _T:
         """Run *work* on the server's loop and return what it does."""

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import click
 
 from vhostblk.errors import VhostBlkError
+from vhostblk.server import takeover
 from vhostblk.server.activation import expected
 from vhostblk.server.policy import parse_shared_ranges
 
@@ -159,7 +160,8 @@ def one_place(**said: Path | int | None) -> None:
         click.UsageError: None or several were given.
     """
     given = [value for value in said.values() if value is not None]
-    if len(given) > 1 or not (given or expected(os.environ, os.getpid())):
+    told = expected(os.environ, os.getpid()) or takeover.expected(os.environ)
+    if len(given) > 1 or not (given or told):
         *some, last = (_PLACES[name] for name in said)
         raise click.UsageError(
             f"Give {', '.join(some)} or {last}, one of them.", click.get_current_context()

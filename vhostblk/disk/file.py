@@ -6,6 +6,7 @@ after that the C core usually serves the file by itself (`File.native`), and the
 for the reference engine and for layers written in Python.
 """
 
+import fcntl
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from enum import StrEnum
 from vhostblk.disk import holes, lock, signature, transfer
 from vhostblk.disk.api import Disk, DiskInfo, Extent, NativeFile
 from vhostblk.disk.geometry import Geometry, measure, open_image
+from vhostblk.errors import VhostBlkError
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,7 @@ class File(Disk):
         self._locking = locking
         self._lock_when = lock
         self._opened: _Opened | None = None
+        self._adopted: int | None = None
 
     @property
     def path(self) -> str:
@@ -131,6 +134,29 @@ class File(Disk):
         """Whether `open` leaves the lock to whoever runs a guest."""
         return self._lock_when is LockWhen.WHILE_RUNNING
 
+    def share(self) -> Sequence[int]:
+        """Return the open file; whoever has it has the lock, too."""
+        return (self._open.fd,)
+
+    def adopt(self, fds: Sequence[int]) -> None:
+        """
+        Go on with the file that another process has open: `open` opens none.
+
+        Args:
+            fds: As `share` returned them there; taken.
+
+        Raises:
+            VhostBlkError: It is not open in the way it should be here.
+        """
+        (self._adopted,) = fds
+        flags = fcntl.fcntl(self._adopted, fcntl.F_GETFL)
+        mode = os.O_RDONLY if self._read_only else os.O_RDWR
+        if flags & os.O_ACCMODE != mode or bool(flags & os.O_DIRECT) != self._cache.direct:
+            raise VhostBlkError(
+                f"{self._path}: it is open in another way than cache and read-only ask for: undo "
+                "that change, or stop and start the server"
+            )
+
     def open(self) -> None:
         """
         Open, lock, measure, and look at the first bytes.
@@ -140,9 +166,11 @@ class File(Disk):
             OSError: The kernel fails in a way that says it all.
         """
         write, direct = not self._read_only, self._cache.direct
-        fd = open_image(self._path, write=write, direct=direct)
+        taken, self._adopted = self._adopted, None
+        fd = open_image(self._path, write=write, direct=direct) if taken is None else taken
         try:
-            if not self.lock_while_running:
+            # One that was taken over has brought its lock.
+            if taken is None and not self.lock_while_running:
                 self._lock(fd, seconds=lock.ORPHAN_SECONDS)
             geometry = measure(fd, self._path, write=write, direct=direct)
         except BaseException:
@@ -151,7 +179,8 @@ class File(Disk):
         bounce = transfer.Bounce(geometry.alignment.offset) if direct else None
         self._opened = _Opened(fd, geometry, bounce)
         try:
-            self._look(geometry.block_size)
+            if taken is None:
+                self._look(geometry.block_size)
         except BaseException:
             self.close()
             raise

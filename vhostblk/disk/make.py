@@ -13,6 +13,7 @@ from typing import TypeVar
 from vhostblk.disk.api import Disk
 from vhostblk.disk.file import CacheMode, File, Locking, LockWhen
 from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
+from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
 from vhostblk.disk.python import load
@@ -114,7 +115,8 @@ def _file(spec: DiskSpec) -> Disk:
 
 
 def _memory(spec: DiskSpec) -> Disk:
-    return Memory(_size(spec))
+    memfd = _switch(spec.options, "memfd", default=False)
+    return Memfd(_size(spec)) if memfd else Memory(_size(spec))
 
 
 def _null(spec: DiskSpec) -> Disk:
@@ -151,7 +153,7 @@ SCHEMES: Mapping[str, Scheme] = {
         frozenset({"cache", "read-only", "discard", "locking", "lock"}),
         "file:PATH[,key=value,…]",
     ),
-    "memory": Scheme(_memory, frozenset(), "memory:SIZE, e.g. memory:4G"),
+    "memory": Scheme(_memory, frozenset({"memfd"}), "memory:SIZE[,memfd=on], e.g. memory:4G"),
     "null": Scheme(_null, frozenset({"zero"}), "null:SIZE[,zero=off]"),
     "python": Scheme(_python, None, "python:module:Class[,arg=value,…]"),
 }

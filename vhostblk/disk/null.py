@@ -27,6 +27,13 @@ class Null(Disk):
         """Return its size; nothing is volatile where nothing is kept."""
         return DiskInfo(size=self._size, volatile=False, may_unmap=True)
 
+    def share(self) -> Sequence[int]:
+        """Have nothing that another process would need."""
+        return ()
+
+    def adopt(self, fds: Sequence[int]) -> None:
+        """Need nothing of another process."""
+
     def read(self, offset: int, views: Sequence[memoryview]) -> None:
         """Fill *views* with zeroes, unless told not to."""
         if not self._zero:

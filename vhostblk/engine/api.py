@@ -8,7 +8,7 @@ A queue's ring and settings belong either to its worker or to the control plane.
 All methods are called on the control thread, inside its running asyncio loop.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from vhostblk.blk.device import BlkDevice
@@ -143,6 +143,10 @@ class Queue(Protocol):
 
     def set_err(self, fd: int | None) -> None:
         """Take over an eventfd that is written when the queue breaks."""
+        ...
+
+    def eventfds(self) -> Mapping[str, int]:
+        """Return those it has, by ``kick``, ``call`` and ``err``; they stay the queue's."""
         ...
 
     def set_enabled(self, *, enabled: bool) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from contextlib import suppress
 from typing import Literal, get_args
 
 from vhostblk.engine.api import Engine
@@ -10,6 +11,7 @@ from vhostblk.errors import VhostBlkError
 
 EngineName = Literal["auto", "native", "reference"]
 
+_NATIVE = "vhostblk.engine.native"
 _log = logging.getLogger(__name__)
 
 
@@ -39,8 +41,15 @@ def load(name: EngineName) -> Engine:
         return ReferenceEngine()
 
 
+def preload(name: EngineName) -> None:
+    """Import what `load` is going to need; what is missing is for it to say."""
+    if name != "reference":
+        with suppress(ImportError):
+            importlib.import_module(_NATIVE)
+
+
 def _native() -> Engine:
     # Imported here and by name: where there was no compiler the module's own import fails.
-    module = importlib.import_module("vhostblk.engine.native")
+    module = importlib.import_module(_NATIVE)
     engine: Engine = module.NativeEngine()
     return engine

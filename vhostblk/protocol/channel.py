@@ -75,6 +75,26 @@ class Channel:
         """How many bytes the transport must read next, at most; never 0."""
         return self._framer.want
 
+    @property
+    def state(self) -> tuple[tuple[int, ...], bytes]:
+        """Return whose acks are still to come, in order, and what has come of the next one."""
+        return tuple(self._waiting), self._framer.partial[0]
+
+    def go_on(self, waiting: Sequence[int], data: bytes) -> None:
+        """
+        Go on where another process has left it.
+
+        Args:
+            waiting: As `state` returned it, and the rest.
+            data: Part of an ack.
+
+        Raises:
+            ProtocolError: That is no part of one.
+            ValueError: There is no such request.
+        """
+        self._waiting.extend(BackendRequest(number) for number in waiting)
+        self._framer.go_on(data)
+
     def encode(self, message: ConfigChange | IotlbMiss) -> bytes:
         """Return the bytes of *message*, and expect its ack if it asks for one."""
         if isinstance(message, IotlbMiss):

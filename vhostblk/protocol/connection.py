@@ -50,6 +50,24 @@ class Connection:
         """Whether the stream stands between two messages; an end of file here is clean."""
         return self._framer.idle
 
+    @property
+    def partial(self) -> tuple[bytes, tuple[int, ...]]:
+        """Return what has come of the next message; its descriptors stay here."""
+        return self._framer.partial
+
+    def go_on(self, data: bytes, fds: Sequence[int]) -> None:
+        """
+        Begin within a message, as another process has left it.
+
+        Args:
+            data: As `partial` returned it.
+            fds: The same descriptors; owned from here on.
+
+        Raises:
+            ProtocolError: That is no part of a message.
+        """
+        self._framer.go_on(data, fds)
+
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Received | None:
         """
         Take what one read returned.

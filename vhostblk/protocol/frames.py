@@ -59,6 +59,12 @@ class Framer:
         """Whether the stream stands between two messages."""
         return self._header is None and not self._data
 
+    @property
+    def partial(self) -> tuple[bytes, tuple[int, ...]]:
+        """Return what has come of the next message; its descriptors stay here."""
+        head = b"" if self._header is None else wire.HEADER.pack(*self._header)
+        return head + self._data, tuple(fd.fileno() for fd in self._fds)
+
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> Frame | None:
         """
         Take what one read returned.
@@ -83,6 +89,24 @@ class Framer:
         if self.want == 0 and self._header is None:
             self._start()
         return None if self.want else self._finish()
+
+    def go_on(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """
+        Begin within a message, as another process has left it.
+
+        Args:
+            data: As `partial` returned it.
+            fds: The same descriptors; owned here from now on.
+
+        Raises:
+            ProtocolError: That is no part of a message.
+        """
+        owned: Sequence[int] = fds
+        while data or owned:
+            here, data = data[: self.want], data[self.want :]
+            if self.feed(here, owned) is not None:
+                raise self._failure("a message came whole where a part of one was due")
+            owned = ()
 
     def _start(self) -> None:
         number, flags, size = wire.HEADER.unpack(bytes(self._data))

@@ -71,7 +71,7 @@ class Attachment:
             bury=device.bury,
         )
         self.misses = Misses(self, self.rings, self.lock, device.log)
-        self._enforcement = Enforcement(
+        self.enforcement = Enforcement(
             device.options, device.log, clock=time.monotonic, features=lambda: self.features
         )
         hints = device.options.confidential is not Confidential.OFF
@@ -88,11 +88,12 @@ class Attachment:
             saw=self._saw,
             on_end=lambda: log_status(device, asked=False),
             on=hints,
-            first=self._enforcement.learns + 1,
-            seconds=TELL_SECONDS if self._enforcement.on else None,
-            eager=lambda: self._enforcement.learning,
+            first=self.enforcement.learns + 1,
+            seconds=TELL_SECONDS if self.enforcement.on else None,
+            eager=lambda: self.enforcement.learning,
         )
-        self._log: Mapping | None = None
+        self.dirty_log: Mapping | None = None
+        """Where its migration looks, if there is one."""
         self._verdicts: set[asyncio.Task[None]] = set()
         device.attached = self
 
@@ -109,7 +110,7 @@ class Attachment:
         def started() -> None:
             self.device.served = True
             self._turn.begin()
-            self._enforcement.begin()
+            self.enforcement.begin()
             self.observer.begin(self.rings[index])
 
         def dead() -> None:
@@ -136,10 +137,10 @@ class Attachment:
     def _saw(self, ring: Ring, samples: Sequence[Sample]) -> None:
         """Heed what a queue has sampled."""
         self.detector.saw(ring, samples)
-        if not self._enforcement.on:
+        if not self.enforcement.on:
             return
         space = self.observer.space(ring)
-        step = self._enforcement.heed(
+        step = self.enforcement.heed(
             ring.index, samples, partial(locate, space), self.observer.window.guest_dma
         )
         if step is not Step.NOTHING:
@@ -157,7 +158,7 @@ class Attachment:
                 return  # what was learned ended with them
             terms = self.terms
             await asyncio.gather(*(ring.move(terms, drain=False) for ring in self.running))
-            self._enforcement.limited()
+            self.enforcement.limited()
 
     def _carried_out(self, verdict: asyncio.Task[None]) -> None:
         self._verdicts.discard(verdict)
@@ -191,14 +192,14 @@ class Attachment:
         """Return what a ring would run by if it started now."""
         return Terms(
             features=self.features,
-            space=self.build(self.space.table) if self._enforcement.on else self.space,
+            space=self.build(self.space.table) if self.enforcement.on else self.space,
             translated=self.translated() if self._translates else None,
             blk=self.device.blk,
             writethrough=self.writethrough,
             always_translated=self.device.options.iommu is IommuMode.ON,
-            required=F_VERSION_1 if self._enforcement.on else 0,
+            required=F_VERSION_1 if self.enforcement.on else 0,
             inflight=self.inflight.area,
-            log=self._log if self.features & VHOST_F_LOG_ALL else None,
+            log=self.dirty_log if self.features & VHOST_F_LOG_ALL else None,
         )
 
     def build(
@@ -207,7 +208,7 @@ class Attachment:
         """Make an address space, limited to what the device may use at all."""
         space = AddressSpace.build(table, translations)
         rings = [one for ring in self.rings for part in ring.lies_in(space) for one in part]
-        window = self._enforcement.window(rings)
+        window = self.enforcement.window(rings)
         return space if window is None else AddressSpace.build(table, translations, window=window)
 
     async def log_into(self, log: Mapping) -> None:
@@ -217,7 +218,7 @@ class Attachment:
         Args:
             log: Its memory, owned from here on; used while the driver's features have LOG_ALL.
         """
-        old, self._log = self._log, log
+        old, self.dirty_log = self.dirty_log, log
         await self.relog()
         if old is not None:
             old.release()
@@ -267,7 +268,7 @@ class Attachment:
         elif not self.running:
             self.iommu.iotlb.clear()
         if not self.running:
-            self._enforcement.end()
+            self.enforcement.end()
             await self._turn.end()
 
     def leave(self) -> None:
@@ -289,8 +290,8 @@ class Attachment:
             self.device.bury([region.mapping for region in self.space.table.regions])
             self.space = AddressSpace.build(RegionTable())
             self.inflight.close()
-            if self._log is not None:
-                self._log.release()
+            if self.dirty_log is not None:
+                self.dirty_log.release()
             await self._turn.end()
         for result in results:
             if isinstance(result, BaseException):

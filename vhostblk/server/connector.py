@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.gate import Brake
+from vhostblk.server.handover import SourceState
 from vhostblk.server.listener import check_length
 from vhostblk.server.log import Log
 
@@ -85,23 +87,35 @@ class Connector:
         self._sleep = sleep
         self._told = ""
         self._closed = asyncio.Event()
+        self._nudged = asyncio.Event()
+        self.brake = Brake(self._nudged.set)
+        """Where nobody is being connected to."""
 
     async def accept(self) -> socket.socket | None:
         """Return the next connection, however long that takes; None after `close`."""
-        while not self._closed.is_set():
+        while True:
             await self._pause(self._backoff.seconds())
+            await self.brake.passed()
             if self._closed.is_set():
-                break
+                return None
             sock = self._try()
             if sock is not None:
                 self._backoff.connected()
                 self._told = ""
                 return sock
-        return None
+
+    def share(self) -> SourceState:
+        """Return what another process needs to go on in our place."""
+        return SourceState(kind="connecting", path=os.fspath(self._path))
+
+    def leave(self) -> None:
+        """Connect no more: somebody else does."""
+        self.close()
 
     def close(self) -> None:
         """Connect no more."""
         self._closed.set()
+        self.brake.let_go()
 
     def _try(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -125,10 +139,12 @@ class Connector:
     async def _pause(self, seconds: float) -> None:
         if not seconds:
             return
-        waits = {asyncio.ensure_future(one) for one in (self._closed.wait(), self._sleep(seconds))}
+        ends = (self._closed.wait(), self._nudged.wait(), self._sleep(seconds))
+        waits = {asyncio.ensure_future(one) for one in ends}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._nudged.clear()
             for one in waits:
                 one.cancel()
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from vhostblk.blk.config import ConfigSpace
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.features import offered
+from vhostblk.disk import carry
+from vhostblk.disk.call import run
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import DeviceEngine, Engine, Queue
 from vhostblk.errors import VhostBlkError
@@ -20,7 +22,7 @@ from vhostblk.memory.mapping import Mapping
 from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
-from vhostblk.server.pump import Pump
+from vhostblk.server.pump import Before, Pump
 from vhostblk.server.tenure import Tenure
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED, F_RING_RESET
@@ -98,6 +100,7 @@ class Device:
         self._share = share
         self._pump = pump
         self.tenure = Tenure(pump, needed=lock_while_running, flush=self.flush, log=log)
+        self._down = False
         self._buried: list[Mapping] = []
         self._exhuming: asyncio.TimerHandle | None = None
 
@@ -153,6 +156,55 @@ class Device:
             "a driver goes on that another process served: until it sets its write cache again "
             "every write is made stable"
         )
+
+    # ---- for another process that goes on with it -------------------------------------------
+
+    def shared(self) -> tuple[int, ...] | None:
+        """
+        Return the disk's descriptors, which stay its own; None: it is put down instead.
+
+        Raises:
+            VhostBlkError: It cannot be carried over.
+        """
+        return carry.shared(self._pump.calls.disk)
+
+    async def put_down(self) -> bytes:
+        """
+        Have the disk flush, save what it holds, and close; `take_up` undoes that.
+
+        Raises:
+            OSError: It could not, or not in time.
+            VhostBlkError: It saves nothing that could be carried.
+        """
+        calls = self._pump.calls
+
+        async def put_down() -> bytes:
+            saved = await carry.save(calls.disk)
+            await run(calls.close)
+            return saved
+
+        await self.flush()
+        saving = self._pump.on_thread(put_down())
+        saved = await asyncio.wait_for(saving, self.options.drain_seconds)
+        self._down = True
+        return saved
+
+    async def take_up(self, saved: bytes) -> None:
+        """Open a disk that was put down, with what it has saved."""
+        calls = self._pump.calls
+
+        async def take_up() -> None:
+            await carry.restore(calls.disk, data=saved)
+            await run(calls.open)
+
+        await self._pump.on_thread(take_up())
+        self._down = False
+
+    async def leave(self) -> None:
+        """Let go of the disk, which another process has; no front-end is attached any more."""
+        self._exhume()
+        await self._share.close()
+        await (self._pump.end() if self._down else self._pump.close(seconds=STUCK_SECONDS))
 
     # ---- guest memory ---------------------------------------------------------------------
 
@@ -221,7 +273,12 @@ class Device:
 
 
 async def open_device(
-    disk: object, engine: Engine, options: DeviceOptions, source: DiskSpec | None = None
+    disk: object,
+    engine: Engine,
+    options: DeviceOptions,
+    source: DiskSpec | None = None,
+    *,
+    before: Before | None = None,
 ) -> Device:
     """
     Open a disk and make a device of it.
@@ -231,13 +288,14 @@ async def open_device(
         engine: The data plane.
         options: What the operator asks.
         source: The disk as it was written, if it was.
+        before: Done with the disk before it is opened, on its thread.
 
     Raises:
         VhostBlkError: The disk cannot be had, or not so.
     """
     log = Log(__name__, options.name)
     pump = Pump(disk, log=log, name=options.name)
-    opened = await pump.open()
+    opened = await pump.open(before)
     try:
         blk = promise(opened, options)
         share = engine.device(pump.calls.disk)

@@ -117,6 +117,15 @@ class Enforcement:
         self._seen: dict[int, int] = {}
         self._learned = None if self.learns else Ranges()
 
+    @property
+    def learned(self) -> Sequence[Range] | None:
+        """Return what was learned of this start, as (first, behind the last); None: nothing yet."""
+        return self._learned.rows if self._learned and self.learns else None
+
+    def recall(self, learned: Sequence[Range]) -> None:
+        """Take up what another process has learned of a start that goes on here."""
+        self._learned = Ranges(tuple(learned))
+
     def window(self, rings: Iterable[Range]) -> Limit | None:
         """
         Return where the device may go now; None: everywhere.

@@ -106,6 +106,11 @@ class Iommu:
         self._asked: dict[tuple[int, bool], _Asked] = {}  # by ring, and whether for a chain
 
     @property
+    def requests(self) -> Requests | None:
+        """Return the channel for questions; None: there is none."""
+        return self._requests
+
+    @property
     def can_ask(self) -> bool:
         """Whether there is a channel for questions."""
         return self._requests is not None

@@ -4,9 +4,11 @@ The queue behind a ring, and who has it: its worker, or the control plane.
 A queue is made when there is something for it to keep, and lives until the connection ends.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 
 from vhostblk.engine.api import Counters, Fault, Queue
+from vhostblk.memory.iotlb import EVERYWHERE
 from vhostblk.server.log import Log
 
 
@@ -52,6 +54,10 @@ class Keeper:
             self._made = self._make_queue()
         return self._made
 
+    def eventfds(self) -> Mapping[str, int]:
+        """Return its eventfds, which stay its own; see `Queue.eventfds`."""
+        return {} if self._made is None else self._made.eventfds()
+
     def fault(self) -> Fault | None:
         """Return why it is broken, None while it is not."""
         return None if self._made is None else self._made.fault()
@@ -80,6 +86,39 @@ class Keeper:
         """Give it to its worker; one that is broken, or may not run yet, stays here."""
         if self.fault() is None and not self.waits:
             self.queue.run()
+
+    async def quiet(self, *, enabled: bool, seconds: float) -> bool:
+        """
+        Have it stand still with nothing in flight, until `go_on`.
+
+        Args:
+            enabled: Whether it may take requests, otherwise.
+            seconds: What is in flight may take.
+
+        Returns:
+            False: something takes longer, and it goes on.
+        """
+        if self.held or self.fault() is not None or not self._may_run():
+            return not self.counters().in_flight
+        await self.take_back(drain=False)
+        self.queue.watch_use(EVERYWHERE)
+        self.queue.set_enabled(enabled=False)
+        self.queue.run()
+        try:
+            async with asyncio.timeout(seconds):
+                await self.queue.unused()
+        except TimeoutError:
+            await self.go_on(enabled=enabled)
+            return False
+        await self.take_back(drain=True)
+        return True
+
+    async def go_on(self, *, enabled: bool) -> None:
+        """End a `quiet`."""
+        if not self.held and self.fault() is None:
+            await self.take_back(drain=False)
+            self.queue.set_enabled(enabled=enabled)
+            self.hand_over()
 
     async def change(self, apply: Callable[[Queue], None]) -> None:
         """Change a setting of one that runs."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vhostblk.errors import VhostBlkError
-from vhostblk.server.gate import Gate
+from vhostblk.server.gate import Brake, Gate
+from vhostblk.server.handover import SourceState
 
 BACKLOG = 16
 PATH_MAX = 107
@@ -54,6 +55,8 @@ class Listener:
         self._file = _identity(path) if path else None
         self._listening = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         self._gate = Gate(sock.fileno())
+        self.brake = Brake(self._gate.nudge)
+        """Where no connection is being taken."""
 
     @property
     def path(self) -> Path | None:
@@ -71,18 +74,33 @@ class Listener:
             # The one connection that was handed to us.
             self._gate.stop()
             return self._sock.dup()
-        while not self._gate.stopped:
+        while True:
+            await self.brake.passed()
+            if self._gate.stopped:
+                return None
             try:
                 return self._sock.accept()[0]
             except BlockingIOError:
                 await self._gate.readable()
             except ConnectionAbortedError:
                 continue
-        return None
+
+    def share(self) -> SourceState:
+        """Return what another process needs to go on in our place."""
+        if not self._listening:
+            return SourceState(kind="connected")
+        path = None if self._path is None else os.fspath(self._path)
+        return SourceState(kind="listening", path=path, fd=self._sock.fileno())
+
+    def leave(self) -> None:
+        """Take no more connections: somebody else does, and removes the socket file."""
+        self._path = None
+        self.close()
 
     def close(self) -> None:
         """Take no more connections and remove the socket file if it is still ours."""
         self._gate.stop()
+        self.brake.let_go()
         self._sock.close()
         if self._path and self._file and _identity(self._path) == self._file:
             self._path.unlink()

@@ -6,6 +6,7 @@ device does so under its service's lock.
 """
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -13,6 +14,7 @@ from vhostblk.server.jsonrpc import Json, Method, NoDevice, method
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
 from vhostblk.server.status import Status, status
+from vhostblk.server.upgrade import Upgrade, command_of, same_command
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 from vhostblk.version import version
 
@@ -23,17 +25,19 @@ class Operations:
 
     Args:
         server: Whose devices.
+        upgrade: Replaces this process.
         stop: Ends it.
     """
 
-    def __init__(self, server: Server, stop: Callable[[], None]) -> None:
+    def __init__(self, server: Server, upgrade: Upgrade, stop: Callable[[], None]) -> None:
         self._server = server
+        self._upgrade = upgrade
         self._stop = stop
 
     def methods(self) -> Mapping[str, Method]:
         """Return all of them by name."""
         asking = (self.version, self.list_devices, self.status)
-        changing = (self.shutdown,)
+        changing = (self.shutdown, self.upgrade)
         rows = [method(one, name=_NAMES.get(one.__name__, "")) for one in asking]
         rows += [method(one, name=_NAMES.get(one.__name__, ""), changes=True) for one in changing]
         return {row.name: row for row in rows}
@@ -61,6 +65,12 @@ class Operations:
         """End, as SIGTERM does."""
         self._stop()
         return None
+
+    async def upgrade(self, program: str | None = None) -> Json:
+        """Have a new process take over: *program* with our arguments, or as we were started."""
+        command = same_command() if program is None else command_of(shlex.split(program))
+        successor = await self._upgrade.run(command)
+        return {"pid": successor.pid, "paused_seconds": successor.paused_seconds}
 
     def _find(self, name: str) -> Service:
         service = self._server.services.get(name)

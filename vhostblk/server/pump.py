@@ -28,6 +28,8 @@ from vhostblk.server.log import Log
 
 _T = TypeVar("_T")
 _Refs: TypeAlias = tuple[ref[object], ...]
+Before: TypeAlias = Callable[[object], Coroutine[object, object, None]]
+"""Done with a disk before it is opened."""
 JOIN_SECONDS = 1.0
 """How long the thread may take to end once its disk is closed."""
 
@@ -97,9 +99,12 @@ class Pump:
 
     # ---- the control thread's side -----------------------------------------------------------
 
-    async def open(self) -> Opened:
+    async def open(self, before: Before | None = None) -> Opened:
         """
         Start the thread and open the disk on it.
+
+        Args:
+            before: Called there, first.
 
         Raises:
             VhostBlkError: The disk says why it cannot be opened; the thread has ended.
@@ -107,9 +112,11 @@ class Pump:
         """
         self._thread.start()
         try:
-            return await self._on_thread(self._open())
+            if before is not None:
+                await self.on_thread(before(self.calls.disk))
+            return await self.on_thread(self._open())
         except BaseException:
-            await self._end_thread()
+            await self.end()
             raise
 
     def serve(self, mailbox: Mailbox) -> None:
@@ -132,17 +139,17 @@ class Pump:
         if not self.calls.can.flush:
             return
         try:
-            await asyncio.wait_for(self._on_thread(run(self.calls.flush)), seconds)
+            await asyncio.wait_for(self.on_thread(run(self.calls.flush)), seconds)
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, f"flush took more than {seconds:g} s") from None
 
     async def lock(self) -> None:
         """Take a disk that is locked while running; raises what it does."""
-        await self._on_thread(run(self.calls.lock))
+        await self.on_thread(run(self.calls.lock))
 
     async def unlock(self) -> None:
         """Let others have such a disk."""
-        await self._on_thread(run(self.calls.unlock))
+        await self.on_thread(run(self.calls.unlock))
 
     def revoke(self, mailbox: Mailbox) -> None:
         """
@@ -178,21 +185,23 @@ class Pump:
             return True
         closed = await self._bounded(self._close(), seconds, "it is left as it is")
         if closed:
-            await self._end_thread()
+            await self.end()
         return closed
 
-    async def _end_thread(self) -> None:
+    async def end(self) -> None:
+        """End the thread; the disk is closed."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.wait([self._ended], timeout=JOIN_SECONDS)
 
-    def _on_thread(self, work: Coroutine[object, object, _T]) -> asyncio.Future[_T]:
+    def on_thread(self, work: Coroutine[object, object, _T]) -> asyncio.Future[_T]:
+        """Do *work* where the disk lives."""
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def _bounded(
         self, work: Coroutine[object, object, None], seconds: float, otherwise: str
     ) -> bool:
         try:
-            await asyncio.wait_for(self._on_thread(work), seconds)
+            await asyncio.wait_for(self.on_thread(work), seconds)
         except TimeoutError:
             self._log.error("the disk did not return within %g s: %s", seconds, otherwise)
             return False

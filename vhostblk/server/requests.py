@@ -8,10 +8,12 @@ import asyncio
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 from errno import EINVAL, EPIPE
 
 from vhostblk.errors import ProtocolError, Refused
 from vhostblk.protocol.channel import Channel, IotlbMiss
+from vhostblk.server.gate import Brake
 from vhostblk.server.log import Log
 from vhostblk.server.transport import Transport
 
@@ -36,6 +38,7 @@ class Requests:
         self._unsent: deque[bytes] = deque()
         self._more = asyncio.Event()
         self._closed = False
+        self._brake = Brake(self._more.set)
         self._writer = Transport(sock)
         self._reader = Transport(sock.dup())
         self._tasks = (asyncio.ensure_future(self._write()), asyncio.ensure_future(self._read()))
@@ -56,11 +59,49 @@ class Requests:
         self._more.set()
         return ack
 
+    # ---- for another process that goes on with it ---------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, which stays here."""
+        return self._writer.fileno()
+
+    async def hold(self) -> None:
+        """Return when nothing is half sent or half read; what is asked meanwhile waits here."""
+        if not self._closed:
+            await asyncio.gather(self._brake.hold(), self._reader.brake.hold())
+
+    def let_go(self) -> None:
+        """Go on, after `hold`."""
+        self._brake.let_go()
+        self._reader.brake.let_go()
+
+    @property
+    def state(self) -> tuple[tuple[int, ...], bytes]:
+        """Return what `go_on` needs: whose acks are to come, and what has come of the next."""
+        waiting, data = self._channel.state
+        return waiting[: len(waiting) - len(self._unsent)], data
+
+    def go_on(self, waiting: Sequence[int], data: bytes) -> None:
+        """
+        Go on where another process has left it: its acks are due, and nobody here needs them.
+
+        Nothing is read before `let_go`, as the other process may yet need it.
+
+        Raises:
+            ProtocolError: It cannot have been left so.
+            ValueError: The same.
+        """
+        self._reader.brake.shut()
+        self._channel.go_on(waiting, data)
+        loop = asyncio.get_running_loop()
+        self._acks.extend(loop.create_future() for _ in waiting)
+
     async def _write(self) -> None:
         try:
             while True:
                 await self._more.wait()
                 self._more.clear()
+                await self._brake.passed()
                 while self._unsent:
                     await self._writer.send(self._unsent.popleft())
         except OSError:

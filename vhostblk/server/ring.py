@@ -60,7 +60,7 @@ class Ring:
         """Where its used ring is logged, as SET_VRING_ADDR says it; None: nowhere."""
         self.place = Place(index=index)
         self.keeper = keeper
-        self._stood: int | None = None
+        self.stood: int | None = None
         self._on_miss = on_miss
         self._on_start = on_start
         self._log = log
@@ -269,7 +269,7 @@ class Ring:
             The next avail entry not yet taken; the same at the next call.
         """
         await self._end(RingEvent.STOP)
-        stood = self._stood if self.base is None else self.base
+        stood = self.stood if self.base is None else self.base
         return first_base(packed=self.place.packed) if stood is None else stood
 
     async def reset(self) -> None:
@@ -280,7 +280,7 @@ class Ring:
         """
         await self._end(RingEvent.RESET)
         if self.base is not None:
-            self._stood = self.base
+            self.stood = self.base
         self.base = self.used_log = None
         self.place = Place(index=self.index)
 
@@ -295,7 +295,32 @@ class Ring:
         self.keeper.held = False
         self.state = step.state
 
-    def _start(self, terms: Terms) -> None:
+    def check_start(self, terms: Terms) -> None:
+        """
+        Make sure that a ring that has all its settings can be resumed.
+
+        Raises:
+            Refused: It cannot, by *terms*.
+        """
+        self._check(terms)
+
+    def resume(self, base: int, terms: Terms, *, broken: str | None) -> None:
+        """
+        Run on where another process has left it; all its settings are here.
+
+        Args:
+            base: Where that is.
+            terms: What it runs by.
+            broken: Why it waits for a restart, if it does.
+        """
+        self.base = base
+        if broken is not None:
+            self.place = self._check(terms)
+            self.queue.condemn(broken)
+            return
+        self._start(terms, enabled=self.state is RingState.STARTED)
+
+    def _start(self, terms: Terms, *, enabled: bool = True) -> None:
         self.place = self._check(terms)
         self.translated = terms.translates(self.place.layout())
         queue = self.queue
@@ -309,7 +334,7 @@ class Ring:
         queue.set_base(first_base(packed=terms.packed) if self.base is None else self.base)
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
-        queue.set_enabled(enabled=True)
+        queue.set_enabled(enabled=enabled)
         track(queue, terms.inflight, self.place, self._log)
         self._log_pages(terms)
         self._on_start()

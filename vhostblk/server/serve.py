@@ -4,14 +4,15 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from vhostblk.disk.grammar import DiskSpec
-from vhostblk.engine.choose import EngineName, load
+from vhostblk.engine.choose import EngineName, load, preload
 from vhostblk.server.control import Control
 from vhostblk.server.jsonrpc import Dispatcher
 from vhostblk.server.listener import Listener, SocketOptions, listen
@@ -19,11 +20,15 @@ from vhostblk.server.notify import notify
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
-from vhostblk.server.where import Where
+from vhostblk.server.takeover import Takeover
+from vhostblk.server.upgrade import Upgrade
+from vhostblk.server.where import TAKEN_OVER, Where
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STATUS_SIGNAL = signal.SIGUSR1
 """Asks for the status of every device, in the log."""
+UPGRADE_SIGNAL = signal.SIGUSR2
+"""Has another process, started in the same way, take over; the log says how that went."""
 
 
 def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
@@ -40,7 +45,8 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     """
     Serve a disk on a socket until SIGTERM or SIGINT; then drain, flush, close and return.
 
-    SIGUSR1 logs the status document.  A service manager is told how we are; see `notify`.
+    SIGUSR1 logs the status document, SIGUSR2 has a new process take over.  A service manager is
+    told how we are; see `notify`.
 
     Args:
         disk: Any object that meets the `Disk` contract; closed at the end.
@@ -56,6 +62,11 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         VhostBlkError: The disk or the socket cannot be had, or the last flush failed.
     """
     options = options or DeviceOptions(name=place.name)
+    preload(engine)
+    takeover = Takeover.begin(os.environ)
+    if takeover is not None:
+        _take_over(takeover, disk, engine, options, source, ready)
+        return
     # The sockets first: who asks for a taken one should not have locked the disk meanwhile.
     with ExitStack() as sockets:
         listener = place.open(socket or SocketOptions(), options.name)
@@ -70,36 +81,70 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         uvloop.run(_serve(add, engine, operators, ready))
 
 
+def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
+    takeover: Takeover,
+    disk: object,
+    engine: EngineName,
+    options: DeviceOptions,
+    source: DiskSpec | None,
+    ready: Callable[[], None] | None,
+) -> None:
+    if options.name == TAKEN_OVER:
+        options = replace(options, name=takeover.names[0])
+    takeover.add(disk, options, source)
+    operators = takeover.control()
+    with ExitStack() as sockets:
+        if operators is not None:
+            sockets.callback(operators.close)
+        uvloop.run(_serve(takeover.go_on, engine, operators, ready))
+
+
 async def _serve(
     add: Callable[[Server], Awaitable[None]],
     engine: EngineName,
     operators: Listener | None,
     ready: Callable[[], None] | None,
 ) -> None:
-    told = asyncio.Event()
+    told, handed_over = asyncio.Event(), asyncio.Event()
     _on_signals(told.set, *SIGNALS)
-    async with Server(load(engine)) as server, _controlled(server, operators, told.set):
-        _on_signals(server.report, STATUS_SIGNAL)
-        await add(server)
-        if ready is not None:
-            ready()
-        notify("READY=1", f"STATUS=serving {', '.join(server.services)}")
-        ended = {asyncio.ensure_future(told.wait()), asyncio.ensure_future(server.wait())}
-        _, left = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-        for task in left:
-            task.cancel()
-        notify("STOPPING=1", "STATUS=draining and flushing")
+    async with Server(load(engine)) as server:
+        upgrade = Upgrade(server, operators, handed_over.set)
+        async with _controlled(server, operators, upgrade, told.set):
+            _on_signals(server.report, STATUS_SIGNAL)
+            await add(server)
+            _on_signals(upgrade.ask, UPGRADE_SIGNAL)
+            if ready is not None:
+                ready()
+            notify("READY=1", f"STATUS=serving {_names(server)}")
+            await _first(told.wait(), handed_over.wait(), server.wait())
+            await upgrade.cancel()
+            if upgrade.successor is None:
+                notify("STOPPING=1", "STATUS=draining and flushing")
+            elif told.is_set():
+                os.kill(upgrade.successor, signal.SIGTERM)  # it was meant for who serves
+
+
+def _names(server: Server) -> str:
+    return ", ".join(server.services)
+
+
+async def _first(*waits: Coroutine[object, object, object]) -> None:
+    """Return when one of them has."""
+    tasks = {asyncio.ensure_future(one) for one in waits}
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 @asynccontextmanager
 async def _controlled(
-    server: Server, operators: Listener | None, stop: Callable[[], None]
+    server: Server, operators: Listener | None, upgrade: Upgrade, stop: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Let operators change what is served."""
     if operators is None:
         yield
         return
-    control = Control(operators, Dispatcher(Operations(server, stop).methods()))
+    control = Control(operators, Dispatcher(Operations(server, upgrade, stop).methods()))
     control.start()
     try:
         yield

@@ -50,6 +50,11 @@ class Server:
         await self.close()
 
     @property
+    def engine(self) -> Engine:
+        """The data plane, which stays ours."""
+        return self._engine
+
+    @property
     def engine_name(self) -> str:
         """``native`` or ``reference``."""
         return self._engine.name

@@ -6,10 +6,12 @@ What is changed at run time is changed under the service's lock, one thing after
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from vhostblk.errors import VhostBlkError
+from vhostblk.protocol.state import RingState
 from vhostblk.server.attachment import Attachment
 from vhostblk.server.device import Device
 from vhostblk.server.peer import peer_of
@@ -51,9 +53,11 @@ class Service:
         """Take front-ends from now on."""
         self.task = asyncio.create_task(self._serve(), name=f"serve {self.name}")
 
-    async def _serve(self) -> None:
+    async def _serve(self, *, anew: bool = True) -> None:
         """Serve one front-end after the other."""
         device = self.device
+        if not anew and self.session is not None:
+            await self._run(self.session, anew=False)
         while True:
             try:
                 sock = await self.listener.accept()
@@ -64,14 +68,17 @@ class Service:
             if sock is None:
                 return
             attachment = Attachment(device, peer_of(sock, now=time.time()), after=self._after())
-            session = self.session = Session(Transport(sock), attachment, device.log)
-            try:
-                await session.serve()
-            except Exception:
-                device.log.exception("a bug of ours, at the end of a connection")
-            finally:
-                self.session = None
-                self._leave(session)
+            await self._run(Session(Transport(sock), attachment, device.log), anew=True)
+
+    async def _run(self, session: Session, *, anew: bool) -> None:
+        self.session = session
+        try:
+            await session.serve(anew=anew)
+        except Exception:
+            self.device.log.exception("a bug of ours, at the end of a connection")
+        finally:
+            self.session = None
+            self._leave(session)
 
     def _leave(self, session: Session) -> None:
         """
@@ -93,6 +100,82 @@ class Service:
         if not self.leaving:
             return None
         return asyncio.ensure_future(_all(tuple(self.leaving)))
+
+    # ---- for another process that goes on with it -------------------------------------------
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Take no connection, no message and no answer, nor change anything, for a while."""
+        async with self.lock, AsyncExitStack() as stack:
+            stack.callback(self.listener.brake.let_go)
+            session = self.session
+            if session is not None:
+                stack.callback(session.brake.let_go)
+            await self._stands(session)
+            await _all(tuple(self.leaving))
+            if self.session is not None:
+                attachment = self.session.attachment
+                await stack.enter_async_context(attachment.lock)
+                if (requests := attachment.iommu.requests) is not None:
+                    stack.callback(requests.let_go)
+                    await requests.hold()
+            yield
+
+    async def _stands(self, session: Session | None) -> None:
+        """Return when the loop stands still, at the end of a message or before a connection."""
+        waits: set[asyncio.Future[None]] = {asyncio.ensure_future(self.listener.brake.hold())}
+        if session is not None:
+            waits.add(asyncio.ensure_future(session.brake.hold()))
+        if self.task is not None:
+            waits.add(self.task)  # it has ended: no front-end can come any more
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits - {self.task}:
+                one.cancel()
+
+    async def quiet(self, *, seconds: float) -> None:
+        """
+        Have nothing in flight, until `go_on`.
+
+        Raises:
+            VhostBlkError: Something takes longer; nothing has changed.
+        """
+        rings = [] if self.session is None else self.session.attachment.running
+        ended = await asyncio.gather(
+            *(
+                ring.keeper.quiet(enabled=ring.state is RingState.STARTED, seconds=seconds)
+                for ring in rings
+            )
+        )
+        if not all(ended):
+            await self.go_on()
+            raise VhostBlkError(f"{self.name}: requests take longer than {seconds:g} s now")
+
+    async def go_on(self) -> None:
+        """End a `quiet`."""
+        for ring in [] if self.session is None else self.session.attachment.running:
+            await ring.keeper.go_on(enabled=ring.state is RingState.STARTED)
+
+    def take_over(self, session: Session | None) -> None:
+        """Go on with the front-end of another process, if it had one."""
+        self.session = session
+        self.task = asyncio.create_task(self._serve(anew=False), name=f"serve {self.name}")
+
+    def leave(self) -> None:
+        """End, as another process goes on."""
+        self.device.tenure.hand_over()
+        self.listener.leave()
+        if self.session is not None:
+            self.session.leave()
+            self.session.attachment.leave()  # at once: whoever waits for its lock must not get it
+
+    async def left(self) -> None:
+        """Return when nothing is left here, after `leave`."""
+        if self.task is not None:
+            await self.task
+        await _all(tuple(self.leaving))
+        await self.device.leave()
 
     async def end(self) -> None:
         """

@@ -24,6 +24,7 @@ from vhostblk.server import handlers_log as dirty
 from vhostblk.server import handlers_memory as memory
 from vhostblk.server import handlers_vrings as vrings
 from vhostblk.server.attachment import Attachment
+from vhostblk.server.gate import Brake
 from vhostblk.server.log import MESSAGES, Log
 from vhostblk.server.transport import Transport
 
@@ -93,9 +94,10 @@ class Session:
 
     def __init__(self, transport: Transport, attachment: Attachment, log: Log) -> None:
         self._transport = transport
-        self._attachment = attachment
-        self._connection = Connection(queues=attachment.device.blk.num_queues)
+        self.attachment = attachment
+        self.connection = Connection(queues=attachment.device.blk.num_queues)
         self._log = log
+        self._left = False
         self._messages = Log(MESSAGES, attachment.device.options.name)
 
     async def run(self) -> None:
@@ -103,9 +105,15 @@ class Session:
         await self.serve()
         await self.close()
 
-    async def serve(self) -> None:
-        """Serve until the front-end leaves or errs, or `stop`; `close` what is left then."""
-        self._log.info("a front-end has connected")
+    async def serve(self, *, anew: bool = True) -> None:
+        """
+        Serve until the front-end leaves or errs, or `stop`; `close` what is left then.
+
+        Args:
+            anew: It has just connected; False: to another process, long ago.
+        """
+        if anew:
+            self._log.info("a front-end has connected")
         try:
             await self._serve()
         except ProtocolError as error:
@@ -113,10 +121,28 @@ class Session:
         except Exception:  # noqa: BLE001 - one session ends, the device listens on
             self._log.exception("a bug of ours, closing the connection")
         finally:
-            # First of all: whoever is on the other end shall not wait for our drains.
-            self._transport.close()
-            self._connection.close()
-            self._attachment.leave()
+            self.drop()
+
+    def drop(self) -> None:
+        """Hang up; `close` what is left then."""
+        # First of all: whoever is on the other end shall not wait for our drains.
+        self._transport.close()
+        self.connection.close()
+        self.attachment.leave()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, which stays here."""
+        return self._transport.fileno()
+
+    @property
+    def brake(self) -> Brake:
+        """Where no message is in hand, though one may have come in part."""
+        return self._transport.brake
+
+    def leave(self) -> None:
+        """End as `stop` does: another process goes on with the front-end."""
+        self._left = True
+        self.stop()
 
     def stop(self) -> None:
         """End after the message in hand."""
@@ -130,7 +156,7 @@ class Session:
                 outcome = await self._handle(message)
             finally:
                 close_fds(message)
-            data, fds = self._connection.reply(message, outcome)
+            data, fds = self.connection.reply(message, outcome)
             try:
                 await self._transport.send(data, fds)
             except ConnectionError:
@@ -139,12 +165,12 @@ class Session:
     async def _next(self) -> Received | None:
         """Return the next message, None at the end; one that came in part is dropped."""
         while True:
-            data, fds = await self._transport.receive(self._connection.want)
+            data, fds = await self._transport.receive(self.connection.want)
             if not data:
-                if not self._connection.idle:
+                if not self.connection.idle and not self._left:
                     self._log.warning("the front-end left in the middle of a message")
                 return None
-            message = self._connection.receive(data, fds)
+            message = self.connection.receive(data, fds)
             if message is not None:
                 return message
 
@@ -161,10 +187,11 @@ class Session:
         handler = HANDLERS.get(type(message))
         if handler is None:
             raise Refused(EOPNOTSUPP, f"{message.request.name} is not supported")
-        async with self._attachment.lock:
-            return await handler(self._attachment, message)
+        async with self.attachment.lock:
+            return await handler(self.attachment, message)
 
     async def close(self) -> None:
         """Behind `serve`: wait for what is in flight, for a bounded time, and leave nothing."""
-        await self._attachment.close()
-        self._log.info("the front-end is gone")
+        await self.attachment.close()
+        if not self._left:
+            self._log.info("the front-end is gone")

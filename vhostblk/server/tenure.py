@@ -100,6 +100,18 @@ class Tenure:
         self.held = True
         return None
 
+    def hand_over(self) -> None:
+        """
+        Use the disk no more, and leave its lock as it is.
+
+        Another process has the same open file, and with it the lock.
+        """
+        self._needed = self.held = False
+
+    def adopt(self) -> None:
+        """Have the lock, which has come with the file from another process."""
+        self.held = self._tried = True
+
     async def leave(self, user: object) -> None:
         """
         Heed that a user's last ring has stopped, with nothing in flight.

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 
 from vhostblk.errors import ProtocolError
-from vhostblk.server.gate import Gate
+from vhostblk.server.gate import Brake, Gate
 
 MAX_FDS = 253
 """SCM_MAX_FD of the kernel: with room for as many, none is ever cut off."""
@@ -32,6 +32,12 @@ class Transport:
         sock.settimeout(0)
         self._sock = sock
         self._gate = Gate(sock.fileno())
+        self.brake = Brake(self._gate.nudge)
+        """Where nothing is being read: what has come is with whoever called `receive`."""
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, which stays here."""
+        return self._sock.fileno()
 
     async def receive(self, want: int) -> tuple[bytes, list[int]]:
         """
@@ -47,7 +53,10 @@ class Transport:
         Raises:
             ProtocolError: Descriptors were lost.
         """
-        while not self._gate.stopped:
+        while True:
+            await self.brake.passed()
+            if self._gate.stopped:
+                break
             try:
                 return self._recvmsg(want)
             except BlockingIOError:
@@ -91,6 +100,7 @@ class Transport:
     def stop(self) -> None:
         """Read nothing more: a `receive` that waits returns the end of the stream."""
         self._gate.stop()
+        self.brake.let_go()
 
     def close(self) -> None:
         """Hang up; calling again does nothing."""

@@ -12,6 +12,9 @@ from vhostblk.server.listener import SocketOptions, adopt, listen
 from vhostblk.server.log import Log
 from vhostblk.server.source import Source
 
+TAKEN_OVER = "(taken over)"
+"""Stands for the name of the one device of another process."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
@@ -53,6 +56,8 @@ def where(
     connect_to: str | os.PathLike[str] | None,
     fd: int | None,
     passed: Sequence[Passed],
+    *,
+    taking_over: bool = False,
 ) -> Where:
     """
     Say where one disk is served.
@@ -62,11 +67,14 @@ def where(
         connect_to: As asked for, or None.
         fd: As asked for, or None.
         passed: By systemd; what counts if nothing was asked for.
+        taking_over: Another process knows better.
 
     Raises:
         VhostBlkError: Nothing or too much was said.
     """
     asked = [one for one in (socket_path, connect_to, fd) if one is not None]
+    if taking_over and not asked:
+        return Where(name=TAKEN_OVER)
     if len(asked) > 1 or not (asked or passed):
         raise VhostBlkError(
             "say where to serve: a socket path, a path to connect to, or the fd of a socket"

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Protocol, cast
 
@@ -149,6 +149,10 @@ class NativeQueue:
             os.close(old)
         if fd is not None:
             self._fds[kind] = fd
+
+    def eventfds(self) -> Mapping[str, int]:
+        """Return those it has."""
+        return dict(self._fds)
 
     def set_enabled(self, *, enabled: bool) -> None:
         """Say whether the queue may take new requests."""

@@ -7,7 +7,7 @@ under `_lock` only.  Requests under way are the worker's always (`work`).
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
@@ -132,6 +132,12 @@ class ReferenceQueue:
     def set_err(self, fd: int | None) -> None:
         """Take over the eventfd that is written when the queue breaks."""
         self._ours().err.put(fd)
+
+    def eventfds(self) -> Mapping[str, int]:
+        """Return those it has."""
+        said = self._service.settings
+        lines = {"kick": said.kick, "call": said.call, "err": said.err}
+        return {name: line.fd for name, line in lines.items() if line.fd is not None}
 
     def set_enabled(self, *, enabled: bool) -> None:
         """Say whether the queue may take new requests."""

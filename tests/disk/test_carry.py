@@ -1,0 +1,144 @@
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from vhostblk.disk import carry
+from vhostblk.disk.file import CacheMode, File
+from vhostblk.disk.memory import Memory
+from vhostblk.disk.null import Null
+from vhostblk.errors import VhostBlkError
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Return an image file of 1 MiB."""
+    path = tmp_path / "image"
+    path.write_bytes(b"x" * 512 + bytes(SIZE - 512))
+    return path
+
+
+def test_a_file_is_shared_with_its_lock(image: Path) -> None:
+    """
+    The next one has the same open file: it needs no lock, and nobody else gets one meanwhile.
+
+    Source: fcntl(2), "Open file description locks".
+    """
+    one, two = File(image), File(image)
+    one.open()
+    two.adopt([os.dup(fd) for fd in one.share()])
+    two.open()
+    one.close()
+    with pytest.raises(VhostBlkError, match="in use"):
+        File(image).open()
+    data = bytearray(512)
+    two.read(0, [memoryview(data)])
+    assert data == b"x" * 512
+    assert two.info().size == SIZE
+    two.close()
+    File(image).open()
+
+
+def test_a_file_that_moved_is_the_same_disk(image: Path) -> None:
+    """Whatever has its name by now, the guest's data is where it was."""
+    one, two = File(image), File(image)
+    one.open()
+    image.rename(image.with_name("moved"))
+    image.write_bytes(bytes(SIZE))
+    two.adopt([os.dup(fd) for fd in one.share()])
+    two.open()
+    one.close()
+    data = bytearray(512)
+    two.read(0, [memoryview(data)])
+    assert data == b"x" * 512
+    two.close()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"read_only": True}, {"cache": CacheMode.NONE}],
+    ids=["read-only", "direct"],
+)
+def test_a_file_that_is_open_in_another_way_is_not_adopted(
+    image: Path, other: dict[str, object]
+) -> None:
+    """A descriptor says how it can be used: what was asked for must be the same."""
+    one = File(image)
+    one.open()
+    two = File(image, **other)  # type: ignore[arg-type]
+    with pytest.raises(VhostBlkError, match="open in another way than cache and read-only ask"):
+        two.adopt(one.share())
+    assert fcntl.fcntl(one.share()[0], fcntl.F_GETFL) & os.O_RDWR
+    one.close()
+
+
+def test_what_shares_nothing_is_nothing() -> None:
+    """A null disk has no descriptor and goes on anywhere."""
+    assert carry.shared(Null(SIZE)) == ()
+    asyncio.run(carry.adopt(Null(SIZE), fds=()))
+
+
+def test_private_memory_is_not_carried() -> None:
+    """It would be empty on the other side: the error names what would not."""
+    with pytest.raises(VhostBlkError, match="serve memory:SIZE,memfd=on to carry it over"):
+        carry.shared(Memory(SIZE))
+
+
+class Plain:
+    """Saves and restores."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def save(self) -> bytearray:
+        return bytearray(self.data)
+
+    def restore(self, data: bytes) -> None:
+        self.data = data
+
+
+class Late(Plain):
+    """The same, in its own time."""
+
+    async def save(self) -> bytearray:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return bytearray(self.data)
+
+    async def restore(self, data: bytes) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        self.data = data
+
+
+@pytest.mark.parametrize("kind", [Plain, Late])
+def test_what_is_saved_is_restored(kind: type[Plain]) -> None:
+    """By plain methods and by ``async`` ones; anything like bytes will do."""
+    one, two = kind(), kind()
+    one.data = b"abc"
+    assert carry.shared(one) is None
+
+    async def move() -> None:
+        await carry.restore(two, data=await carry.save(one))
+
+    asyncio.run(move())
+    assert two.data == b"abc"
+
+
+def test_what_saves_no_bytes_is_told() -> None:
+    """A disk that returns something else has a bug, which must not cost its data."""
+
+    class Bad(Plain):
+        def save(self) -> None:  # type: ignore[override]
+            return None
+
+    with pytest.raises(VhostBlkError, match=r"Bad.save\(\) returns None, not bytes"):
+        asyncio.run(carry.save(Bad()))
+
+
+def test_a_disk_of_another_kind_is_told() -> None:
+    """Where one shared and the next one does not, the descriptors fit nothing."""
+    with pytest.raises(VhostBlkError, match=r"a Plain disk has no adopt\(\): it was another"):
+        asyncio.run(carry.adopt(Plain(), fds=(1,)))

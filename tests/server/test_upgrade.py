@@ -1,0 +1,273 @@
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from server_kit import successors
+from server_kit.disks import Ram, Saving, Slow
+from server_kit.left import open_fds
+from server_kit.serving import Serving, names, until
+
+from vhostblk.disk.file import File
+from vhostblk.disk.memfd import Memfd
+from vhostblk.disk.null import Null
+from vhostblk.engine.choose import EngineName
+from vhostblk.errors import VhostBlkError
+from vhostblk.guest.blk import Request
+from vhostblk.guest.frontend import FrontEnd
+from vhostblk.guest.guest import Guest
+from vhostblk.server.upgrade import Patience
+
+Connect = Callable[..., Guest]
+SIZE = 1 << 20
+X, Y = b"x" * 4096, b"y" * 4096
+SHORT = Patience(start=5, hold=0.2, prepare=0.2, quiet=0.2, own=0.2)
+"""As the start of an interpreter takes what it takes."""
+
+
+@contextmanager
+def taken_over(server: Serving, *words: str) -> Iterator[None]:
+    """Have another process take over; end that afterwards."""
+    successor = server.run(server.upgrade.run(successors.command("take-over", *words)))
+    try:
+        yield
+    finally:
+        os.kill(successor.pid, signal.SIGTERM)
+        assert os.waitpid(successor.pid, 0)[1] == 0
+
+
+FAILURES = {
+    "version": "vhostblk 9.9 reads state documents of version 99, and ours is 1: stop and start",
+    "hello:die": "the new process has ended with status 3",
+    "state:die": "the new process has ended with status 3",
+    "ready:die": "the new process has ended with status 3",
+    "ready:hang": r"the new process takes more than 0.2 s to get ready",
+    "ready:refuse": "the new process cannot take over: of a reason",
+    "last:die": "the new process has ended with status 3",
+    "last:hang": "the new process takes more than 0.2 s to take over",
+    "last:refuse": "the new process cannot take over: of a reason",
+}
+
+
+@pytest.mark.parametrize("step", FAILURES)
+def test_a_new_process_that_fails_costs_nothing(
+    step: str, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """
+    Wherever it dies, hangs or refuses before it owns the rings, the guest goes on with us.
+
+    No descriptor and no process is left; requests that wait meanwhile are served.
+    """
+    server.set_patience(SHORT)
+    path = server.add(Memfd(SIZE), num_queues=2)
+    guest = vhost_user_guest(path, queues=2)
+    guest.write(0, X)
+    guest.write(8, X, queue=1)
+    before = open_fds()
+    for _ in range(2):
+        with pytest.raises(VhostBlkError, match=FAILURES[step]):
+            server.run(server.upgrade.run(successors.command(step)))
+        assert guest.read(0, 8192, queue=1) == X + X
+        guest.write(0, Y)
+        assert guest.read(0, 4096, queue=1) == Y
+        guest.write(0, X)
+    assert until(lambda: open_fds() == before)
+    guest.stop()
+    guest.start()
+    assert guest.read(0, 4096) == X
+
+
+def test_a_program_that_is_not_there_costs_nothing(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """A command that cannot be started, and one that knows nothing of us, are told."""
+    guest = vhost_user_guest(server.add(Null(SIZE)))
+    before = open_fds()
+    with pytest.raises(VhostBlkError, match="cannot start /no/such: No such file or directory"):
+        server.run(server.upgrade.run(["/no/such"]))
+    with pytest.raises(VhostBlkError, match="the new process has ended with status 1"):
+        server.run(server.upgrade.run(["false"]))
+    assert open_fds() == before
+    guest.write(0, X)
+
+
+def test_a_start_that_takes_too_long_is_given_up(server: Serving) -> None:
+    """The process is killed; nothing was held meanwhile."""
+    server.set_patience(Patience(start=0.05))
+    server.add(Null(SIZE))
+    with pytest.raises(VhostBlkError, match=r"takes more than 0\.05 s to start"):
+        server.run(server.upgrade.run(["sleep", "60"]))
+
+
+def test_every_device_is_taken_over_at_once(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """Three devices and their front-ends, one of them without: each goes on with its own disk."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(SIZE))
+    paths = [server.add(disk) for disk in (File(image), Memfd(SIZE), Null(SIZE))]
+    one, two = (vhost_user_guest(path) for path in paths[:2])
+    one.write(0, X)
+    two.write(0, Y)
+    disks = (f"s1={image}", f"s2=memory:{SIZE},memfd=on", f"s3=null:{SIZE}")
+    with taken_over(server, engine, *disks):
+        server.stop()
+        assert (one.read(0, 4096), two.read(0, 4096)) == (X, Y)
+        one.write(8, Y)
+        two.write(8, X)
+        assert (one.read(8, 4096), two.read(8, 4096)) == (Y, X)
+        with Guest.connect(paths[2]) as three:
+            assert three.read(0, 512) == bytes(512)
+        one.close()
+        two.close()
+    assert image.read_bytes()[:8192] == X + Y
+    assert not any(path.exists() for path in paths)
+
+
+def test_a_device_that_is_missing_or_new_is_refused(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect
+) -> None:
+    """All of it or nothing: who asks for other devices takes none."""
+    guest = vhost_user_guest(server.add(Null(SIZE)))
+    server.add(Null(SIZE))
+    one, two, more = (f"s{number}=null:{SIZE}" for number in (1, 2, 3))
+    for words, line in (
+        ([one], "s2 would not be served any more"),
+        ([one, two, more], "s3 is not served by the process we take over from"),
+    ):
+        with pytest.raises(VhostBlkError, match=line):
+            server.run(server.upgrade.run(successors.command("take-over", engine, *words)))
+        guest.write(0, X)
+
+
+def test_a_disk_that_changed_is_refused(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect
+) -> None:
+    """What the guest was told must stay true: another size is told, and the guest goes on."""
+    guest = vhost_user_guest(server.add(Null(SIZE)))
+    command = successors.command("take-over", engine, f"s1=null:{2 * SIZE}")
+    with pytest.raises(VhostBlkError, match="s1: the disk, or what was asked for it, is not what"):
+        server.run(server.upgrade.run(command))
+    guest.write(0, X)
+
+
+def test_a_python_disk_is_put_down_and_taken_up(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect
+) -> None:
+    """Flushed, saved and closed here; there restored, then opened, with all that was written."""
+    disk = Saving()
+    guest = vhost_user_guest(server.add(disk))
+    guest.write(0, X)
+    with taken_over(server, engine, "s1=python:server_kit.disks:Saving"):
+        server.stop()
+        assert names(disk.calls) == ["open", "write", "flush", "save", "close"]
+        assert guest.read(0, 4096) == X
+        guest.write(8, Y)
+        assert guest.read(8, 4096) == Y
+        guest.close()
+
+
+@pytest.mark.parametrize("step", ["last:die", "last:refuse"])
+def test_a_python_disk_is_taken_up_again_here(
+    step: str, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """When nobody takes over behind its close, the disk is restored and opened once more."""
+    disk = Saving()
+    guest = vhost_user_guest(server.add(disk))
+    guest.write(0, X)
+    with pytest.raises(VhostBlkError):
+        server.run(server.upgrade.run(successors.command(step)))
+    assert names(disk.calls)[2:] == ["flush", "save", "close", "restore", "open"]
+    assert guest.read(0, 4096) == X
+
+
+def test_a_disk_nobody_can_carry_is_refused_at_once(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """Without save and restore nothing is lost silently; no process is started."""
+    guest = vhost_user_guest(server.add(Ram()))
+    with pytest.raises(VhostBlkError, match=r"s1: a Ram disk would lose .* give it methods save"):
+        server.run(server.upgrade.run(["/no/such"]))
+    guest.write(0, X)
+
+
+class SlowSaving(Slow):
+    """A slow one that is carried over."""
+
+    def save(self) -> bytes:
+        return b""
+
+    def restore(self, data: bytes) -> None:
+        assert not data
+
+
+def test_requests_that_take_long_are_not_failed(server: Serving, vhost_user_guest: Connect) -> None:
+    """The upgrade gives up, not the request: it ends well when the disk is done with it."""
+    server.set_patience(SHORT)
+    slow = SlowSaving()
+    guest = vhost_user_guest(server.add(slow))
+    slow.set(free=False)
+    ticket = guest.submit(Request.write(0, X))
+    assert until(lambda: slow.waiting == 1)
+    with pytest.raises(VhostBlkError, match=r"s1: requests take longer than 0.2 s now"):
+        server.run(server.upgrade.run(successors.command("none")))
+    slow.set(free=True)
+    assert guest.wait(ticket).status == 0
+    assert guest.read(0, 4096) == X
+
+
+def test_a_message_that_takes_long_is_waited_for_and_no_longer(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """While a stop drains, an upgrade gives up; the stop is answered as ever."""
+    server.set_patience(SHORT)
+    slow = SlowSaving()
+    guest = vhost_user_guest(server.add(slow))
+    slow.set(free=False)
+    guest.submit(Request.read(0, 512))
+    assert until(lambda: slow.waiting == 1)
+    bases: list[dict[int, int]] = []
+    stopping = threading.Thread(target=lambda: bases.append(guest.stop()))
+    stopping.start()
+    assert until(lambda: server.ask(server.devices[0].attached.lock.locked))  # type: ignore[union-attr]
+    with pytest.raises(VhostBlkError, match=r"a front-end's message takes longer than 0\.2 s now"):
+        server.run(server.upgrade.run(successors.command("none")))
+    slow.set(free=True)
+    stopping.join(10)
+    assert bases == [{0: 1}]
+    guest.start()
+    guest.write(0, X)
+
+
+def test_a_front_end_that_comes_meanwhile_is_served_by_the_next(
+    server: Serving, engine: EngineName
+) -> None:
+    """A connection in the backlog is not lost, nor is what it has sent."""
+    path = server.add(Memfd(SIZE))
+    first = FrontEnd.connect(path)
+    second = FrontEnd.connect(path)
+    with taken_over(server, engine, f"s1=memory:{SIZE},memfd=on"):
+        server.stop()
+        first.get_features()
+        first.close()
+        with Guest(second) as guest:
+            guest.start()
+            guest.write(0, X)
+
+
+def test_one_at_a_time(server: Serving) -> None:
+    """A second one is refused while the first is under way."""
+    server.set_patience(Patience(start=0.5))
+    server.add(Null(SIZE))
+
+    async def both() -> tuple[object, object]:
+        runs = (server.upgrade.run(["sleep", "60"]), server.upgrade.run(["sleep", "60"]))
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    results = [str(result) for result in server.run(both())]
+    assert results[1] == "an upgrade is under way already"
+    assert "to start" in results[0]

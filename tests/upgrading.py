@@ -1,0 +1,92 @@
+"""A server that is replaced while it serves: its processes, one after the other."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from running import TIMEOUT_S
+
+TAKEN_OVER = re.compile(r"process (\d+) has taken over")
+PAUSED = re.compile(r"guest paused for ([0-9.]+) ms")
+
+
+class Upgraded:
+    """
+    What was started once, whichever process serves now.
+
+    Args:
+        process: The first; its stderr is a pipe, which those after it inherit.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.pid = process.pid
+        self.log = ""
+        self.pauses: list[float] = []
+        """Milliseconds."""
+        self._process = process
+        assert process.stderr is not None
+        self._stderr = process.stderr.fileno()
+
+    def ask(self) -> None:
+        """Ask for an upgrade, as an operator does."""
+        os.kill(self.pid, signal.SIGUSR2)
+
+    def upgrade(self) -> None:
+        """Have a new process take over; returns when the old one has ended."""
+        self.ask()
+        start = len(self.log)
+        paused = self.wait_for(PAUSED, start)
+        taken = self.wait_for(TAKEN_OVER, start)
+        self.pauses.append(float(paused[1]))
+        old, self.pid = self.pid, int(taken[1])
+        if old == self._process.pid:
+            assert self._process.wait(TIMEOUT_S) == 0
+        else:
+            deadline = time.monotonic() + TIMEOUT_S
+            while Path(f"/proc/{old}").exists():
+                assert time.monotonic() < deadline, f"process {old} does not end"
+                time.sleep(0.002)
+
+    def wait_for(self, what: re.Pattern[str], start: int = 0) -> re.Match[str]:
+        """Read the log until it says *what* behind *start*."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (found := what.search(self.log, start)):
+            assert self._read(deadline), f"the log ends without {what.pattern}:\n{self.log}"
+        return found
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._stderr], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, f"nothing more comes:\n{self.log}"
+        data = os.read(self._stderr, 65536)
+        self.log += data.decode()
+        return bool(data)
+
+    def end(self) -> str:
+        """End the server; return all of its log, of all its processes."""
+        os.kill(self.pid, signal.SIGTERM)
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._read(deadline):
+            pass
+        assert "Traceback" not in self.log, self.log
+        return self.log
+
+    def kill(self) -> None:
+        """Leave none of it."""
+        for pid in {self.pid, self._process.pid}:
+            if pid != self._process.pid or self._process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        os.set_blocking(self._stderr, False)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    @property
+    def open_fds(self) -> int:
+        """How many descriptors the process that serves now has open."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
