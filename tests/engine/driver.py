@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import Protocol, Self
 
 from vhostblk.engine.api import Fault, Mailbox, Queue
 from vhostblk.memory.space import Access, Segment
@@ -92,6 +92,10 @@ class Ring(Protocol):
         """Make a chain available whose name is out of range; return the name."""
         ...
 
+    def adopt(self, memory: Memory) -> Self:
+        """Return a driver of the same ring in a copy of its memory."""
+        ...
+
     def jump(self, by: int) -> None:
         """Make available what was never written, or take back what was."""
         ...
@@ -102,6 +106,10 @@ class Ring(Protocol):
 
     def used(self) -> Used:
         """Return (name, length) of all that came back so far."""
+        ...
+
+    def begin(self) -> int:
+        """Return where the ring began, on the wire: what a front-end says that knows no better."""
         ...
 
     def base(self, taken: int) -> int:
@@ -138,6 +146,10 @@ class Ring(Protocol):
 
     def parts(self) -> dict[str, tuple[int, int]]:
         """Return guest address and bytes of the parts, for `Queue.set_ring`."""
+        ...
+
+    def span(self) -> tuple[int, int]:
+        """Return where all of the ring lives: guest address, bytes."""
         ...
 
     def shared(self) -> tuple[int, int]:

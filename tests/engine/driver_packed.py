@@ -1,8 +1,10 @@
 """The driver's side of a packed ring."""
 
+import copy
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from engine.driver import NEXT, SKIPPED, WRITE, Entry, Lane, Memory, Used
 
@@ -132,6 +134,13 @@ class PackedDriver:
         self.offer(self.lay([(0, 0, 0, None)], self.size))
         return self.size
 
+    def adopt(self, memory: Memory) -> Self:
+        """Return a driver of the same ring in a copy of its memory."""
+        made = copy.copy(self)
+        vars(made).update(copy.deepcopy({n: v for n, v in vars(self).items() if n != "_memory"}))
+        made._memory = memory
+        return made
+
     def jump(self, by: int) -> None:
         if by == 0:
             return
@@ -161,6 +170,9 @@ class PackedDriver:
             count = sum(self._counts[one] for one in gone)
             self.used_index, self.used_wrap = self._step(self.used_index, self.used_wrap, count)
 
+    def begin(self) -> int:
+        return self._marks[0] * 0x10001
+
     def base(self, taken: int) -> int:
         self.used()
         return self._marks[taken] | self._half(self.used_index, wrap=self.used_wrap) << 16
@@ -189,6 +201,9 @@ class PackedDriver:
             "avail": (self.driver_event, 4),
             "used": (self.device_event, 4),
         }
+
+    def span(self) -> tuple[int, int]:
+        return self.desc, self.device_event + 4 - self.desc
 
     def shared(self) -> tuple[int, int]:
         return self.desc, self.device_event + 4 - self.desc

@@ -1,7 +1,9 @@
 """The driver's side of a split ring."""
 
+import copy
 import struct
 from collections.abc import Sequence
+from typing import Self
 
 from engine.driver import SKIPPED, Entry, Lane, Memory, Used
 
@@ -58,6 +60,13 @@ class SplitDriver:
         self.offer(self.size)
         return self.size
 
+    def adopt(self, memory: Memory) -> Self:
+        """Return a driver of the same ring in a copy of its memory."""
+        made = copy.copy(self)
+        vars(made).update(copy.deepcopy({n: v for n, v in vars(self).items() if n != "_memory"}))
+        made._memory = memory
+        return made
+
     def jump(self, by: int) -> None:
         self.set_avail_idx(self.avail_idx + by)
 
@@ -92,6 +101,9 @@ class SplitDriver:
         """Return how many are told of with *name*; none where the driver has lost count."""
         batch = self._offered.index(name) if name in self._offered else 0
         return batch if batch < (self.used_idx() - self._seen) & 0xFFFF else 0
+
+    def begin(self) -> int:
+        return self._start
 
     def base(self, taken: int) -> int:
         return (self._start + taken) & 0xFFFF
@@ -130,6 +142,9 @@ class SplitDriver:
             "avail": (self.avail, 6 + 2 * self.size),
             "used": (self.used_ring, 6 + 8 * self.size),
         }
+
+    def span(self) -> tuple[int, int]:
+        return self.desc, self.used_ring + 6 + 8 * self._largest - self.desc
 
     def shared(self) -> tuple[int, int]:
         return self.used_ring, 6 + 8 * self._largest

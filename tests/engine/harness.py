@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from engine.driver import GPA, Lane, Memory, Ring
 from engine.driver_packed import PackedDriver
 from engine.driver_split import SplitDriver
+from engine.region import Region
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk, DiskInfo
@@ -83,7 +84,7 @@ class Rig:
 
         return self.loop.run_until_complete(inside())
 
-    def lane(
+    def lane(  # noqa: PLR0913 - a queue has many settings
         self,
         *,
         size: int = 16,
@@ -91,13 +92,26 @@ class Rig:
         blk: BlkDevice = BLK,
         writethrough: bool = False,
         run: bool = True,
+        ring: Ring | None = None,
+        region: Region | None = None,
     ) -> Lane:
-        """Make a queue with a ring, enabled, and hand it over."""
+        """
+        Make a queue with a ring, enabled, and hand it over.
+
+        Args:
+            size: Of a new ring.
+            features: Acked.
+            blk: What is promised.
+            writethrough: Writes are stable at once.
+            run: Hand it over.
+            ring: The driver of a ring that goes on, in place of a new one.
+            region: Where what is taken is noted.
+        """
         features |= F_RING_PACKED * self.packed
-        driver = PackedDriver if self.packed else SplitDriver
-        in_order = features & F_IN_ORDER != 0
-        at = GPA + LANE * len(self.lanes)
-        ring: Ring = driver(self.memory, at, size, in_order=in_order)
+        if ring is None:
+            driver = PackedDriver if self.packed else SplitDriver
+            at = GPA + LANE * len(self.lanes)
+            ring = driver(self.memory, at, size, in_order=features & F_IN_ORDER != 0)
         broken: list[Fault | None] = []
         index = len(self.lanes)
         queue = self.call(
@@ -110,8 +124,10 @@ class Rig:
         def set_up() -> None:
             queue.set_space([self.memory.segment()])
             queue.set_features(features)
-            queue.set_ring(size=size, **lane.place())
-            queue.set_base(ring.base(0))
+            queue.set_ring(size=ring.size, **lane.place())
+            queue.set_base(ring.begin())
+            if region is not None:
+                queue.set_inflight(region.piece, size=region.entries)
             queue.set_kick(os.dup(kick))
             queue.set_call(os.dup(call))
             queue.set_err(os.dup(err))

@@ -13,10 +13,12 @@ Source: virtio 1.3, 2.8.
 
 import errno
 import struct
+from collections import deque
 from collections.abc import Sequence
 
 from vhostblk.blk.request import Buffer
 from vhostblk.engine.reason import Reason
+from vhostblk.engine.reference.inflight_packed import PackedRegion, Taken
 from vhostblk.engine.reference.memory import GuestMemory, copy_in, copy_out, load16, store16
 from vhostblk.engine.reference.needs import Needs
 from vhostblk.engine.reference.record import Trace
@@ -52,13 +54,17 @@ class PackedRing:
     Args:
         layout: Where it lives; of any size.
         base: Next descriptor to take, and in the upper half next to use; bit 15: wrap counter.
+        region: Where what is taken is noted; None: nowhere.
 
     Raises:
         Refused: No such place is in the ring.
     """
 
-    def __init__(self, layout: Layout, base: int) -> None:
+    def __init__(self, layout: Layout, base: int, region: PackedRegion | None) -> None:
         self.layout = layout
+        self.region = region
+        self._again: deque[Taken] = deque()
+        self._noted: dict[int, Taken] = {}
         low, high = base & 0xFFFF, base >> 16
         self._avail = self._position(low)
         # Front-ends older than the upper half do without it; nothing is in flight then.
@@ -92,7 +98,32 @@ class PackedRing:
         return position < self.layout.size
 
     def load(self) -> None:
-        """Do nothing: the base says all."""
+        """Look into the region: what that says is newer than the base."""
+        if self.region is None:
+            return
+        used = self._half(self._used)
+        found = self.region.recover(self.layout.size, used, self._is_half_available)
+        if found is None:
+            return
+        self._used = self._position(found[0])
+        self._again.extend(found[1])
+        taken = sum(len(chain.entries) for chain in self._again)
+        self._avail = self._after(self._used, taken)
+        self._take_back(taken)
+
+    def _take_back(self, taken: int) -> None:
+        """
+        Make elements of a batch that was forgotten none.
+
+        Those behind the first were written before it; a driver would find them when another one is
+        given back in front of them.
+        """
+        for i in range(taken):
+            position = self._after(self._used, i)
+            at = self._descriptor(position) + _FLAGS
+            flags = load16(at)
+            if flags & _BOTH == (_BOTH if self._first_round(position) else 0):
+                store16(at, flags ^ PACKED_DESC_F_USED)
 
     def base(self) -> int:
         """Return the next descriptor to take and the next to use, with their wrap counters."""
@@ -107,6 +138,10 @@ class PackedRing:
         expected = PACKED_DESC_F_AVAIL if self._first_round(position) else PACKED_DESC_F_USED
         return flags & _BOTH == expected
 
+    def _is_half_available(self, half: int) -> bool:
+        position = self._position(half)
+        return self._is_available(position, load16(self._descriptor(position) + _FLAGS))
+
     def _is_next_available(self) -> bool:
         return self._is_available(self._avail, load16(self._descriptor(self._avail) + _FLAGS))
 
@@ -120,45 +155,55 @@ class PackedRing:
 
         Spec: virtio 1.3, 2.8.6, 2.8.21.
         """
-        if not self._is_next_available():
+        if not self._again and not self._is_next_available():
             return None
-        at = self.at()
+        at = self._again[0].entries[0] if self._again else self.at()
         trace.begun = True
-        needs = Needs(memory, trace)
         try:
-            descriptors, buffers = self._walk(memory, needs, trace)
+            descriptors, buffers = self._walk(memory, trace)
         except Denied as denied:
             raise Broken(Reason.OUTSIDE, at, denied.iova) from None
-        name, last = descriptors[-1].link, self._after(self._avail, len(descriptors) - 1)
+        name, last = descriptors[-1].link, self._index(len(descriptors) - 1)
         if name >= self.layout.size:
-            raise Broken(Reason.ID, last % self.layout.size, name)
+            raise Broken(Reason.ID, last, name)
         if name in self._ids:
-            raise Broken(Reason.ID_IN_FLIGHT, last % self.layout.size, name)
-        return Chain(name, at, tuple(buffers), tuple(descriptors))
+            raise Broken(Reason.ID_IN_FLIGHT, last, name)
+        return Chain(name, at, tuple(buffers), tuple(descriptors), again=bool(self._again))
 
     def take(self, chain: Chain) -> None:
         """Take the chain that was popped last."""
         self._ids.add(chain.name)
+        if chain.again:
+            self._noted[chain.name] = self._again.popleft()
+            return
+        if self.region is not None:
+            self._noted[chain.name] = self.region.mark(chain.descriptors)
         self._avail = self._after(self._avail, len(chain.descriptors))
+
+    def must_replay(self) -> bool:
+        """Say whether a predecessor's chains are still to be popped."""
+        return bool(self._again)
+
+    def forget_region(self) -> None:
+        """Note nothing more of what is taken."""
+        self.region = None
+        self._again.clear()
 
     def _after(self, position: int, count: int) -> int:
         return (position + count) % (2 * self.layout.size)
 
-    def _walk(
-        self, memory: GuestMemory, needs: Needs, trace: Trace
-    ) -> tuple[list[Descriptor], list[Buffer]]:
+    def _walk(self, memory: GuestMemory, trace: Trace) -> tuple[list[Descriptor], list[Buffer]]:
         """Read a chain.  Spec: virtio 1.3, 2.8.6, 2.8.7."""
+        needs = Needs(memory, trace)
         descriptors: list[Descriptor] = []
         buffers: list[Buffer] = []
         for i in range(self.layout.size):
-            position = self._after(self._avail, i)
-            found = self._load(position, i)
+            found = self._load_again(i) if self._again else self._load(i)
             descriptors.append(found)
             more = found.flags & DESC_F_NEXT
             if found.flags & DESC_F_INDIRECT:
-                at = position % self.layout.size
                 allowed = self.layout.indirect and not more and i == 0
-                table = IndirectTable(found, at, memory, allowed=allowed)
+                table = IndirectTable(found, self._index(i), memory, allowed=allowed)
                 return descriptors, _read_table(table, needs, trace)
             buffers.append(found.buffer)
             needs.see(found.buffer)
@@ -166,31 +211,57 @@ class PackedRing:
                 return descriptors, buffers
         raise Broken(Reason.LOOP, self.at(), self.layout.size)
 
-    def _load(self, position: int, i: int) -> Descriptor:
+    def _index(self, i: int) -> int:
+        """Return where descriptor *i* of the next chain is met."""
+        if self._again:
+            return self._again[0].entries[0]
+        return self._after(self._avail, i) % self.layout.size
+
+    def _load(self, i: int) -> Descriptor:
         """Read descriptor *i* of a chain, once; its driver must have made it available."""
-        index = position % self.layout.size
+        position = self._after(self._avail, i)
         if i >= self._room():
-            raise Broken(Reason.AVAIL_INDEX, self.at(), index)
+            raise Broken(Reason.AVAIL_INDEX, self.at(), self._index(i))
         found = _unpack(copy_in(self._descriptor(position), DESC_SIZE))
         if i and not self._is_available(position, found.flags):
-            raise Broken(Reason.PARTIAL, index, found.flags)
+            raise Broken(Reason.PARTIAL, self._index(i), found.flags)
+        return found
+
+    def _load_again(self, i: int) -> Descriptor:
+        """Return descriptor *i* of a chain that was taken before, as it was then."""
+        chain = self._again[0]
+        found = chain.descriptors[i]
+        if bool(found.flags & DESC_F_NEXT) != (i + 1 < len(chain.entries)):
+            raise Broken(Reason.INFLIGHT, chain.entries[i], found.flags)
         return found
 
     def push(self, done: Sequence[Done]) -> None:
         """Give chains back.  Spec: virtio 1.3, 2.8.5, 2.8.9."""
+        noted = [self._noted.pop(one.chain.name) for one in done] if self.region else []
+        used = self._after(self._used, sum(len(one.chain.descriptors) for one in done))
+        if self.region is not None:
+            self.region.prepare(noted, self._half(used))
+        # The first one last: behind it the driver looks at the others, and not before.
+        for host, flags in reversed(self._write_elements(done)):
+            store16(host, flags)
+        self._used = used
+        self._ids.difference_update(one.chain.name for one in done)
+        if self.region is not None:
+            self.region.commit(noted, self._half(used))
+
+    def _write_elements(self, done: Sequence[Done]) -> list[tuple[int, int]]:
+        """Write used elements but for their flags; return where those are to go."""
         flags: list[tuple[int, int]] = []
+        position = self._used
         for batch in batches(done, in_order=self.layout.in_order):
             last = batch[-1]
-            where = self._descriptor(self._used)
+            where = self._descriptor(position)
             copy_out(where + _LENGTH, _LENGTH_AND_ID.pack(last.written, last.chain.name))
-            value = _BOTH if self._first_round(self._used) else 0
+            value = _BOTH if self._first_round(position) else 0
             flags.append((where + _FLAGS, value | (DESC_F_WRITE if last.written else 0)))
-            self._ids.difference_update(one.chain.name for one in batch)
             count = sum(len(one.chain.descriptors) for one in batch)
-            self._used = self._after(self._used, count)
-        # The first one last: behind it the driver looks at the others, and not before.
-        for host, value in reversed(flags):
-            store16(host, value)
+            position = self._after(position, count)
+        return flags
 
     def should_call(self) -> bool:
         """Say whether the driver wants to know.  Spec: virtio 1.3, 2.8.10."""
@@ -202,7 +273,7 @@ class PackedRing:
         if self._quiet:
             store16(self.layout.used.at(_EVENT_FLAGS), PACKED_EVENT_ENABLE)
         self._quiet = False
-        return self._is_next_available()
+        return self.must_replay() or self._is_next_available()
 
     def quiet(self) -> None:
         """Tell the driver that kicks are not needed now."""

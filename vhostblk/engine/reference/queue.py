@@ -104,8 +104,16 @@ class ReferenceQueue:
         self._service.move_ring()
 
     def set_base(self, base: int) -> None:
-        """Set where the ring begins; a broken queue is whole again."""
-        self._ours().memory.denied.clear()
+        """
+        Set where the ring begins; a broken queue is whole again.
+
+        Raises:
+            Busy: What is in flight is in the inflight region: it would be taken again.
+        """
+        settings = self._ours()
+        if self._ask is Ask.PARK and self._service.notes:
+            raise Busy("what the inflight region says is under way")
+        settings.memory.denied.clear()
         self._service.begin(base)
 
     def base(self) -> int:
@@ -114,10 +122,17 @@ class ReferenceQueue:
         return self._service.base()
 
     def set_inflight(self, memory: Piece | None, *, size: int) -> None:
-        """Say that nothing is noted; a region is refused."""
-        self._ours()
-        if memory is not None:
-            raise VhostBlkError(f"the reference engine keeps no inflight region ({size})")
+        """
+        Say where what is taken is noted, from the next `set_base` on.
+
+        Raises:
+            Refused: There is no region at such an address, or of that size.
+        """
+        settings = self._ours()
+        before = settings.inflight
+        settings.set_inflight(memory, size)
+        if settings.inflight != before:
+            self._service.forget_region()
 
     def set_kick(self, fd: int | None) -> None:
         """Take over the eventfd the driver kicks with."""
@@ -302,7 +317,8 @@ class ReferenceQueue:
 
     def _answer(self, ask: Ask) -> None:
         """Give the ring back if it was asked for and the time has come."""
-        if ask is Ask.RUN or (ask is not Ask.PARK and self._work.in_flight):
+        busy = self._work.in_flight or self._service.may_take(ask)
+        if ask is Ask.RUN or (ask is not Ask.PARK and busy):
             return
         with self._lock:
             if self._ask is not ask:

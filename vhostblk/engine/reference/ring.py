@@ -140,6 +140,11 @@ class Ring(Protocol):
     layout: Layout
     """Replaced where the ring moves to another address of ours."""
 
+    @property
+    def region(self) -> object | None:
+        """Where what is taken is noted."""
+        ...
+
     def load(self) -> None:
         """
         Find out where the ring stands; the worker's, once, before any verb.
@@ -176,6 +181,14 @@ class Ring(Protocol):
 
     def take(self, chain: Chain) -> None:
         """Take the chain that was popped last."""
+        ...
+
+    def must_replay(self) -> bool:
+        """Say whether chains that a predecessor took are still to be popped."""
+        ...
+
+    def forget_region(self) -> None:
+        """Note nothing more of what is taken."""
         ...
 
     def push(self, done: Sequence[Done]) -> None:

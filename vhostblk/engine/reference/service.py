@@ -71,6 +71,16 @@ class Service:
             self._ring = self.settings.open_ring(self._base)
         return self._ring
 
+    def forget_region(self) -> None:
+        """Note nothing more of what is taken, until `begin`."""
+        if self._ring is not None:
+            self._ring.forget_region()
+
+    @property
+    def notes(self) -> bool:
+        """Return whether what is in flight is noted in a region."""
+        return self._loaded and self._ring is not None and self._ring.region is not None
+
     def forget_ring(self) -> None:
         """Let go of the ring, for good."""
         self._ring = None
@@ -94,30 +104,41 @@ class Service:
 
     def serve(self, ask: Ask) -> int:
         """Do what is *ask*ed; return how much was done."""
-        n = 0
-        if ask is Ask.RUN:
-            n += self._pop()
-        elif ask is Ask.CANCEL:
+        if self._ring is not None:
+            self._is_loaded(self._ring)
+        if ask is Ask.CANCEL:
             self._work.cancel()
-        n += self._push()
+        if ask is Ask.RUN and self.settings.greet:
+            self.settings.greet = False
+            self._call()
+        n = self._pop(ask) + self._push()
         if self._work.fault is not None:
             self.give_up(self._work.fault)
             self._work.fault = None
         return n
 
-    def _pop(self) -> int:
+    def may_take(self, ask: Ask) -> bool:
+        """Say whether chains may be popped, when *ask* is asked."""
+        ring = self._ring
+        if ring is None or self.fault or self.miss:
+            return False
+        # A drain takes what a predecessor left, be the queue enabled or not: who disables it means
+        # what is new, and where the guest goes the region does not.
+        return self.settings.enabled if ask is Ask.RUN else ask is Ask.DRAIN and ring.must_replay()
+
+    def _pop(self, ask: Ask) -> int:
         """Take what the driver made available; return how much."""
         ring = self._ring
-        if self.settings.greet:
-            self.settings.greet = False
-            self._call()
-        if ring is None or not self._is_loaded(ring) or self.miss or not self.settings.enabled:
+        if ring is None or not self.may_take(ask):
             return 0
         n, size, has_room = 0, ring.layout.size, self._work.has_room
-        while n < BUDGET and has_room(size) and self._pop_one(ring):
-            ring.quiet()
+        while n < BUDGET and self.may_take(ask) and has_room(size) and self._pop_one(ring):
             n += 1
-        slipped_in = not self.fault and not self.miss and ring.arm() and has_room(size)
+        if ask is not Ask.RUN:
+            return n
+        if n:
+            ring.quiet()
+        slipped_in = self.may_take(ask) and ring.arm() and has_room(size)
         return n + slipped_in
 
     def _is_loaded(self, ring: Ring) -> bool:

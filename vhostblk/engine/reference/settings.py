@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from vhostblk.blk.request import Rules
 from vhostblk.engine.api import Piece
+from vhostblk.engine.reference.inflight import MOST
+from vhostblk.engine.reference.inflight_packed import PackedRegion, packed_bytes
+from vhostblk.engine.reference.inflight_split import SplitRegion, split_bytes
 from vhostblk.engine.reference.memory import GuestMemory, Part
 from vhostblk.engine.reference.packed import PackedRing
 from vhostblk.engine.reference.ring import Layout, Ring
@@ -27,6 +30,7 @@ from vhostblk.spec.virtio_ring import (
     USED_HEADER_SIZE,
 )
 
+_REGION_ALIGN = 8
 _ONE = (1).to_bytes(8, "little")
 
 
@@ -85,6 +89,7 @@ class Settings:
 
     memory: GuestMemory = field(default_factory=GuestMemory)
     place: Place | None = None
+    inflight: tuple[Piece, int] | None = None
     rules: Rules | None = None
     features: int = 0
     enabled: bool = False
@@ -109,6 +114,28 @@ class Settings:
         if not 1 <= size <= MAX_QUEUE_SIZE:
             raise Refused(errno.EINVAL, f"{size} is no ring size up to {MAX_QUEUE_SIZE}")
         self.place = Place(size, Part(desc), Part(avail), Part(used))
+
+    def set_inflight(self, memory: Piece | None, size: int) -> None:
+        """
+        Say where what is taken is noted, for rings of up to *size*.
+
+        Raises:
+            Refused: There is no region at such an address, or of that size.
+        """
+        if memory is not None and (memory[0] % _REGION_ALIGN or not 1 <= size <= MOST):
+            raise Refused(errno.EINVAL, f"no inflight region is at {memory[0]:#x} for {size}")
+        self.inflight = None if memory is None else (memory, size)
+
+    def _check_region(self, size: int) -> None:
+        if self.inflight is None:
+            return
+        (_, length), entries = self.inflight
+        needed = packed_bytes(entries) if self.packed else split_bytes(entries)
+        if entries < size or length < needed:
+            raise Refused(
+                errno.EINVAL,
+                f"an inflight region of {length} bytes for {entries}, for a ring of {size}",
+            )
 
     @property
     def packed(self) -> bool:
@@ -153,7 +180,12 @@ class Settings:
             Refused: They do not, or *base* is none of it.
         """
         layout = self.layout()
-        return PackedRing(layout, base) if self.packed else SplitRing(layout, base)
+        self._check_region(layout.size)
+        if self.packed:
+            packed = PackedRegion(*self.inflight) if self.inflight else None
+            return PackedRing(layout, base, packed)
+        split = SplitRegion(*self.inflight) if self.inflight else None
+        return SplitRing(layout, base, split)
 
 
 def _check_split(place: Place) -> None:

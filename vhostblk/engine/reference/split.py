@@ -9,10 +9,13 @@ Source: virtio 1.3, 2.7.
 """
 
 import struct
+from collections import deque
 from collections.abc import Sequence
 
 from vhostblk.blk.request import Buffer
 from vhostblk.engine.reason import Reason
+from vhostblk.engine.reference.inflight import HEADER
+from vhostblk.engine.reference.inflight_split import SplitRegion
 from vhostblk.engine.reference.memory import GuestMemory, copy_in, copy_out, load16, store16
 from vhostblk.engine.reference.needs import Needs
 from vhostblk.engine.reference.record import Trace
@@ -44,10 +47,13 @@ class SplitRing:
     Args:
         layout: Where it lives; its size is a power of two.
         base: Next avail entry to take.
+        region: Where what is taken is noted; None: nowhere.
     """
 
-    def __init__(self, layout: Layout, base: int) -> None:
+    def __init__(self, layout: Layout, base: int, region: SplitRegion | None) -> None:
         self.layout = layout
+        self.region = region
+        self._again: deque[int] = deque()
         self._next_avail = base & _U16
         self._next_used = 0
         # A back-end that died may have left its driver silenced.
@@ -56,6 +62,17 @@ class SplitRing:
     def load(self) -> None:
         """Read the used index: it is the ring's own, whatever the base says."""
         self._next_used = load16(self.layout.used.at(_IDX))
+        if self.region is None:
+            return
+        heads = self.region.recover(self.layout.size, self._next_used)
+        if heads is None:
+            return
+        # Each was made available, and taken, before whatever is taken next.
+        self._again.extend(heads)
+        self._next_avail = (self._next_used + len(heads)) & _U16
+        available = (load16(self.layout.avail.at(_IDX)) - self._next_used) & _U16
+        if len(heads) > available:
+            raise Broken(Reason.INFLIGHT, HEADER, len(heads))
 
     def base(self) -> int:
         """Return the next avail entry to take."""
@@ -75,6 +92,8 @@ class SplitRing:
 
         Spec: virtio 1.3, 2.7.13, 2.7.14.
         """
+        if self._again:
+            return self._chain(self._again[0], memory, trace, again=True)
         size, avail = self.layout.size, self.layout.avail
         idx = load16(avail.at(_IDX))
         ahead = (idx - self._next_avail) & _U16
@@ -86,14 +105,31 @@ class SplitRing:
         head = load16(avail.at(AVAIL_HEADER_SIZE + AVAIL_ELEM_SIZE * slot))
         if head >= size:
             raise Broken(Reason.HEAD, self._next_avail, head)
+        return self._chain(head, memory, trace, again=False)
+
+    def _chain(self, head: int, memory: GuestMemory, trace: Trace, *, again: bool) -> Chain:
         try:
-            return Chain(head, head, tuple(self._walk(head, memory, trace)))
+            return Chain(head, head, tuple(self._walk(head, memory, trace)), again=again)
         except Denied as denied:
             raise Broken(Reason.OUTSIDE, head, denied.iova) from None
 
-    def take(self, chain: Chain) -> None:  # noqa: ARG002 - which one is known
+    def take(self, chain: Chain) -> None:
         """Take the chain that was popped last."""
+        if chain.again:
+            self._again.popleft()
+            return
+        if self.region is not None:
+            self.region.mark(chain.name)
         self._next_avail = (self._next_avail + 1) & _U16
+
+    def must_replay(self) -> bool:
+        """Say whether a predecessor's chains are still to be popped."""
+        return bool(self._again)
+
+    def forget_region(self) -> None:
+        """Note nothing more of what is taken."""
+        self.region = None
+        self._again.clear()
 
     def _walk(self, head: int, memory: GuestMemory, trace: Trace) -> list[Buffer]:
         """Follow a chain through the descriptor table.  Spec: virtio 1.3, 2.7.5."""
@@ -121,6 +157,9 @@ class SplitRing:
     def push(self, done: Sequence[Done]) -> None:
         """Give chains back.  Spec: virtio 1.3, 2.7.8, 2.7.9."""
         size, used = self.layout.size, self.layout.used
+        heads = [one.chain.name for one in done]
+        if self.region is not None:
+            self.region.prepare(heads)
         for batch in batches(done, in_order=self.layout.in_order):
             last = batch[-1]
             offset = USED_HEADER_SIZE + USED_ELEM_SIZE * (self._next_used % size)
@@ -128,6 +167,8 @@ class SplitRing:
             self._next_used = (self._next_used + len(batch)) & _U16
         # Published last: the driver must not see the index before the elements.
         store16(used.at(_IDX), self._next_used)
+        if self.region is not None:
+            self.region.commit(heads, self._next_used)
 
     def should_call(self) -> bool:
         """Say whether the driver wants to know.  Spec: virtio 1.3, 2.7.7."""
@@ -138,7 +179,7 @@ class SplitRing:
         if self._quiet:
             store16(self.layout.used.at(0), 0)
         self._quiet = False
-        return load16(self.layout.avail.at(_IDX)) != self._next_avail
+        return self.must_replay() or load16(self.layout.avail.at(_IDX)) != self._next_avail
 
     def quiet(self) -> None:
         """Tell the driver that kicks are not needed now."""
