@@ -283,7 +283,22 @@ class BothPacked(Both):
     packed = True
 
 
-LIVES = {"split": Both, "packed": BothPacked}
+class BothInOrder(Both):
+    """One life in order."""
+
+    in_order = F_IN_ORDER
+
+
+class BothPackedInOrder(BothPacked, BothInOrder):
+    """One life on packed rings, in order."""
+
+
+LIVES = {
+    "split": Both,
+    "packed": BothPacked,
+    "split-in-order": BothInOrder,
+    "packed-in-order": BothPackedInOrder,
+}
 
 
 def live(kind: str, lives: int, steps: int, *phases: Phase) -> None:

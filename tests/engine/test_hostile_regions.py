@@ -1,4 +1,4 @@
-"""Inflight regions that no back-end has left, on either engine: the queue breaks, nothing is done."""
+"""Inflight regions that no back-end has left, on either engine: the queue breaks, no more."""
 
 from collections.abc import Iterator
 
@@ -102,9 +102,7 @@ def test_a_used_index_out_of_the_ring_breaks(tracked: Tracked, offset: int) -> N
 
 
 @pytest.mark.parametrize("tracked", PACKED, indirect=True)
-@pytest.mark.parametrize(
-    ("entry", "value"), [(6, 6), (9, SIZE + 1), (SIZE - 1, 6), (9, 0)]
-)
+@pytest.mark.parametrize(("entry", "value"), [(6, 6), (9, SIZE + 1), (SIZE - 1, 6), (9, 0)])
 def test_free_entries_that_are_no_list_break(tracked: Tracked, entry: int, value: int) -> None:
     """Each is met once, and the last one leads behind the last."""
     fault = spoil(tracked, (tracked.region.at(entry) + 2, 2, value))

@@ -1,23 +1,12 @@
 """Chains that are given back in the order they were made available, whichever engine serves."""
 
-from collections.abc import Iterator
-
 import pytest
-from engine.conftest import PACKED, SPLIT, make_rig
 from engine.driver import SKIPPED, Asked, Lane
 from engine.harness import FEATURES, Rig
 
 from vhostblk.engine.api import Job
 from vhostblk.spec.virtio_blk import RequestType, Status
 from vhostblk.spec.virtio_ring import F_IN_ORDER
-
-
-@pytest.fixture(params=[param for param in SPLIT + PACKED if "reference" in param])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """Return an engine that knows of order."""
-    made = make_rig(request.param)
-    yield made
-    made.close()
 
 
 @pytest.fixture

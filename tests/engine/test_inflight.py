@@ -24,6 +24,7 @@ def tracked(request: pytest.FixtureRequest) -> Iterator[Tracked]:
     made.close()
 
 
+REFERENCE = [param for param in INFLIGHT if "reference" in param]
 RELAYS = [
     (first, second)
     for first in INFLIGHT
@@ -203,6 +204,7 @@ def test_what_waits_for_its_turn_is_in_flight(*, packed: bool) -> None:
     tracked.close()
 
 
+@pytest.mark.parametrize("tracked", REFERENCE, indirect=True)
 def test_what_is_noted_is_not_begun_anew(tracked: Tracked) -> None:
     """A base that is set while requests are under way would have them taken twice."""
     tracked.lane.read()

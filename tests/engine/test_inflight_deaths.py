@@ -102,8 +102,6 @@ def test_death_at_giving_back(param: str, scene: str, features: int) -> None:
     Spec: vhost-user, "Inflight I/O tracking".
     """
     successor, form = param.split("-")
-    if features & F_IN_ORDER and successor == "native":
-        successor = "reference"
     size = 11 if form == "packed" else 16
     tracked = Tracked("reference", packed=form == "packed", size=size, features=features)
     asked = under_way(tracked)

@@ -136,7 +136,7 @@ class ReferenceEngine:
     @property
     def can_inflight(self) -> bool:
         """Whether its queues can keep an inflight region."""
-        return False
+        return True
 
     @property
     def can_log(self) -> bool:
