@@ -25,6 +25,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     read_only: bool = False,
     block_size: int = 0,
     drain_seconds: float | None = None,
+    on_error: Literal["report", "stop", "enospc"] = "report",
     confidential: Literal["off", "auto", "require"] = "auto",
     shared_ranges: str = "",
     on_violation: Literal["warn", "fail", "break"] = "fail",
@@ -54,6 +55,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         read_only: Refuse writes, whatever the disk can.
         block_size: Bytes every request is a multiple of; 0: the disk's own.
         drain_seconds: How long requests in flight may take when the guest stops or leaves.
+        on_error: A request that the disk fails is reported to the guest (``report``), held until
+            `vhostblk ctl resume` (``stop``), or held for want of space only (``enospc``).
         confidential: ``off``, ``auto`` or ``require``: serve requests in shared memory only.
         shared_ranges: For ``require``: what the guest shares, as the command line takes it.
         on_violation: For ``require``: a request elsewhere gets a warning (``warn``), fails
@@ -71,6 +74,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     # Here, as most who import the package (the fake guest's users) never serve.
     from vhostblk.disk.grammar import parse  # noqa: PLC0415
     from vhostblk.disk.make import make  # noqa: PLC0415
+    from vhostblk.engine.api import OnError  # noqa: PLC0415
     from vhostblk.memory.ranges import OnViolation  # noqa: PLC0415
     from vhostblk.server.activation import passed_sockets  # noqa: PLC0415
     from vhostblk.server.listener import SocketOptions  # noqa: PLC0415
@@ -103,6 +107,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             ring_reset=ring_reset,
             read_only=read_only,
             block_size=block_size,
+            on_error=chosen(OnError, "on_error", on_error),
             drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,
             confidential=chosen(Confidential, "confidential", confidential),
             shared_ranges=parse_shared_ranges(shared_ranges),

@@ -26,6 +26,7 @@ Engine: TypeAlias = Literal["auto", "native", "reference"]
 Confidential: TypeAlias = Literal["off", "auto", "require"]
 OnViolation: TypeAlias = Literal["warn", "fail", "break"]
 Iommu: TypeAlias = Literal["off", "auto", "on"]
+OnError: TypeAlias = Literal["report", "stop", "enospc"]
 Owner: TypeAlias = tuple[int | None, int | None]
 """User and group by number; None: stays as it is."""
 
@@ -206,6 +207,18 @@ def shared_ranges(text: str) -> str:
     except VhostBlkError as error:
         raise click.BadParameter(str(error)) from error
     return text
+
+
+def on_error(command: _F) -> _F:
+    """Give a command ``--on-error``; see `vhostblk.serve`."""
+    return click.option(
+        "--on-error",
+        type=click.Choice(get_args(OnError)),
+        default="report",
+        show_default=True,
+        help="A request that the disk fails: report tells the guest, stop holds it until `vhostblk "
+        "ctl resume`, enospc does so for want of space only.  Both want --control.",
+    )(command)
 
 
 def confidential(command: _F) -> _F:

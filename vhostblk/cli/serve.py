@@ -86,6 +86,7 @@ from vhostblk.disk.make import beside
     metavar="SECONDS",
     help="How long a stop waits for requests in flight before it fails them.  [default: 20]",
 )
+@options.on_error
 @options.confidential
 @click.option(
     "--control",
@@ -113,6 +114,7 @@ def serve(
     block_size: int,
     engine: options.Engine,
     drain_timeout: float | None,
+    on_error: options.OnError,
     confidential: options.Confidential,
     shared_ranges: str,
     on_violation: options.OnViolation,
@@ -158,6 +160,7 @@ def serve(
         read_only=read_only,
         block_size=block_size,
         drain_seconds=drain_timeout,
+        on_error=on_error,
         confidential=confidential,
         shared_ranges=shared_ranges,
         on_violation=on_violation,

@@ -24,6 +24,7 @@ from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Before, Pump
 from vhostblk.server.tenure import Tenure
+from vhostblk.server.troubles import Troubles
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_RING_PACKED, F_RING_RESET
 
@@ -99,6 +100,7 @@ class Device:
         self._engine = engine
         self._share = share
         self._pump = pump
+        self.troubles = Troubles(options.name, options.on_error, log)
         self.tenure = Tenure(pump, needed=lock_while_running, flush=self.flush, log=log)
         self._down = False
         self._buried: list[Mapping] = []
@@ -114,15 +116,21 @@ class Device:
     def make_queue(self, index: int, *, on_broken: Callable[[], None]) -> Queue:
         """Make queue *index*, served from the start if it is Python that serves it."""
         queue = self._share.queue(index, on_broken=on_broken)
+        self.troubles.watch(index, queue)
         if queue.mailbox is not None:
             self._pump.serve(queue.mailbox)
         return queue
 
     async def drop_queue(self, queue: Queue) -> None:
         """Close a drained queue."""
+        self.troubles.forget(queue)
         if queue.mailbox is not None:
             await self._pump.forget(queue.mailbox, seconds=STUCK_SECONDS)
         await queue.close()
+
+    def resume_stalled(self) -> int:
+        """Have queues that an error has stopped try again; return how many there were."""
+        return self.troubles.resume()
 
     def revoke(self, queue: Queue) -> None:
         """

@@ -7,7 +7,7 @@ A queue is made when there is something for it to keep, and lives until the conn
 import asyncio
 from collections.abc import Callable, Mapping
 
-from vhostblk.engine.api import Counters, Fault, Queue
+from vhostblk.engine.api import Counters, Fault, Queue, Stall
 from vhostblk.memory.iotlb import EVERYWHERE
 from vhostblk.server.log import Log
 
@@ -61,6 +61,10 @@ class Keeper:
     def fault(self) -> Fault | None:
         """Return why it is broken, None while it is not."""
         return None if self._made is None else self._made.fault()
+
+    def stall(self) -> Stall | None:
+        """Return the error that has stopped it, None while none has."""
+        return None if self._made is None else self._made.stall()
 
     def counters(self) -> Counters:
         """Return what it has done; nothing if there is none."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import DiskInfo
+from vhostblk.engine.api import OnError
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.ranges import OnViolation
 from vhostblk.server.iommu import MISS_SECONDS
@@ -45,6 +46,7 @@ class DeviceOptions:
         access_platform: Offer VIRTIO_F_ACCESS_PLATFORM (bit 33).
         packed: Offer packed rings, where the data plane has them.
         ring_reset: Offer VIRTIO_F_RING_RESET (bit 40), for a front-end that tells of it.
+        on_error: What becomes of a request that the disk fails.
 
     Raises:
         VhostBlkError: One of them cannot be.
@@ -65,6 +67,7 @@ class DeviceOptions:
     access_platform: bool = True
     packed: bool = True
     ring_reset: bool = False
+    on_error: OnError = OnError.REPORT
 
     def __post_init__(self) -> None:
         if len(self.serial.encode()) > SERIAL_SIZE:

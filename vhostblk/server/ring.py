@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from errno import EINVAL
 
-from vhostblk.engine.api import Counters, Fault, Miss, Queue
+from vhostblk.engine.api import Counters, Fault, Miss, Queue, Stall
 from vhostblk.errors import Refused
 from vhostblk.memory.dirty import LOG_USED_BY_HOST
 from vhostblk.memory.ranges import Range
@@ -83,6 +83,10 @@ class Ring:
     def fault(self) -> Fault | None:
         """Return why it is broken, None while it is not."""
         return self.keeper.fault()
+
+    def stall(self) -> Stall | None:
+        """Return the error that has stopped it, None while none has."""
+        return self.keeper.stall()
 
     def counters(self) -> Counters:
         """Return what its queue has done; nothing if there is none."""

@@ -12,7 +12,9 @@ from pathlib import Path
 import uvloop
 
 from vhostblk.disk.grammar import DiskSpec
+from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName, load, preload
+from vhostblk.errors import VhostBlkError
 from vhostblk.server.control import Control
 from vhostblk.server.jsonrpc import Dispatcher
 from vhostblk.server.listener import Listener, SocketOptions, listen
@@ -62,6 +64,11 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         VhostBlkError: The disk or the socket cannot be had, or the last flush failed.
     """
     options = options or DeviceOptions(name=place.name)
+    if options.on_error is not OnError.REPORT and control is None:
+        raise VhostBlkError(
+            f"on_error {options.on_error} stops the guest's disk until an operator says go on: "
+            "give a control socket, too, for `vhostblk ctl resume`"
+        )
     preload(engine)
     takeover = Takeover.begin(os.environ)
     if takeover is not None:

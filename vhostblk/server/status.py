@@ -22,6 +22,7 @@ from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.iommu import IommuCounters
 from vhostblk.server.log import STATUS, Log
 from vhostblk.server.ring import Ring
+from vhostblk.server.troubles import text
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
 
 MAX_RANGES = 16
@@ -55,6 +56,7 @@ class QueueStatus(TypedDict):
     running: bool
     translated: bool
     fault: str | None
+    stalled: str | None
     counters: dict[str, int]
 
 
@@ -93,6 +95,7 @@ class Status(BounceStatus, IotlbStatus, TotalStatus):
 
     name: str
     mode: str
+    on_error: str
     front_end_connected: bool
     acked_features: list[str]
     access_platform_offered: bool
@@ -121,6 +124,7 @@ def status(device: Device) -> Status:
     return {
         "name": device.options.name,
         "mode": str(device.options.confidential),
+        "on_error": str(device.options.on_error),
         "front_end_connected": front is not None,
         "acked_features": [] if front is None else names(front.features),
         "access_platform_offered": bool(device.features & F_ACCESS_PLATFORM),
@@ -221,11 +225,12 @@ def _iotlb(front: Attached | None) -> IotlbStatus:
 
 
 def _queue(ring: Ring, counters: Counters) -> QueueStatus:
-    fault = ring.fault()
+    fault, stall = ring.fault(), ring.stall()
     return {
         "queue": ring.index,
         "running": ring.running and fault is None and not ring.keeper.waits,
         "translated": ring.translated,
         "fault": None if fault is None else fault.reason,
+        "stalled": None if stall is None else text(stall),
         "counters": asdict(counters),
     }
