@@ -6,12 +6,15 @@ import select
 import signal
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import running
 from running import TIMEOUT_S
 
 TAKEN_OVER = re.compile(r"process (\d+) has taken over")
+READY = re.compile("ready for a front-end")
 PAUSED = re.compile(r"guest paused for ([0-9.]+) ms")
 
 
@@ -90,3 +93,17 @@ class Upgraded:
     def open_fds(self) -> int:
         """How many descriptors the process that serves now has open."""
         return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+
+@contextmanager
+def served(*words: str | Path, cwd: Path) -> Iterator[Upgraded]:
+    """Run ``vhostblk serve`` with *words*, ready to be upgraded."""
+    server = Upgraded(running.start("-m", "vhostblk", "serve", *words, cwd=cwd))
+    try:
+        server.wait_for(READY)
+        yield server
+    except BaseException as error:
+        error.add_note(f"the server's log:\n{server.log[-6000:]}")
+        raise
+    finally:
+        server.kill()

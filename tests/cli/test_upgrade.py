@@ -5,14 +5,12 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import activated
 import pytest
 import running
-from upgrading import Upgraded
+from upgrading import Upgraded, served
 
 from vhostblk.guest import Guest
 from vhostblk.guest.blk import Request
@@ -30,17 +28,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(8 * MIB))
     return path
-
-
-@contextmanager
-def served(*words: str | Path, cwd: Path, fds: tuple[int, ...] = ()) -> Iterator[Upgraded]:
-    """Run ``vhostblk serve`` with *words*, ready to be upgraded."""
-    server = Upgraded(running.start("-m", "vhostblk", "serve", *words, cwd=cwd, pass_fds=fds))
-    try:
-        server.wait_for(re.compile("ready for a front-end"))
-        yield server
-    finally:
-        server.kill()
 
 
 class Load:
