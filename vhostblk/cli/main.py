@@ -11,6 +11,7 @@ from vhostblk.cli.demo import demo
 from vhostblk.cli.libvirt_xml import libvirt_xml
 from vhostblk.cli.qemu_args import qemu_args
 from vhostblk.cli.serve import serve
+from vhostblk.cli.systemd_unit import systemd_unit
 from vhostblk.cli.upgrade import upgrade
 from vhostblk.version import version
 
@@ -35,7 +36,7 @@ def vhostblk(context: click.Context, *, asked_version: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (serve, ctl, qemu_args, libvirt_xml, demo, upgrade):
+for command in (serve, ctl, qemu_args, libvirt_xml, demo, upgrade, systemd_unit):
     vhostblk.add_command(command)
 
 
