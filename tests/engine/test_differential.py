@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from vhostblk.blk.device import BlkDevice
+from vhostblk.engine.api import OnError
 from vhostblk.memory.space import Segment
 from vhostblk.spec.virtio_blk import RequestType
 from vhostblk.spec.virtio_ring import F_IN_ORDER, F_RING_PACKED, F_VERSION_1
@@ -116,6 +117,10 @@ def _ask(*, asks: bool) -> Change:
     return lambda side: side.set_ask(asks=asks)
 
 
+def _on_error(policy: OnError) -> Change:
+    return lambda side: side.set_on_error(policy)
+
+
 def _sampling(first: int, every: int) -> Change:
     return lambda side: side.set_sampling(first, every)
 
@@ -123,6 +128,7 @@ def _sampling(first: int, every: int) -> Change:
 changes = st.one_of(
     st.builds(_sampling, st.sampled_from((0, 1, 5, 1000)), st.sampled_from((0, 1, 3))),
     st.builds(_sampling, st.sampled_from((0, 1, 5, 1000)), st.sampled_from((0, 1, 3))),
+    st.builds(_on_error, st.sampled_from(list(OnError))),
     st.builds(_enable, enabled=st.booleans()),
     st.builds(_features, st.sampled_from((FEATURES, FEATURES, F_VERSION_1))),
     st.builds(_space, st.sampled_from(LAYOUTS)),
@@ -201,6 +207,7 @@ class Both(RuleBasedStateMachine):
             self.change(n, _enable(enabled=True), then_run=True)
         if self.twins.waits(n):
             self.change(n, _space(_whole), then_run=True)
+        self.resume(n)
         self.offer(n, requests, careful=True)
         self.end_jobs(n, ends)
 
@@ -248,6 +255,12 @@ class Both(RuleBasedStateMachine):
         for pick, error in ends:
             if self.twins.open(n):
                 self.twins.end(n, pick % self.twins.open(n), error)
+        self.twins.compare()
+
+    @rule(n=queues)
+    def resume(self, n: int) -> None:
+        """Try again what failed and is held, if anything is."""
+        self.twins.resume(n)
         self.twins.compare()
 
     # ---- the control plane -----------------------------------------------------------------

@@ -16,7 +16,7 @@ from functools import partial
 from engine.driver import GPA, MEMORY, Lane
 from engine.harness import FEATURES, Rig, SteppedEngine
 
-from vhostblk.engine.api import Counters, Fault, Job, Miss, Op, Queue
+from vhostblk.engine.api import Counters, Fault, Job, Miss, OnError, Op, Queue, Stall
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
 
@@ -37,6 +37,8 @@ class Seen:
     used: list[tuple[int, int]]
     base: int | None
     missed: list[Miss]
+    stalled: list[Stall]
+    stall: Stall | None
     broken: list[Fault | None]
     fault: Fault | None
     errs: int
@@ -61,6 +63,7 @@ class Side:
     lane: Lane
     open: list[Job] = field(default_factory=list)
     missed: list[Miss] = field(default_factory=list)
+    stalled: list[Stall] = field(default_factory=list)
     told_of_samples: bool = False
     asks: bool = False  # so that whether kicks are wanted meanwhile is the engine's affair
     told: int = 0  # chains that had come back at the last look
@@ -79,6 +82,8 @@ class Side:
             used=sorted(used) if sort else used,
             base=lane.queue.base() if ours else None,
             missed=list(self.missed),
+            stalled=list(self.stalled),
+            stall=lane.queue.stall(),
             broken=list(lane.broken),
             fault=fault,
             errs=lane.rings(lane.err),
@@ -135,6 +140,10 @@ class Side:
             self.told_of_samples = True
 
         self.lane.queue.set_sampling(first=first, every=every, on_samples=tell)
+
+    def set_on_error(self, policy: OnError) -> None:
+        """Say what becomes of requests that fail."""
+        self.lane.queue.set_on_error(policy, on_stalled=self.stalled.append)
 
     def condemn(self) -> None:
         """Break the queue."""
@@ -230,6 +239,11 @@ class Twins:
         assert self.ours[n]
         for side in self.pairs[n]:
             side.rig.call(partial(change, side))
+
+    def resume(self, n: int) -> None:
+        """Have queue *n* try again what it holds."""
+        for side in self.pairs[n]:
+            side.rig.call(side.lane.queue.resume)
 
     def run(self, n: int) -> None:
         """Hand queue *n* over."""

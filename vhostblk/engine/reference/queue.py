@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
 from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, OnError, Piece, Stall
+from vhostblk.engine.reference.errors import Errors
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
 from vhostblk.engine.reference.ownership import Ask, News, Owner
@@ -52,8 +53,9 @@ class ReferenceQueue:
         self._wake = wake
         self._box = JobBox(wake)
         self._record = Record(self._news.post)
-        self._work = Work(self._box, graveyard, self._record)
-        self._service = Service(self._work, self._news, on_broken)
+        self._errors = Errors(self._news.post)
+        self._work = Work(self._box, graveyard, self._record, self._errors)
+        self._service = Service(self._work, self._errors, self._news, on_broken)
         self._lock = threading.Lock()
         self._owner = Owner.CONTROL
         self._ask = Ask.PARK
@@ -171,19 +173,22 @@ class ReferenceQueue:
         self,
         policy: OnError,
         *,
-        on_stalled: Callable[[Stall], None],  # noqa: ARG002 - it never does
-        on_failed: Callable[[Stall], None] | None = None,  # noqa: ARG002 - the pump tells of them
+        on_stalled: Callable[[Stall], None],
+        on_failed: Callable[[Stall], None] | None = None,
     ) -> None:
-        """Report every error; nothing else can be asked."""
-        if policy is not OnError.REPORT:
-            raise VhostBlkError("the reference engine reports every error to the driver")
+        """Say what becomes of a request that the disk fails."""
+        self._ours()
+        self._errors.policy = policy
+        self._errors.on_stalled, self._errors.on_failed = on_stalled, on_failed
 
     def resume(self) -> None:
-        """Nothing is ever held."""
+        """Try what is held again."""
+        self._errors.resume = True
+        self._wake()
 
     def stall(self) -> Stall | None:
-        """Return None: nothing is ever held."""
-        return None
+        """Return the error that has stopped the queue."""
+        return self._errors.stall
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark nothing; see `ReferenceEngine.can_log`."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vhostblk.engine.api import Fault, Miss
 from vhostblk.engine.reference.chain import Request, open_request
+from vhostblk.engine.reference.errors import Errors
 from vhostblk.engine.reference.ownership import Ask, News
 from vhostblk.engine.reference.record import Trace
 from vhostblk.engine.reference.ring import Broken, Ring
@@ -28,12 +29,16 @@ class Service:
 
     Args:
         work: The requests under way.
+        errors: What the disk could not do.
         news: Who is told.
         on_broken: Called on the control thread when the queue breaks.
     """
 
-    def __init__(self, work: Work, news: News, on_broken: Callable[[], None]) -> None:
+    def __init__(
+        self, work: Work, errors: Errors, news: News, on_broken: Callable[[], None]
+    ) -> None:
         self._work = work
+        self._errors = errors
         self._news = news
         self._on_broken = on_broken
         self._base = 0
@@ -111,7 +116,10 @@ class Service:
         if ask is Ask.RUN and self.settings.greet:
             self.settings.greet = False
             self._call()
-        n = self._pop(ask) + self._push()
+        n = self._pop(ask)
+        if self.fault is not None:
+            self._work.give_up_held()
+        n += self._push()
         if self._work.fault is not None:
             self.give_up(self._work.fault)
             self._work.fault = None
@@ -120,7 +128,7 @@ class Service:
     def may_take(self, ask: Ask) -> bool:
         """Say whether chains may be popped, when *ask* is asked."""
         ring = self._ring
-        if ring is None or self.fault or self.miss:
+        if ring is None or self.fault or self.miss or self._errors.held:
             return False
         # A drain takes what a predecessor left, be the queue enabled or not: who disables it means
         # what is new, and where the guest goes the region does not.

@@ -5,8 +5,10 @@ from itertools import count
 
 from vhostblk.blk.request import Operation
 from vhostblk.engine.api import Counters, Fault, Job, Op
+from vhostblk.engine.errors import Stall
 from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.chain import Request
+from vhostblk.engine.reference.errors import Errors
 from vhostblk.engine.reference.graveyard import Grave, Graveyard
 from vhostblk.engine.reference.mailbox import JobBox, Result
 from vhostblk.engine.reference.memory import copy_out, view
@@ -43,9 +45,11 @@ class Work:
         box: Where the disk's jobs go.
         graveyard: The device's dead.
         record: Where the chains are recorded.
+        errors: What the disk could not do.
     """
 
-    def __init__(self, box: JobBox, graveyard: Graveyard, record: Record) -> None:
+    def __init__(self, box: JobBox, graveyard: Graveyard, record: Record, errors: Errors) -> None:
+        self._errors = errors
         self._box = box
         self._record = record
         self._graveyard = graveyard
@@ -64,7 +68,7 @@ class Work:
     @property
     def in_flight(self) -> int:
         """Requests that are not done."""
-        return len(self._live) + len(self._held)
+        return len(self._live) + len(self._held) + len(self._errors.held)
 
     @property
     def dead(self) -> int:
@@ -139,7 +143,7 @@ class Work:
         use = self.use  # of what was taken before it was asked
         if not use.begun:
             dead = [request for _, request in self._dead.values()]
-            use.begin([*self._live.values(), *self._held], dead)
+            use.begin([*self._live.values(), *self._held, *self._errors.held], dead)
         results = self._box.reap()
         for result in results:
             buried = self._dead.pop(result.tag, None)
@@ -151,6 +155,8 @@ class Work:
             else:
                 self._advance(self._live.pop(result.tag), result)
         held, self._held = self._held, []
+        if self._errors.resume:
+            held += self._errors.take_held()
         for request in held:
             self._submit(request)
         return len(results)
@@ -169,6 +175,8 @@ class Work:
             self.use.leave(request)
             return  # given back, its memory would be used again
         if result.errno:
+            if self._is_held(request, operation, result.errno):
+                return
             request.fail()
         else:
             request.todo.popleft()
@@ -179,6 +187,14 @@ class Work:
             self._account(request, operation)
         self._finish(request)
         self.use.leave(request)
+
+    def _is_held(self, request: Request, operation: Operation, error: int) -> bool:
+        stalled = self._errors.stall is not None
+        op, offset, length = _OPS[operation.type], operation.offset, operation.length
+        why = Stall(op=op, offset=offset, length=length, errno=error)
+        held = self._errors.holds(request, why)
+        self.tally["stalls"] += held and not stalled
+        return held
 
     def _account(self, request: Request, last: Operation) -> None:
         self.tally[_COUNTERS[last.type]] += 1
@@ -196,10 +212,20 @@ class Work:
             self._dead[tag] = grave, request
             self._box.post(Job(tag, Op.CANCEL, 0, 0, ()))
         held, self._held = self._held, []
-        for request in [*live.values(), *held]:
+        for request in live.values():
             request.fail()
             self._finish(request)
-        for request in held:  # the disk never saw them
+        self._abandon([*held, *self._errors.take_held()])
+
+    def give_up_held(self) -> None:
+        """End what is held for its error with IOERR."""
+        self._abandon(self._errors.take_held())
+
+    def _abandon(self, requests: list[Request]) -> None:
+        """End with IOERR what the disk does not have."""
+        for request in requests:
+            request.fail()
+            self._finish(request)
             self.use.leave(request)
 
 

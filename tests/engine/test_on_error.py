@@ -1,17 +1,14 @@
-"""A disk that fails, through the API: told of, or held until `Queue.resume`."""
+"""A disk that fails, on either engine: told of, or held until `Queue.resume`."""
 
-from collections.abc import Iterator
-from errno import EIO, ENOSPC
+import struct
+from errno import EFAULT, EIO, ENOSPC
 
 import pytest
 from engine.driver import Lane
 from engine.harness import Rig
 
 from vhostblk.engine.api import Busy, OnError, Op, Stall
-
-pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
-
-from vhostblk.engine.native import NativeEngine
+from vhostblk.spec.virtio_blk import RequestType
 
 OUT = b"w" * 512
 
@@ -22,13 +19,6 @@ class Told:
     def __init__(self) -> None:
         self.stalled: list[Stall] = []
         self.failed: list[Stall] = []
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = Rig(lambda: NativeEngine(threaded=False))
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -116,3 +106,71 @@ def test_policy_needs_the_ring(rig: Rig, told: Told) -> None:
     rig.wait(lane.queue.close())
     rig.call(lane.queue.resume)
     assert lane.queue.stall() is None
+
+
+def test_what_fails_behind_the_first_is_held_too(rig: Rig, told: Told) -> None:
+    """All of it is tried again in the order in which it failed; the stall is told of once."""
+    lane = lane_with(rig, told, OnError.STOP)
+    asked = [lane.write(8 * i, OUT) for i in range(3)]
+    rig.step()
+    jobs = rig.take(lane)
+    rig.fail = lambda _: EIO
+    for n in (2, 0, 1):
+        rig.finish(lane, jobs[n])
+        rig.step()
+    assert [one.offset for one in told.stalled] == [2 * 4096]
+    rig.fail = lambda _: 0
+    rig.call(lane.queue.resume)
+    rig.step()
+    again = rig.take(lane)
+    assert [job.offset for job in again] == [2 * 4096, 0, 4096]
+    for job in again:
+        rig.finish(lane, job)
+    rig.step()
+    assert [one.status for one in asked] == [0, 0, 0]
+
+
+def test_a_range_that_failed_is_tried_again_alone(rig: Rig, told: Told) -> None:
+    """What was discarded before it is not discarded twice."""
+    lane = lane_with(rig, told, OnError.STOP)
+    ranges = struct.pack("<QIIQII", 8, 8, 0, 100, 4, 0)
+    rig.fail = lambda job: EIO if job.offset == 51200 else 0
+    asked = lane.ask(RequestType.DISCARD, out=ranges)
+    rig.pump()
+    assert told.stalled == [Stall(op=Op.DISCARD, offset=51200, length=2048, errno=EIO)]
+    rig.fail = lambda _: 0
+    rig.jobs.clear()
+    rig.call(lane.queue.resume)
+    rig.pump()
+    assert [job.offset for job in rig.jobs] == [51200]
+    assert asked.status == 0
+
+
+def test_a_broken_ring_holds_nothing(rig: Rig, told: Told) -> None:
+    """Nobody can resume it; what was held ends, and a drain does not wait."""
+    lane = lane_with(rig, told, OnError.STOP)
+    first, second = lane.write(), lane.read(8)
+    rig.step()
+    jobs = rig.take(lane)
+    rig.fail = lambda _: EIO
+    rig.finish(lane, jobs[0])
+    rig.step()
+    assert lane.queue.stall() is not None
+    rig.fail = lambda _: 0
+    lane.mailbox.break_queue(jobs[1].tag)
+    rig.step()
+    assert lane.queue.fault() is not None
+    assert rig.drain(lane) == 0
+    assert (first.used, second.used) == (None, None)
+    assert lane.queue.stall() is None
+    assert lane.queue.counters().in_flight == 0
+
+
+def test_lost_memory_is_not_held(rig: Rig, told: Told) -> None:
+    """An address that has nothing behind it will not have anything later."""
+    lane = lane_with(rig, told, OnError.STOP)
+    rig.fail = lambda _: EFAULT
+    asked = lane.read()
+    rig.pump()
+    assert asked.status == 1
+    assert told.stalled == []
