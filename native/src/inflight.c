@@ -7,6 +7,9 @@
 
 #include "inflight.h"
 
+_Static_assert(offsetof(struct split_region, version) == offsetof(struct packed_region, version),
+               "in either format");
+
 void vhb_inflight_dispose(struct vhb_inflight *in)
 {
     free(in->replay);
@@ -61,6 +64,27 @@ bool vhb_inflight_header(struct vhb_queue *q, uint64_t features, uint16_t versio
     else if (desc_num != q->inflight.desc_num)
         vhb_break(q, VHB_INFLIGHT, INFLIGHT_HEADER, desc_num);
     return !q->broken;
+}
+
+void vhb_inflight_forget(struct vhb_queue *q)
+{
+    struct vhb_inflight *in = &q->inflight;
+    if (!in->live || q->broken || must_replay(q) || q->in_flight || q->done)
+        return;
+    /* The base is the front-end's word for the ring, or for another one, if the driver has reset
+     * the queue.  The region itself may be gone until the next run. */
+    in->anew = true;
+    in->live = false;
+}
+
+uint16_t vhb_inflight_version(struct vhb_queue *q)
+{
+    struct split_region *region = q->inflight.host; /* a packed one's is in the same place */
+    if (q->inflight.anew)
+        store_relaxed(&region->version, (uint16_t)0);
+    q->inflight.anew = false;
+    program_order();
+    return load_relaxed(&region->version);
 }
 
 void vhb_replay_clear(struct vhb_queue *q)

@@ -90,6 +90,11 @@ bool vhb_inflight_fits(const struct vhb_queue *q, size_t header, size_t entry);
 /* Whether a region that somebody has written is one; broken if not. */
 bool vhb_inflight_header(struct vhb_queue *q, uint64_t features, uint16_t version,
                          uint16_t desc_num);
+/* A drained queue gets a base: where everything in its region was given back, as behind
+ * GET_VRING_BASE, the region says nothing of the ring that begins there. */
+void vhb_inflight_forget(struct vhb_queue *q);
+/* Part of loading a ring; 0: the region is to be initialised. */
+uint16_t vhb_inflight_version(struct vhb_queue *q);
 void vhb_replay_clear(struct vhb_queue *q);
 void vhb_replay_add(struct vhb_queue *q, struct vhb_replay replay);
 /* They are all known: in the order they were taken from now on. */

@@ -287,7 +287,7 @@ static void take_back(struct vhb_queue *q)
 void vhb_packed_recover(struct vhb_queue *q)
 {
     struct packed_region *region = region_of(q);
-    uint16_t version = load_relaxed(&region->version);
+    uint16_t version = vhb_inflight_version(q);
     vhb_replay_clear(q);
     if (version == 0) {
         initialise(q);

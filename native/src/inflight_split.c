@@ -126,7 +126,7 @@ void vhb_split_recover(struct vhb_queue *q)
     struct split_region *region = region_of(q);
     vhb_replay_clear(q);
     q->inflight.batch_head = 0;
-    uint16_t version = load_relaxed(&region->version);
+    uint16_t version = vhb_inflight_version(q);
     if (version == 0) {
         initialise(q);
     } else if (vhb_inflight_header(q, load_relaxed(&region->features), version,

@@ -169,6 +169,7 @@ int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
     /* What is in flight is in the region, too: it would be taken for a predecessor's. */
     if (!ours(q) || (q->inflight.live && is_parked(load_acquire(&q->state))))
         return -EBUSY;
+    vhb_inflight_forget(q);
     q->base = base;
     q->was_run = q->loaded = false;
     q->broken = false;

@@ -88,6 +88,7 @@ struct vhb_inflight {
     uint64_t len;
     uint32_t desc_num;   /* entries, as the front-end says */
     bool live;           /* looked at: what is popped is noted there */
+    bool anew;           /* all was given back: the next base is another ring's, perhaps */
     uint64_t counter;    /* of the next request */
     uint16_t batch_head; /* split: of the list of what was given back last */
     uint16_t free_head;  /* packed: first of the entries that are free */

@@ -272,9 +272,32 @@ static void test_page_of_two_regions_that_vanishes(void)
     close(fd);
 }
 
+/* A queue that was reset and has another size: nothing was in flight, its region begins anew. */
+static void test_reset_queue_may_have_another_size(void)
+{
+    struct tracked t;
+    struct rig *rig = &t.slow.rig;
+    open_tracked(&t);
+    rig_run(rig);
+    struct vhb_job job = start(&t.slow, 3, BLK_IN, 3);
+    finish_and_take(&t, &job, 3);
+    rig_drain(rig);
+    rig->config.size = SIZE / 2;
+    rig_parts(rig);
+    rig_begin(rig);
+    CHECK_EQ(vhb_queue_set_inflight(rig->queue, t.region, REGION, SIZE), 0); /* as it was */
+    rig_run(rig);
+    job = start(&t.slow, 0, BLK_IN, 0);
+    CHECK(is_in_flight(&t, 0));
+    CHECK_EQ(region16(&t, USED_IDX), 0);
+    finish_and_take(&t, &job, 0);
+    CHECK_EQ(region16(&t, USED_IDX), 1);
+    close_tracked(&t);
+}
+
 CHECK_MAIN(TEST(page_of_two_regions_that_vanishes), TEST(new_region_begins_where_the_ring_is),
            TEST(requests_are_in_flight_until_given_back), TEST(batch_is_a_list),
            TEST(cancelled_request_is_not_in_flight), TEST(region_that_is_taken_away_is_left_alone),
            TEST(malformed_regions_break_the_queue), TEST(more_in_flight_than_available),
            TEST(impossible_regions_are_refused), TEST(what_is_in_flight_keeps_its_region),
-           TEST(region_that_vanishes))
+           TEST(region_that_vanishes), TEST(reset_queue_may_have_another_size))

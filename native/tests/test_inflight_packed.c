@@ -215,6 +215,48 @@ static void test_batch_of_the_whole_ring(void)
     }
 }
 
+/* A queue that has given everything back, and is told where another ring begins, begins there: its
+ * driver has reset it, and made the ring smaller.  One that has not goes on with what is left. */
+static void test_reset_queue_begins_at_its_base(void)
+{
+    struct tracked t;
+    struct rig *rig = &t.slow.rig;
+    open_tracked(&t);
+    rig_run(rig);
+    for (int i = 0; i < 5; i++) {
+        struct vhb_job job = start(&t.slow, 0, BLK_IN, 0);
+        finish(&t.slow, &job);
+        wait_used(rig);
+    }
+    for (uint32_t size = SIZE; size > 4; size -= 2) {
+        rig_drain(rig);
+        check_all_free(&t);
+        rig->config.size = size;
+        rig_parts(rig);
+        rig_begin(rig);
+        rig_run(rig);
+        struct vhb_job job = start(&t.slow, 0, BLK_IN, 0);
+        CHECK_EQ(get(&t, VERSION, 2), 1);
+        CHECK_EQ(get(&t, USED_IDX, 2), 0);
+        CHECK_EQ(get(&t, state_at(0, INFLIGHT), 1), 1);
+        finish(&t.slow, &job);
+        wait_used(rig);
+        CHECK_EQ(get(&t, USED_IDX, 2), 3);
+    }
+    struct vhb_job left = start(&t.slow, 0, BLK_IN, 0);
+    rig_park(rig);
+    CHECK_EQ(vhb_queue_condemn(rig->queue), 0);
+    rig_run(rig);
+    rig_broken(rig);
+    finish(&t.slow, &left); /* too late: it is not given back, so it is for whoever comes next */
+    rig_drain(rig);
+    CHECK_EQ(vhb_queue_set_base(rig->queue, 0x80008000), 0);
+    rig_run(rig);
+    serve(&t, 0, 0);
+    close_tracked(&t);
+}
+
 CHECK_MAIN(TEST(new_region_begins_at_the_base), TEST(chains_are_copied_until_given_back),
            TEST(used_index_wraps), TEST(predecessors_requests_are_taken_from_the_region),
-           TEST(last_batch_is_finished_or_forgotten), TEST(batch_of_the_whole_ring))
+           TEST(last_batch_is_finished_or_forgotten), TEST(batch_of_the_whole_ring),
+           TEST(reset_queue_begins_at_its_base))
