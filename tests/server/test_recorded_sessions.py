@@ -180,7 +180,7 @@ def test_what_qemu_said_gets_the_answers_it_needs(log: Path) -> None:
     async def say(session: Session) -> None:
         before = open_fds()
         with ExitStack() as stack:
-            async with wired(disk=Memory(256 << 20), num_queues=4) as wire:
+            async with wired(disk=Memory(256 << 20), num_queues=4, drain_seconds=2.0) as wire:
                 replay = Replay(wire, session, stack)
                 await replay.run()
                 await wire.done()
@@ -202,7 +202,7 @@ def test_a_session_after_a_crash_is_served_write_through(log: Path) -> None:
         names = [message.request for message in session.requests]
         resumed = Request.SET_INFLIGHT_FD in names and Request.GET_INFLIGHT_FD not in names
         with ExitStack() as stack:
-            async with wired(num_queues=4) as wire:
+            async with wired(num_queues=4, drain_seconds=2.0) as wire:
                 await Replay(wire, session, stack).run()
                 await wire.done()
                 assert wire.device.config.writeback == (not resumed)
