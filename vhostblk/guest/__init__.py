@@ -25,6 +25,7 @@ from vhostblk.guest.holes import touched_pages
 from vhostblk.guest.inflight import Inflight
 from vhostblk.guest.iommu import Iommu, IommuOptions, Mapped
 from vhostblk.guest.layout import Region, pc_layout, slots_layout
+from vhostblk.guest.ledger import Ledger, LedgerError
 from vhostblk.guest.memory import GuestMemory
 from vhostblk.guest.migration import Migration, UnmarkedError
 from vhostblk.guest.migration import Report as MigrationReport
@@ -58,6 +59,8 @@ __all__ = [
     "Inflight",
     "Iommu",
     "IommuOptions",
+    "Ledger",
+    "LedgerError",
     "Mapped",
     "Migration",
     "MigrationReport",
