@@ -273,6 +273,7 @@ class Attachment:
 
     def leave(self) -> None:
         """Heed that the front-end is gone: watch it no more, ask it nothing."""
+        self._turn.leave()
         self.detector.close()
         self.observer.end(drained=False)
         for verdict in self._verdicts:

@@ -61,9 +61,13 @@ class Turn:
         if not task.cancelled() and (bug := task.exception()) is not None:
             self._log.error("a bug of ours, waiting for the disk", exc_info=bug)
 
-    async def end(self) -> None:
-        """Heed that no ring runs any more, with nothing in flight."""
+    def leave(self) -> None:
+        """Heed that no ring is to go on any more: its queue may be gone when its turn comes."""
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+    async def end(self) -> None:
+        """Heed that no ring runs any more, with nothing in flight."""
+        self.leave()
         await self._tenure.leave(self)
