@@ -11,6 +11,7 @@ from typing import TypeVar
 import pytest
 import uvloop
 
+from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import Engine
 from vhostblk.engine.choose import EngineName, load
 from vhostblk.errors import VhostBlkError
@@ -89,13 +90,17 @@ class Serving:
 
     def add(self, disk: object, **options: object) -> Path:
         """Serve one more disk; return its socket."""
+        return self.add_from(None, disk, **options)
+
+    def add_from(self, source: DiskSpec | None, disk: object, **options: object) -> Path:
+        """Serve a disk that was written so."""
         self._count += 1
         path = self.directory / f"s{self._count}"
         chosen = DeviceOptions(**{"name": path.name, "drain_seconds": 2.0, **options})  # type: ignore[arg-type]
 
         async def add() -> Device:
             assert self._server is not None
-            return await self._server.add(disk, listen(path, SocketOptions()), chosen)
+            return await self._server.add(disk, listen(path, SocketOptions()), chosen, source)
 
         self.devices.append(self.run(add()))
         return path

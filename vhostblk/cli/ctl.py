@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 
 from vhostblk.cli import rpc, shown
+from vhostblk.disk.grammar import parse_size
 from vhostblk.server.jsonrpc import Json
 
 SECONDS = 120.0
@@ -108,6 +109,63 @@ def status(asking: Asking, *, name: str | None) -> None:
         asking.tell(asking.ask("status", {"device": name}), shown.status)
         return
     asking.tell(asking.ask("status"), shown.all_status)
+
+
+@ctl.command(short_help="Give a device another size.")
+@click.argument("name")
+@click.argument("size", required=False)
+@_as_json
+@click.pass_obj
+def resize(asking: Asking, *, name: str, size: str | None) -> None:
+    """
+    Give the device NAME another SIZE, while it is used.
+
+    SIZE is bytes, or a whole number with K, M, G, T behind it. Without SIZE the
+    device looks at its disk again: use that for a block device, or a file that
+    something else has made longer.
+
+    A regular file is cut or made longer. The guest sees the new size at once; a
+    file system in it has to be resized by the guest, before if it shrinks.
+    """
+    params: dict[str, Json] = {"device": name}
+    if size is not None:
+        params["size"] = parse_size(size)
+    asking.tell(asking.ask("resize", params), lambda result: shown.resized(name, result))
+
+
+@ctl.command(short_help="Serve another disk behind a device.")
+@click.argument("name")
+@click.argument("disk")
+@_as_json
+@click.pass_obj
+def replace(asking: Asking, *, name: str, disk: str) -> None:
+    """
+    Serve DISK, written as for `vhostblk serve`, behind the device NAME.
+
+    The guest's requests wait meanwhile, and none is lost. What is on DISK should
+    be what was on the old one, or the guest should expect something else.
+    """
+    asking.tell(asking.ask("replace", {"device": name, "disk": disk}), f"{name} serves {disk} now")
+
+
+@ctl.command()
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def reload(asking: Asking, *, name: str) -> None:
+    """Serve the python: disk NAME with its code as it is now."""
+    asking.tell(asking.ask("reload", {"device": name}), f"{name} runs its new code now")
+
+
+@ctl.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also if a front-end is connected: hang up on it.")
+@_as_json
+@click.pass_obj
+def remove(asking: Asking, *, name: str, force: bool) -> None:
+    """Serve the device NAME no longer."""
+    params: dict[str, Json] = {"device": name, "force": force}
+    asking.tell(asking.ask("remove", params), f"{name} is served no longer")
 
 
 @ctl.command()

@@ -34,6 +34,12 @@ def version(result: Json) -> str:
     return f"vhostblk {told['version']}, {told['engine']} engine, process {told['pid']}"
 
 
+def resized(name: str, result: Json) -> str:
+    """Show ``resize``."""
+    bytes_ = cast("Mapping[str, int]", result)["size"]
+    return f"{name} has {bytes_} bytes ({size(bytes_)})"
+
+
 def status(result: Json) -> str:
     """Show the status document of a device."""
     return "\n".join(_lines(cast("Mapping[str, Json]", result), ""))

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from vhostblk.errors import VhostBlkError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskInfo:
@@ -75,7 +77,11 @@ class Disk(Protocol):
     """
 
     def info(self) -> DiskInfo:
-        """Return what the disk is; called after `open`, and again only when it is replaced."""
+        """
+        Return what the disk is; called after `open`, and again when its size may be another.
+
+        Of what it says then only the size counts.
+        """
         ...
 
     def read(self, offset: int, views: Sequence[memoryview]) -> Awaitable[None] | None:
@@ -113,6 +119,25 @@ class Disk(Protocol):
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield what is stored in a range, in order, without gaps.  Default: all of it is."""
         yield Extent(offset, length, hole=False)
+
+    def resize(self, size: int) -> Awaitable[None] | None:
+        """
+        Have *size* bytes from now on; what is added reads as zeroes.  Default: it cannot.
+
+        Args:
+            size: Bytes, a multiple of the block size.  Where it is less than before, no request
+                is under way behind it, and none comes.
+        """
+        raise VhostBlkError("the disk has no resize method")
+
+    def inherit(self, before: "Disk") -> Awaitable[None] | None:
+        """
+        Take what the object of the old code had in memory.  Default: nothing.
+
+        Called when the code is loaded again, between `open` and the first request: *before* has
+        been flushed, nothing uses it any more, and it is closed next.
+        """
+        return None
 
     def open(self) -> Awaitable[None] | None:
         """Get ready, on the thread that will serve; before everything else."""

@@ -47,6 +47,7 @@ class Abilities:
         write_zeroes: False: `Calls.write_zeroes` writes zeroes.
         fua: False: `Calls.write` flushes behind a write that must be stable.
         block_status: False: `Calls.block_status` says that everything is stored.
+        resize: False: it keeps its size.
     """
 
     write: bool
@@ -55,6 +56,7 @@ class Abilities:
     write_zeroes: bool
     fua: bool
     block_status: bool
+    resize: bool = False
 
 
 class _StableWriter(Protocol):
@@ -100,6 +102,7 @@ def methods(disk: object) -> Abilities:
         write_zeroes=defines(disk, "write_zeroes"),
         fua=defines(disk, "write") and _takes(cast("Disk", disk).write, "fua"),
         block_status=defines(disk, "block_status"),
+        resize=defines(disk, "resize"),
     )
 
 
@@ -275,6 +278,25 @@ class Calls:
             yield self.write(at, [_ZEROES[: min(ZERO_CHUNK, end - at)]])
         if fua:
             yield self.flush()
+
+    def resize(self, size: int) -> Pending:
+        """
+        Become larger or smaller.
+
+        Raises:
+            VhostBlkError: The disk has no `resize`.
+        """
+        if not self.can.resize:
+            raise VhostBlkError(
+                f"{type(self.disk).__name__} has no method resize: it has the size it has"
+            )
+        return _pending(self.disk.resize(size))
+
+    def inherit(self, before: object) -> Pending:
+        """Take over from an object of older code; nothing to take without the disk's own."""
+        if not defines(self.disk, "inherit"):
+            return None
+        return _pending(self.disk.inherit(cast("Disk", before)))
 
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield what is stored in a range, in order, without gaps."""

@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from vhostblk.disk import holes, lock, signature, transfer
 from vhostblk.disk.api import Disk, DiskInfo, Extent, NativeFile
-from vhostblk.disk.geometry import Geometry, measure, open_image
+from vhostblk.disk.geometry import Geometry, measure, open_image, size_of
 from vhostblk.errors import VhostBlkError
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,8 @@ class File(Disk):
         self._lock_when = lock
         self._opened: _Opened | None = None
         self._adopted: int | None = None
+        self._locked = False
+        self._before: File | None = None
 
     @property
     def path(self) -> str:
@@ -157,6 +159,10 @@ class File(Disk):
                 "that change, or stop and start the server"
             )
 
+    def follow(self, before: "File") -> None:
+        """Take the place of an open one, whose lock is no obstacle where it is the same file."""
+        self._before = before
+
     def open(self) -> None:
         """
         Open, lock, measure, and look at the first bytes.
@@ -193,13 +199,18 @@ class File(Disk):
             self._opened.bounce.close()
         os.close(self._opened.fd)
         self._opened = None
+        self._locked = False
 
     def info(self) -> DiskInfo:
-        """Return what was measured; always volatile, for the driver may turn caching on."""
+        """
+        Return what was measured, and the size it has now.
+
+        Always volatile, for the driver may turn caching on.
+        """
         geometry = self._open.geometry
         unmap = geometry.can_discard and self._discard
         return DiskInfo(
-            size=geometry.size,
+            size=size_of(self._open.fd, block_device=geometry.block_device),
             block_size=geometry.block_size,
             physical_block_size=geometry.physical_block_size,
             optimal_io_size=geometry.optimal_io_size,
@@ -242,6 +253,22 @@ class File(Disk):
         for at in range(offset, end, _ZERO_CHUNK):
             self.write(at, [_ZEROES[: min(_ZERO_CHUNK, end - at)]])
 
+    def resize(self, size: int) -> None:
+        """
+        Cut a regular file, or make it longer by a hole.
+
+        Raises:
+            VhostBlkError: It is a block device.
+            OSError: The file system has no room, or no file of that size.
+        """
+        opened = self._open
+        if opened.geometry.block_device:
+            raise VhostBlkError(
+                f"{self._path}: a block device has the size it has: "
+                "resize it with its own tools, then look at it again by naming no size"
+            )
+        os.ftruncate(opened.fd, size)
+
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield data and holes as the file system knows them."""
         return holes.extents(self._open.fd, offset, length)
@@ -275,6 +302,7 @@ class File(Disk):
 
     def unlock(self) -> None:
         """Give the lock back; the file stays open."""
+        self._locked = False
         if self._locking is not Locking.OFF:
             with suppress(OSError):  # a file system without locks
                 lock.release(self._open.fd)
@@ -283,11 +311,20 @@ class File(Disk):
         if self._locking is Locking.OFF:
             return
         try:
-            lock.acquire(fd, self._path, write=not self._read_only, seconds=seconds)
+            write, before = not self._read_only, self._before
+            ours = before is not None and before.has_locked(fd, write=write)
+            lock.acquire(fd, self._path, write=write, alone=not ours, seconds=seconds)
+            self._locked = True
         except lock.LockUnavailableError as error:
             if self._locking is Locking.ON:
                 raise
             log.warning("%s", error)
+
+    def has_locked(self, fd: int, *, write: bool) -> bool:
+        """Whether this keeps the lock that the same file, open as *fd*, needs."""
+        if self._opened is None or not self._locked or (write and self._read_only):
+            return False
+        return os.path.sameopenfile(self._opened.fd, fd)
 
     def _look(self, length: int) -> None:
         start = bytearray(max(length, signature.LENGTH))

@@ -98,7 +98,7 @@ def measure(fd: int, path: str, *, write: bool, direct: bool) -> Geometry:
     alignment = _alignment(fd, path) if direct else Alignment(memory=1, offset=1)
     logical = kernel.get_u32(fd, kernel.BLKSSZGET) if device else SECTOR
     block = max(SECTOR, logical, alignment.offset)
-    size = kernel.device_size(fd) if device else status.st_size
+    size = size_of(fd, block_device=device)
     _check_size(path, size, block, device=device)
     if device:
         limits = kernel.discard_limits(status.st_rdev)
@@ -117,6 +117,11 @@ def measure(fd: int, path: str, *, write: bool, direct: bool) -> Geometry:
         block_device=device,
         alignment=alignment,
     )
+
+
+def size_of(fd: int, *, block_device: bool) -> int:
+    """Return the size of an open file in bytes, as it is now."""
+    return kernel.device_size(fd) if block_device else os.fstat(fd).st_size
 
 
 def _why_not(path: str, error: OSError | ValueError, *, write: bool, direct: bool) -> str:

@@ -70,7 +70,7 @@ class InUseError(VhostBlkError):
         self.living = living
 
 
-def acquire(fd: int, path: str, *, write: bool, seconds: float = 0) -> None:
+def acquire(fd: int, path: str, *, write: bool, alone: bool = True, seconds: float = 0) -> None:
     """
     Lock an image as a device does; the lock lasts until the last copy of *fd* is closed.
 
@@ -78,6 +78,8 @@ def acquire(fd: int, path: str, *, write: bool, seconds: float = 0) -> None:
         fd: The open file that is going to be served.
         path: Its name, for errors.
         write: The device writes.
+        alone: Look for others; False: this process has the same locks on another open file of it
+            and gives those up for these.
         seconds: How long to wait for the lock of a process that is not there any more.
 
     Raises:
@@ -88,7 +90,7 @@ def acquire(fd: int, path: str, *, write: bool, seconds: float = 0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            _acquire(fd, path, write=write)
+            _acquire(fd, path, write=write, alone=alone)
         except InUseError as error:
             if error.living or time.monotonic() >= deadline:
                 raise
@@ -97,8 +99,7 @@ def acquire(fd: int, path: str, *, write: bool, seconds: float = 0) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _acquire(fd: int, path: str, *, write: bool) -> None:
-
+def _acquire(fd: int, path: str, *, write: bool, alone: bool) -> None:
     used = [Permission.CONSISTENT_READ, *([Permission.WRITE] if write else [])]
     denied = [Permission.WRITE]
     mine = [USED_BASE + p for p in used] + [DENIED_BASE + p for p in denied]
@@ -108,7 +109,8 @@ def _acquire(fd: int, path: str, *, write: bool) -> None:
         for byte in mine:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, 0, byte, 1, 0))
         # Only now: of two that come at the same time, each has locked before it looks.
-        conflict = next((byte for byte in opposite if _held_by_others(fd, byte)), None)
+        looked_at = opposite if alone else ()
+        conflict = next((byte for byte in looked_at if _held_by_others(fd, byte)), None)
     except OSError as error:
         if error.errno in _UNABLE:
             raise LockUnavailableError(

@@ -47,10 +47,7 @@ class Memory(Disk):
         try:
             self._map = mmap.mmap(-1, self._size, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
-            raise VhostBlkError(
-                f"memory: {self._size} bytes cannot be had ({error}): "
-                "ask for less, or raise vm.overcommit_memory or ulimit -v"
-            ) from error
+            raise VhostBlkError(_too_much(self._size, error)) from error
         # A guest's data has no business in a core dump of ours.
         self._map.madvise(mmap.MADV_DONTDUMP)
         # A huge page for every scattered write of mkfs would make the disk far from sparse.
@@ -105,6 +102,22 @@ class Memory(Disk):
         else:
             self._clear(offset, offset + length)
 
+    def resize(self, size: int) -> None:
+        """
+        Keep what fits; where it is may change (`native`).
+
+        Raises:
+            VhostBlkError: The kernel has not so many addresses for us; it is as it was.
+        """
+        # The rest of the last page stays, and reads as zeroes when there is more of it again.
+        page_end = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._clear(size, min(page_end, self._size))
+        try:
+            self._memory().resize(size)
+        except (OSError, ValueError, OverflowError) as error:
+            raise VhostBlkError(_too_much(size, error)) from error
+        self._size = size
+
     def native(self) -> NativeMemory:
         """Say how the C core serves it: where it is."""
         start = ctypes.c_char.from_buffer(self._memory())
@@ -117,6 +130,13 @@ class Memory(Disk):
     def _clear(self, start: int, end: int) -> None:
         for at, length in _chunks(start, end):
             self._memory()[at : at + length] = _ZEROES[:length]
+
+
+def _too_much(size: int, error: Exception) -> str:
+    return (
+        f"memory: {size} bytes cannot be had ({error}): "
+        "ask for less, or raise vm.overcommit_memory or ulimit -v"
+    )
 
 
 def _chunks(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -52,6 +52,10 @@ class Null(Disk):
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Have zeroes there already."""
 
+    def resize(self, size: int) -> None:
+        """Have as much nothing as wanted."""
+        self._size = size
+
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield one hole."""
         yield Extent(offset, length, hole=True)

@@ -45,6 +45,32 @@ def load(name: str, arguments: Mapping[str, str]) -> Disk:
     return Calls(disk).disk
 
 
+def load_again(name: str, arguments: Mapping[str, str]) -> Disk:
+    """
+    Import a module once more, as it is now, and make a disk of its class.
+
+    Other modules that it imports are not; objects of the old class stay what they are.
+
+    Args:
+        name: As for `load`.
+        arguments: The same.
+
+    Raises:
+        VhostBlkError: The module cannot be imported, or it is as for `load`.
+    """
+    module = sys.modules.get(name.partition(":")[0])
+    if module is not None:
+        importlib.invalidate_caches()
+        try:
+            importlib.reload(module)
+        except Exception as error:
+            raise VhostBlkError(
+                f"python:{name}: module {module.__name__!r} cannot be imported again: "
+                f"{_in_a_line(error)}"
+            ) from error
+    return load(name, arguments)
+
+
 def _find(name: str) -> object:
     module, colon, path = name.partition(":")
     if not (module and colon and path):

@@ -15,12 +15,14 @@ from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.regions import RegionTable
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import AddressSpace, Translation
+from vhostblk.protocol.channel import ConfigChange
+from vhostblk.server.backing import Backing
 from vhostblk.server.detect import Detector
 from vhostblk.server.device import Device
 from vhostblk.server.enforcement import DIRECT, TELL_SECONDS, Enforcement, Step
 from vhostblk.server.inflight import Inflight
 from vhostblk.server.iommu import Iommu
-from vhostblk.server.keeper import Keeper
+from vhostblk.server.keeper import Former, Keeper
 from vhostblk.server.misses import Misses
 from vhostblk.server.observer import Observer
 from vhostblk.server.peer import Peer
@@ -32,6 +34,8 @@ from vhostblk.server.turn import Turn
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, ProtocolFeature
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM, F_VERSION_1
 
+_TOLD = ProtocolFeature.BACKEND_REQ | ProtocolFeature.CONFIG
+"""What a front-end has acked that can be told of a change of the config space."""
 _CHANNEL = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
 
 
@@ -95,14 +99,14 @@ class Attachment:
         self.dirty_log: Mapping | None = None
         """Where its migration looks, if there is one."""
         self._verdicts: set[asyncio.Task[None]] = set()
+        self.gone = asyncio.Event()
+        """Set when nothing is left of it."""
         device.attached = self
+        device.holders.append(self)
 
     def _ring(self, index: int) -> Ring:
-        def broken() -> None:
-            self._broken(index)
-
         def make() -> Queue:
-            return self.device.make_queue(index, on_broken=broken)
+            return self._make_queue(self.device.backing, index)
 
         def missed(miss: Miss | None) -> None:
             self.misses.missed(self.rings[index], miss)
@@ -126,6 +130,9 @@ class Attachment:
         )
         log = self.device.log
         return Ring(index, keeper=keeper, on_miss=missed, on_start=started, log=log)
+
+    def _make_queue(self, backing: Backing, index: int) -> Queue:
+        return self.device.make_queue(index, on_broken=lambda: self._broken(index), backing=backing)
 
     async def _resume(self) -> None:
         """Hand over the queues of rings that were started before they might run."""
@@ -271,6 +278,55 @@ class Attachment:
             self.enforcement.end()
             await self._turn.end()
 
+    # ---- changes of the device ------------------------------------------------------------
+
+    async def pause(self, *, drain: bool) -> None:
+        """Take the queues of all rings that run; *drain*: with nothing in flight."""
+        await asyncio.gather(*(ring.keeper.take_back(drain=drain) for ring in self.running))
+
+    def go_on(self) -> None:
+        """Hand them to their workers again."""
+        terms = self.terms
+        for ring in self.running:
+            ring.go_on(terms)
+
+    def set_blk(self) -> None:
+        """Have paused rings check requests by what the device promises now."""
+        for ring in self.running:
+            ring.queue.set_blk(self.device.blk, writethrough=self.writethrough)
+
+    async def exchange(self, backing: Backing) -> list[Queue]:
+        """Go on with queues for another disk, while all is paused and drained."""
+        terms = self.terms
+        made: list[Queue] = []
+        formers: list[tuple[Ring, Former]] = []
+        try:
+            for ring in self.rings:
+                if ring.keeper.made:
+                    made.append(self._make_queue(backing, ring.index))
+                    formers.append((ring, ring.exchange(made[-1], terms)))
+        except BaseException:
+            for ring, former in formers:
+                ring.keeper.put_back(former)
+            for queue in made:
+                await self.device.drop_queue(queue, backing)
+            for ring in (one for one in self.rings if one.keeper.made):
+                self.device.troubles.watch(ring.index, ring.queue)
+            raise
+        return [former.queue for _, former in formers]
+
+    def retire(self) -> None:
+        """Never run any of the queues again."""
+        for ring in self.rings:
+            ring.keeper.retired = True
+
+    def tell_config(self) -> bool:
+        """Have the front-end read the config space again; whether it can be told."""
+        channel = self.iommu.channel if _TOLD in self.protocol_features else None
+        return channel is not None and channel.tell(ConfigChange())
+
+    # ---- end ------------------------------------------------------------------------------
+
     def leave(self) -> None:
         """Heed that the front-end is gone: watch it no more, ask it nothing."""
         self._turn.leave()
@@ -283,6 +339,14 @@ class Attachment:
 
     async def close(self) -> None:
         """Behind `leave`: drain every queue, drop them, the descriptors and the memory."""
+        async with self.lock:  # a change of the device is done with these queues first
+            try:
+                await self._close_rings()
+            finally:
+                self.device.holders.remove(self)
+                self.gone.set()
+
+    async def _close_rings(self) -> None:
         try:
             # Each to its end, whatever becomes of another.
             ends = (self._close_ring(ring) for ring in self.rings)
@@ -302,7 +366,7 @@ class Attachment:
         queue = await ring.keeper.give_up()
         if queue is None:
             return
-        done = queue.counters()
+        done = ring.counters()
         self.device.guest.faults += done.faults
         self.device.guest.outside += done.outside
         # The C core fails a file's requests without a word: here an operator learns of a full disk.

@@ -291,7 +291,7 @@ def _is_signalled(fd: int) -> bool:
 
 def _done(ring: Ring) -> Counters:
     """Return what a ring's queue has done since its last start."""
-    before, now = ring.before, ring.queue.counters()
+    before, now = ring.before, ring.counters()
     names = [field.name for field in fields(Counters)]
     return Counters(**{name: getattr(now, name) - getattr(before, name) for name in names})
 

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 from vhostblk.blk.config import ConfigSpace
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.features import offered
-from vhostblk.disk import carry
-from vhostblk.disk.call import run
 from vhostblk.disk.grammar import DiskSpec
-from vhostblk.engine.api import DeviceEngine, Engine, Queue
+from vhostblk.engine.api import Engine, Queue
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.mapping import Mapping
+from vhostblk.server.backing import Backing, open_backing
 from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
-from vhostblk.server.pump import Before, Pump
+from vhostblk.server.pump import Before
 from vhostblk.server.tenure import Tenure
 from vhostblk.server.troubles import Troubles
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
@@ -57,28 +56,22 @@ class Device:
 
     Args:
         engine: The data plane.
-        share: Its share for this disk.
-        pump: The disk and its thread.
+        backing: The disk.
         blk: What is promised.
         options: What was asked.
-        source: The disk as it was written; None: a program's own object.
-        lock_while_running: The disk is to be locked before it is used.
         log: Its log.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of a device; one caller
+    def __init__(
         self,
         *,
         engine: Engine,
-        share: DeviceEngine,
-        pump: Pump,
+        backing: Backing,
         blk: BlkDevice,
         options: DeviceOptions,
-        source: DiskSpec | None,
-        lock_while_running: bool,
         log: Log,
     ) -> None:
-        self.source = source
+        self.backing = backing
         self.blk = blk
         self.options = options
         self.log = log
@@ -88,6 +81,12 @@ class Device:
         """The front-end that is connected."""
         self.served = False
         """Whether a ring has ever run: then the write cache switch is what its driver has set."""
+        self.holders: list[Attached] = []
+        """The same, and those that are gone and whose queues are not dropped yet."""
+        self.hang_up: Callable[[], None] = lambda: None
+        """Ends the connection of the front-end."""
+        self.changing = asyncio.Lock()
+        """Held while no front-end may be attached."""
         self.starts_told = Allowance(burst=STARTS_TOLD, seconds=START_SECONDS)
         self.features = offered(blk, ring=_ring_features(engine, options))
         self.features |= VHOST_USER_F_PROTOCOL_FEATURES
@@ -97,49 +96,38 @@ class Device:
         self.can_inflight, self.can_log = engine.can_inflight, engine.can_log
         if self.can_log:
             self.features |= VHOST_F_LOG_ALL
-        self._engine = engine
-        self._share = share
-        self._pump = pump
+        self.engine = engine
         self.troubles = Troubles(options.name, options.on_error, log)
-        self.tenure = Tenure(pump, needed=lock_while_running, flush=self.flush, log=log)
+        waits = backing.opened.lock_while_running
+        self.tenure = Tenure(backing, needed=waits, flush=self.flush, log=log)
+        self.replaced = False
+        """Whether the disk is another one than it was opened with."""
         self._down = False
         self._buried: list[Mapping] = []
         self._exhuming: asyncio.TimerHandle | None = None
 
-    @property
-    def disk_name(self) -> str:
-        """The disk as a person may write it; of a program's own object its class."""
-        return type(self._pump.calls.disk).__name__ if self.source is None else str(self.source)
+    # ---- the disk -------------------------------------------------------------------------
 
-    # ---- queues ---------------------------------------------------------------------------
-
-    def make_queue(self, index: int, *, on_broken: Callable[[], None]) -> Queue:
-        """Make queue *index*, served from the start if it is Python that serves it."""
-        queue = self._share.queue(index, on_broken=on_broken)
+    def make_queue(
+        self, index: int, *, on_broken: Callable[[], None], backing: Backing | None = None
+    ) -> Queue:
+        """Make queue *index*; for the disk there is, or for the one in *backing*."""
+        queue = (backing or self.backing).make_queue(index, on_broken=on_broken)
         self.troubles.watch(index, queue)
-        if queue.mailbox is not None:
-            self._pump.serve(queue.mailbox)
         return queue
 
-    async def drop_queue(self, queue: Queue) -> None:
-        """Close a drained queue."""
+    async def drop_queue(self, queue: Queue, backing: Backing | None = None) -> None:
+        """Close a drained queue, of the disk there is or of the one in *backing*."""
         self.troubles.forget(queue)
-        if queue.mailbox is not None:
-            await self._pump.forget(queue.mailbox, seconds=STUCK_SECONDS)
-        await queue.close()
+        await (backing or self.backing).drop_queue(queue, seconds=STUCK_SECONDS)
 
     def resume_stalled(self) -> int:
         """Have queues that an error has stopped try again; return how many there were."""
         return self.troubles.resume()
 
     def revoke(self, queue: Queue) -> None:
-        """
-        Take guest memory from requests of *queue* that were given up: it is the guest's again.
-
-        What a kernel still reads into it cannot be stopped; see "bounded" in the architecture.
-        """
-        if queue.mailbox is not None:
-            self._pump.revoke(queue.mailbox)
+        """Take guest memory from requests of *queue* that were given up; see `Backing.revoke`."""
+        self.backing.revoke(queue)
 
     async def flush(self) -> None:
         """
@@ -148,7 +136,7 @@ class Device:
         Raises:
             OSError: The disk could not, or not in time.
         """
-        await self._pump.flush(seconds=self.options.drain_seconds)
+        await self.backing.flush(seconds=self.options.drain_seconds)
 
     def resume(self) -> None:
         """
@@ -174,7 +162,12 @@ class Device:
         Raises:
             VhostBlkError: It cannot be carried over.
         """
-        return carry.shared(self._pump.calls.disk)
+        if self.replaced:
+            raise VhostBlkError(
+                f"{self.options.name}: its disk was replaced, and a new process would serve the "
+                "one it was started with: stop and start the server with the new one"
+            )
+        return self.backing.shared()
 
     async def put_down(self) -> bytes:
         """
@@ -184,42 +177,28 @@ class Device:
             OSError: It could not, or not in time.
             VhostBlkError: It saves nothing that could be carried.
         """
-        calls = self._pump.calls
-
-        async def put_down() -> bytes:
-            saved = await carry.save(calls.disk)
-            await run(calls.close)
-            return saved
-
         await self.flush()
-        saving = self._pump.on_thread(put_down())
-        saved = await asyncio.wait_for(saving, self.options.drain_seconds)
+        saved = await self.backing.put_down(seconds=self.options.drain_seconds)
         self._down = True
         return saved
 
     async def take_up(self, saved: bytes) -> None:
         """Open a disk that was put down, with what it has saved."""
-        calls = self._pump.calls
-
-        async def take_up() -> None:
-            await carry.restore(calls.disk, data=saved)
-            await run(calls.open)
-
-        await self._pump.on_thread(take_up())
+        await self.backing.take_up(saved)
         self._down = False
 
     async def leave(self) -> None:
         """Let go of the disk, which another process has; no front-end is attached any more."""
         self._exhume()
-        await self._share.close()
-        await (self._pump.end() if self._down else self._pump.close(seconds=STUCK_SECONDS))
+        backing = self.backing
+        await (backing.end() if self._down else backing.close(seconds=STUCK_SECONDS))
 
     # ---- guest memory ---------------------------------------------------------------------
 
     def guard(self, mapping: Mapping) -> None:
         """Have the data plane survive the loss of a mapping's pages."""
         try:
-            unguard = self._engine.guard(mapping.address, mapping.length, mapping.page_size)
+            unguard = self.engine.guard(mapping.address, mapping.length, mapping.page_size)
         except VhostBlkError as error:
             self.log.warning("guest memory that vanishes would end this process: %s", error)
             return
@@ -232,7 +211,7 @@ class Device:
 
     def dead(self) -> int:
         """Return how many requests are over for the guest, but not for the disk."""
-        return self._share.dead() + self._pump.kept()
+        return self.backing.dead()
 
     def _exhume(self) -> None:
         if self._exhuming is not None:
@@ -259,13 +238,12 @@ class Device:
         dead = self.dead()
         seconds = STUCK_SECONDS if dead else self.options.drain_seconds
         try:
-            await self._pump.flush(seconds=seconds)
+            await self.backing.flush(seconds=seconds)
         except OSError as error:
             failure = error
         if dead:
             self._leave_behind(dead)
-        await self._share.close()
-        await self._pump.close(seconds=seconds)
+        await self.backing.close(seconds=seconds)
         if failure is not None:
             raise VhostBlkError(
                 f"{self.options.name}: the last flush failed ({failure.strerror}): "
@@ -302,21 +280,10 @@ async def open_device(
         VhostBlkError: The disk cannot be had, or not so.
     """
     log = Log(__name__, options.name)
-    pump = Pump(disk, log=log, name=options.name)
-    opened = await pump.open(before)
+    backing = await open_backing(disk, engine, options, source, log, before=before)
     try:
-        blk = promise(opened, options)
-        share = engine.device(pump.calls.disk)
+        blk = promise(backing.opened, options)
     except BaseException:
-        await pump.close(seconds=options.drain_seconds)
+        await backing.close(seconds=options.drain_seconds)
         raise
-    return Device(
-        engine=engine,
-        share=share,
-        pump=pump,
-        blk=blk,
-        options=options,
-        source=source,
-        lock_while_running=opened.lock_while_running,
-        log=log,
-    )
+    return Device(engine=engine, backing=backing, blk=blk, options=options, log=log)

@@ -115,6 +115,11 @@ class Iommu:
         """Whether there is a channel for questions."""
         return self._requests is not None
 
+    @property
+    def channel(self) -> Requests | None:
+        """Return the channel for our requests, of whatever kind."""
+        return self._requests
+
     def set_channel(self, fd: int) -> None:
         """
         Take over the socket for our questions; the one before it is closed.

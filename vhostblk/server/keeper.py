@@ -5,11 +5,39 @@ A queue is made when there is something for it to keep, and lives until the conn
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 
 from vhostblk.engine.api import Counters, Fault, Queue, Stall
 from vhostblk.memory.iotlb import EVERYWHERE
 from vhostblk.server.log import Log
+
+_SETTERS: Mapping[str, Callable[[Queue, int | None], None]] = {
+    "kick": lambda queue, fd: queue.set_kick(fd),
+    "call": lambda queue, fd: queue.set_call(fd),
+    "err": lambda queue, fd: queue.set_err(fd),
+}
+_NOW = ("in_flight", "dead", "slots")
+"""Counters that tell of a moment."""
+_MOST = ("segment_max", "slots_high")
+"""Counters that only grow, and do not add up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """
+    A queue that another one has taken the place of.
+
+    Args:
+        queue: Drained.
+        done: What those before it had done.
+        fault: Why one of those was broken.
+    """
+
+    queue: Queue
+    done: Counters
+    fault: Fault | None
 
 
 class Keeper:
@@ -26,6 +54,7 @@ class Keeper:
 
     Attributes:
         held: It is handed over as soon as the IOMMU has told where the ring is.
+        retired: It is never handed over again.
     """
 
     def __init__(  # noqa: PLR0913 - one caller, which names them
@@ -39,6 +68,7 @@ class Keeper:
         log: Log,
     ) -> None:
         self.held = False
+        self.retired = False
         self._index = index
         self._make_queue = make_queue
         self._may_run = may_run
@@ -46,6 +76,13 @@ class Keeper:
         self._drain_seconds = drain_seconds
         self._log = log
         self._made: Queue | None = None
+        self._done = Counters()
+        self._fault: Fault | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether there is a queue."""
+        return self._made is not None
 
     @property
     def queue(self) -> Queue:
@@ -60,20 +97,26 @@ class Keeper:
 
     def fault(self) -> Fault | None:
         """Return why it is broken, None while it is not."""
-        return None if self._made is None else self._made.fault()
+        return self._fault or (None if self._made is None else self._made.fault())
+
+    def mend(self) -> None:
+        """Forget why it was broken: it starts anew."""
+        self._fault = None
 
     def stall(self) -> Stall | None:
         """Return the error that has stopped it, None while none has."""
         return None if self._made is None else self._made.stall()
 
     def counters(self) -> Counters:
-        """Return what it has done; nothing if there is none."""
-        return Counters() if self._made is None else self._made.counters()
+        """Return what it and those before it have done; nothing if there was none."""
+        return self._done if self._made is None else total(self._done, self._made.counters())
+
+    # ---- in whose hands -------------------------------------------------------------------
 
     @property
     def waits(self) -> bool:
         """Whether it is kept from its worker: for the IOMMU, the disk, or another front-end."""
-        return self.held or not self._may_run()
+        return self.held or self.retired or not self._may_run()
 
     async def take_back(self, *, drain: bool) -> None:
         """Get it back from its worker; *drain*: with nothing in flight."""
@@ -141,5 +184,48 @@ class Keeper:
         """
         if self._made is not None:
             await self.take_back(drain=True)
-        queue, self._made = self._made, None
+        queue = self._made
+        self._done, self._made = self.counters(), None
         return queue
+
+    # ---- another one ----------------------------------------------------------------------
+
+    def exchange(self, queue: Queue) -> Former:
+        """
+        Put another queue in the place of this one, which is drained.
+
+        Args:
+            queue: Parked; gets the descriptors.
+
+        Returns:
+            What `put_back` needs; its queue is the caller's.
+        """
+        former = Former(self.queue, self._done, self._fault)
+        for kind, number in former.queue.eventfds().items():
+            _give(queue, kind, number)
+        self._done, self._fault = self.counters(), self.fault()
+        self._made = queue
+        return former
+
+    def put_back(self, former: Former) -> None:
+        """Undo an exchange; the other queue is the caller's."""
+        self._made, self._done, self._fault = former.queue, former.done, former.fault
+
+
+def total(before: Counters, now: Counters) -> Counters:
+    """Return what two queues have done, of which one has taken the place of the other."""
+    sums: dict[str, int] = {}
+    for name in (field.name for field in fields(Counters)):
+        old, new = getattr(before, name), getattr(now, name)
+        sums[name] = new if name in _NOW else max(old, new) if name in _MOST else old + new
+    return Counters(**sums)
+
+
+def _give(queue: Queue, kind: str, number: int) -> None:
+    """Hand a copy of a descriptor to a queue, which closes it."""
+    copy = os.dup(number)
+    try:
+        _SETTERS[kind](queue, copy)
+    except BaseException:
+        os.close(copy)
+        raise

@@ -5,11 +5,18 @@ Each public ``async`` method is one of them; docs/reference/control.md describes
 device does so under its service's lock.
 """
 
+import asyncio
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import cast
 
+from vhostblk.disk.grammar import parse
+from vhostblk.disk.make import beside, make
+from vhostblk.disk.python import load_again
+from vhostblk.errors import VhostBlkError
+from vhostblk.server import change
 from vhostblk.server.jsonrpc import Json, Method, NoDevice, method
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
@@ -37,7 +44,14 @@ class Operations:
     def methods(self) -> Mapping[str, Method]:
         """Return all of them by name."""
         asking = (self.version, self.list_devices, self.status)
-        changing = (self.shutdown, self.upgrade)
+        changing = (
+            self.resize,
+            self.replace,
+            self.reload,
+            self.remove,
+            self.upgrade,
+            self.shutdown,
+        )
         rows = [method(one, name=_NAMES.get(one.__name__, "")) for one in asking]
         rows += [method(one, name=_NAMES.get(one.__name__, ""), changes=True) for one in changing]
         return {row.name: row for row in rows}
@@ -61,6 +75,44 @@ class Operations:
 
     # ---- changing -------------------------------------------------------------------------
 
+    async def resize(self, device: str, size: int | None = None) -> Json:
+        """Give a device another size in bytes, or look at that of its disk again."""
+        async with self._changing(device) as service:
+            return {"size": await change.resize(service.device, size)}
+
+    async def replace(self, device: str, disk: str) -> Json:
+        """Serve another disk behind the same device."""
+        async with self._changing(device) as service:
+            served = service.device
+            source = beside(parse(disk), cache=None, read_only=served.options.read_only)
+            # In a thread: making one may import somebody's module.
+            made = await asyncio.to_thread(make, source)
+            await change.replace(served, made, source)
+            return _row(service)
+
+    async def reload(self, device: str) -> Json:
+        """Serve a Python disk with its code as it is now."""
+        async with self._changing(device) as service:
+            served = service.device
+            source = served.backing.source
+            if source is None or source.scheme != "python":
+                raise VhostBlkError(f"{served.backing.name} is no python: disk: nothing to load")
+            made = await asyncio.to_thread(load_again, source.body, source.options)
+            await change.replace(served, made, source, inherit=True)
+            return _row(service)
+
+    async def remove(self, device: str, force: bool = False) -> Json:  # noqa: FBT001, FBT002 - JSON's
+        """Serve a device no longer."""
+        async with self._changing(device) as service:
+            if service.device.attached is not None and not force:
+                raise VhostBlkError(
+                    "a front-end is connected: unplug the disk from its guest first, "
+                    "or say force to hang up on it"
+                )
+            self._server.forget(device)
+        await service.end()
+        return None
+
     async def shutdown(self) -> Json:
         """End, as SIGTERM does."""
         self._stop()
@@ -71,6 +123,18 @@ class Operations:
         command = same_command() if program is None else command_of(shlex.split(program))
         successor = await self._upgrade.run(command)
         return {"pid": successor.pid, "paused_seconds": successor.paused_seconds}
+
+    @asynccontextmanager
+    async def _changing(self, name: str) -> AsyncIterator[Service]:
+        """Let nobody else change a device; errors name it."""
+        service = self._find(name)
+        async with service.lock:
+            if self._server.services.get(name) is not service:
+                raise NoDevice(f"device {name!r} was removed meanwhile")
+            try:
+                yield service
+            except VhostBlkError as error:
+                raise VhostBlkError(f"{name}: {error}") from error
 
     def _find(self, name: str) -> Service:
         service = self._server.services.get(name)
@@ -92,7 +156,7 @@ def _row(service: Service) -> Json:
     device, path = service.device, service.listener.path
     return {
         "name": service.name,
-        "disk": device.disk_name,
+        "disk": device.backing.name,
         "size": device.blk.capacity_sectors * SECTOR_SIZE,
         "read_only": device.blk.read_only,
         "socket_path": None if path is None else str(path),

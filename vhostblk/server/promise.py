@@ -1,9 +1,10 @@
 """From what a disk says of itself and what was asked for to what the device promises."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import DiskInfo
+from vhostblk.disk.grammar import MAX_SIZE
 from vhostblk.engine.api import OnError
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.ranges import OnViolation
@@ -136,6 +137,62 @@ def promise(opened: Opened, options: DeviceOptions) -> BlkDevice:
         num_queues=options.num_queues,
         serial=options.serial.encode(),
     )
+
+
+def keep(old: BlkDevice, new: BlkDevice) -> BlkDevice:
+    """
+    Say what a device goes on to promise when it gets another disk: what it has promised.
+
+    A driver reads its capacity again when it is told to, and nothing else.
+
+    Args:
+        old: What was promised.
+        new: What would be of the other disk.
+
+    Raises:
+        VhostBlkError: The other disk cannot keep it.
+    """
+    for lacks, what in (
+        (new.read_only and not old.read_only, "writes"),
+        (old.read_only and not new.read_only, "refusal of writes"),
+        (old.discard and not new.discard, "discards"),
+        (old.write_zeroes and not new.write_zeroes, "writes of zeroes"),
+    ):
+        if lacks:
+            raise VhostBlkError(f"the guest was promised {what}, which the other disk has not")
+    if old.block_size % new.block_size:
+        raise VhostBlkError(
+            f"the guest was promised blocks of {old.block_size} bytes, "
+            f"and the other disk has {new.block_size}"
+        )
+    for name, longest, most in (
+        ("discards", old.max_discard if old.discard else 0, new.max_discard),
+        ("writes of zeroes", old.max_write_zeroes if old.write_zeroes else 0, new.max_write_zeroes),
+    ):
+        if longest > most:
+            raise VhostBlkError(
+                f"the guest was promised {name} of up to {longest} bytes, "
+                f"and the other disk has up to {most}"
+            )
+    return resized(old, new.capacity_sectors * SECTOR_SIZE)
+
+
+def resized(blk: BlkDevice, size: int) -> BlkDevice:
+    """
+    Say what a device promises when its disk has another size.
+
+    Raises:
+        VhostBlkError: It is no disk's, or not of whole blocks.
+    """
+    if not 0 < size <= MAX_SIZE:
+        raise VhostBlkError(f"a disk has {blk.block_size} bytes or more, and less than 8E: {size}")
+    if size % blk.block_size:
+        raise VhostBlkError(
+            f"{size} bytes are not a multiple of the guest's {blk.block_size}-byte blocks: "
+            f"the next are {size - size % blk.block_size} and "
+            f"{size - size % blk.block_size + blk.block_size}"
+        )
+    return replace(blk, capacity_sectors=size // SECTOR_SIZE)
 
 
 def _block_size(info: DiskInfo, asked: int) -> int:

@@ -151,6 +151,35 @@ class Pump:
         """Let others have such a disk."""
         await self.on_thread(run(self.calls.unlock))
 
+    async def look(self) -> DiskInfo:
+        """
+        Ask the disk what it is now.
+
+        Raises:
+            VhostBlkError: Its numbers cannot be a disk's.
+            Exception: Whatever else the disk raised.
+        """
+        return await self.on_thread(self._look())
+
+    async def resize(self, size: int) -> DiskInfo:
+        """
+        Have the disk become larger or smaller, and ask it what it is then.
+
+        Raises:
+            VhostBlkError: It cannot.
+            Exception: Whatever else the disk raised.
+        """
+        return await self.on_thread(self._resize(size))
+
+    async def inherit(self, before: object) -> DiskInfo:
+        """
+        Have the disk take over from an object of older code, and ask it what it is then.
+
+        Raises:
+            Exception: Whatever the disk raised.
+        """
+        return await self.on_thread(self._inherit(before))
+
     def revoke(self, mailbox: Mailbox) -> None:
         """
         Take guest memory from all jobs of *mailbox*: each was given up, and the guest told so.
@@ -230,6 +259,17 @@ class Pump:
             native=hasattr(disk, "native"),
             lock_while_running=locks_while_running(disk),
         )
+
+    async def _look(self) -> DiskInfo:
+        return self.calls.info()
+
+    async def _resize(self, size: int) -> DiskInfo:
+        await run(self.calls.resize, size)
+        return self.calls.info()
+
+    async def _inherit(self, before: object) -> DiskInfo:
+        await run(self.calls.inherit, before)
+        return self.calls.info()
 
     async def _close(self) -> None:
         for served in tuple(self._served.values()):

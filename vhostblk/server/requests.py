@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from errno import EINVAL, EPIPE
 
 from vhostblk.errors import ProtocolError, Refused
-from vhostblk.protocol.channel import Channel, IotlbMiss
+from vhostblk.protocol.channel import Channel, ConfigChange, IotlbMiss
 from vhostblk.server.gate import Brake
 from vhostblk.server.log import Log
 from vhostblk.server.transport import Transport
@@ -58,6 +58,14 @@ class Requests:
         self._acks.append(ack)
         self._more.set()
         return ack
+
+    def tell(self, message: ConfigChange) -> bool:
+        """Send a request that asks for no ack; whether there is somebody to send it to."""
+        data = self._channel.encode(message)
+        if not self._closed and data not in self._unsent:  # twice the same says nothing new
+            self._unsent.append(data)
+            self._more.set()
+        return not self._closed
 
     # ---- for another process that goes on with it ---------------------------------------------
 

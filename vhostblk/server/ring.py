@@ -17,7 +17,7 @@ from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
 from vhostblk.server.inflight import track
-from vhostblk.server.keeper import Keeper
+from vhostblk.server.keeper import Former, Keeper
 from vhostblk.server.log import Log
 from vhostblk.server.place import Addresses, Place, Placed, check_base, first_base
 from vhostblk.server.terms import Terms
@@ -327,14 +327,22 @@ class Ring:
     def _start(self, terms: Terms, *, enabled: bool = True) -> None:
         self.place = self._check(terms)
         self.translated = terms.translates(self.place.layout())
+        self.starts += 1
+        self.before = self.counters()
+        self.keeper.mend()
+        if self.translated:
+            self._log.info("queue %d: addresses go through the guest's IOMMU", self.index)
+        self._put(terms, enabled=enabled)
+        self.go_on(terms)
+
+    def _put(self, terms: Terms, *, enabled: bool) -> None:
+        """Have the queue know all that a ring runs by."""
         queue = self.queue
         if not self.translated:
             placed = self.place.pieces(terms.space)
             queue.set_ask(None)
             queue.set_space(terms.space.segments)
             self._set_ring(queue, placed)
-        self.starts += 1
-        self.before = queue.counters()
         queue.set_base(first_base(packed=terms.packed) if self.base is None else self.base)
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
@@ -343,11 +351,43 @@ class Ring:
         self._log_pages(terms)
         self._on_start()
         if self.translated:
-            self._log.info("queue %d: addresses go through the guest's IOMMU", self.index)
             queue.set_ask(self._on_miss)
+
+    def go_on(self, terms: Terms) -> None:
+        """Run, of a ring that runs but for a moment."""
+        if self.translated:
             self._settle(terms)
         else:
             self.keeper.hand_over()
+
+    # ---- another queue --------------------------------------------------------------------
+
+    def exchange(self, queue: Queue, terms: Terms) -> Former:
+        """
+        Go on with another queue behind it, where the one before it stood.
+
+        Args:
+            queue: Parked; `go_on` runs it.
+            terms: As the ring runs by them.
+
+        Returns:
+            What `put_back` needs; the queue in it was drained, and is the caller's.
+        """
+        base = self.queue.base() if self.running else None
+        former = self.keeper.exchange(queue)
+        if base is None:
+            return former
+        self.base = base
+        try:
+            if self.broken:  # its memory may be gone; it only has to know where it stands
+                queue.set_base(base)
+                queue.set_features(terms.features)
+            else:
+                self._put(terms, enabled=self.state is RingState.STARTED)
+        except BaseException:
+            self.keeper.put_back(former)
+            raise
+        return former
 
     def _check(self, terms: Terms) -> Place:
         """

@@ -76,11 +76,11 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         return
     # The sockets first: who asks for a taken one should not have locked the disk meanwhile.
     with ExitStack() as sockets:
-        listener = place.open(socket or SocketOptions(), options.name)
-        sockets.callback(listener.close)
         operators = None if control is None else listen(Path(control), SocketOptions())
         if operators is not None:
             sockets.callback(operators.close)
+        listener = place.open(socket or SocketOptions(), options.name)
+        sockets.callback(listener.close)
 
         async def add(server: Server) -> None:
             await server.add(disk, listener, options, source)
@@ -116,9 +116,9 @@ async def _serve(
     _on_signals(told.set, *SIGNALS)
     async with Server(load(engine)) as server:
         upgrade = Upgrade(server, operators, handed_over.set)
+        _on_signals(server.report, STATUS_SIGNAL)
+        await add(server)
         async with _controlled(server, operators, upgrade, told.set):
-            _on_signals(server.report, STATUS_SIGNAL)
-            await add(server)
             _on_signals(upgrade.ask, UPGRADE_SIGNAL)
             if ready is not None:
                 ready()

@@ -36,6 +36,7 @@ class Server:
         self.services: dict[str, Service] = {}
         """What is served, by name."""
         self._coming: set[str] = set()
+        self._changed = asyncio.Event()
         raise_open_files()
 
     async def __aenter__(self) -> Self:
@@ -89,6 +90,7 @@ class Server:
             raise
         service = self.services[options.name] = Service(device, listener)
         service.start()
+        self._changed.set()
         device.log.info(
             "%d bytes on %d queue%s, %s engine%s",
             device.blk.capacity_sectors * 512,
@@ -104,11 +106,24 @@ class Server:
             raise VhostBlkError(f"a device is called {name!r} already: give this one another name")
         self._coming.add(name)
 
+    def forget(self, name: str) -> Service:
+        """Take a device out of what is served; the caller ends it."""
+        self._changed.set()
+        return self.services.pop(name)
+
     async def wait(self) -> None:
         """Return when no device can get a front-end any more (``--fd`` with a connection)."""
-        tasks = [one.task for one in self.services.values() if one.task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
+        while True:
+            tasks = [one.task for one in self.services.values() if one.task is not None]
+            if tasks and all(task.done() for task in tasks):
+                return
+            self._changed.clear()
+            change = asyncio.ensure_future(self._changed.wait())
+            left = {task for task in tasks if not task.done()}
+            try:
+                await asyncio.wait({change, *left}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
 
     def report(self) -> None:
         """Log the status of every device."""

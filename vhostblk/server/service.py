@@ -67,11 +67,14 @@ class Service:
                 continue
             if sock is None:
                 return
-            attachment = Attachment(device, peer_of(sock, now=time.time()), after=self._after())
+            async with device.changing:
+                peer = peer_of(sock, now=time.time())
+                attachment = Attachment(device, peer, after=self._after())
             await self._run(Session(Transport(sock), attachment, device.log), anew=True)
 
     async def _run(self, session: Session, *, anew: bool) -> None:
         self.session = session
+        self.device.hang_up = session.stop
         try:
             await session.serve(anew=anew)
         except Exception:

@@ -8,7 +8,8 @@ writes are stable, so that whoever takes it next finds them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from vhostblk.errors import VhostBlkError
@@ -133,3 +134,31 @@ class Tenure:
                 self._log.error("the disk stays locked, as it cannot be left: %s", error)
                 return
             self.held = self._tried = False
+
+    @asynccontextmanager
+    async def succession(self, disk: Locked, *, needed: bool) -> AsyncIterator[None]:
+        """
+        Hold another disk as this one was held, unless what is done in this context fails.
+
+        Args:
+            disk: The other one; where somebody waits for the old one, it is locked at once.
+            needed: It is locked while running; else it is ours as long as it is open.
+
+        Raises:
+            VhostBlkError: Somebody else has it.
+        """
+        async with self._changing:
+            if needed and self._users:
+                try:
+                    await disk.lock()
+                except OSError as error:
+                    raise VhostBlkError(f"it cannot be locked: {error.strerror}") from error
+            before = self._disk, self._needed, self.held, self._tried
+            self._disk, self._needed = disk, needed
+            self._tried = needed and bool(self._users)
+            self.held = self._tried or not needed
+            try:
+                yield
+            except BaseException:
+                self._disk, self._needed, self.held, self._tried = before
+                raise

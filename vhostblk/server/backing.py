@@ -1,0 +1,214 @@
+"""
+What is behind a device: a disk, the thread that runs it and the data plane's share for it.
+
+A device can get another one while it is served; queues belong to the one they were made for.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from vhostblk.disk import carry
+from vhostblk.disk.api import DiskInfo, NativeMemory
+from vhostblk.disk.call import run
+from vhostblk.disk.grammar import DiskSpec
+from vhostblk.engine.api import DeviceEngine, Engine, Queue
+from vhostblk.server.log import Log
+from vhostblk.server.promise import DeviceOptions
+from vhostblk.server.pump import Before, Opened, Pump
+
+
+class Backing:
+    """
+    An open disk.  Made by `open_backing`.
+
+    Args:
+        engine: The data plane.
+        pump: The disk and its thread.
+        opened: What it has said of itself.
+        source: The disk as it was written; None: a program's own object.
+    """
+
+    def __init__(self, engine: Engine, pump: Pump, opened: Opened, source: DiskSpec | None) -> None:
+        self.opened = opened
+        self.source = source
+        self._engine = engine
+        self._pump = pump
+        self._share: DeviceEngine = engine.device(pump.calls.disk)
+
+    @property
+    def disk(self) -> object:
+        """The disk itself."""
+        return self._pump.calls.disk
+
+    @property
+    def name(self) -> str:
+        """The disk as a person may write it; of a program's own object its class."""
+        return type(self.disk).__name__ if self.source is None else str(self.source)
+
+    # ---- queues ---------------------------------------------------------------------------
+
+    def make_queue(self, index: int, *, on_broken: Callable[[], None]) -> Queue:
+        """Make queue *index*, served from the start if it is Python that serves it."""
+        queue = self._share.queue(index, on_broken=on_broken)
+        if queue.mailbox is not None:
+            self._pump.serve(queue.mailbox)
+        return queue
+
+    async def drop_queue(self, queue: Queue, *, seconds: float) -> None:
+        """Close a drained queue; *seconds*: of patience with a disk that is stuck."""
+        if queue.mailbox is not None:
+            await self._pump.forget(queue.mailbox, seconds=seconds)
+        await queue.close()
+
+    def revoke(self, queue: Queue) -> None:
+        """
+        Take guest memory from requests of *queue* that were given up: it is the guest's again.
+
+        What a kernel still reads into it cannot be stopped; see "bounded" in the architecture.
+        """
+        if queue.mailbox is not None:
+            self._pump.revoke(queue.mailbox)
+
+    def dead(self) -> int:
+        """Return how many requests are over for the guest, but not for the disk."""
+        return self._share.dead() + self._pump.kept()
+
+    # ---- for another process that goes on with it -------------------------------------------
+
+    def shared(self) -> tuple[int, ...] | None:
+        """
+        Return the disk's descriptors, which stay its own; None: it is put down instead.
+
+        Raises:
+            VhostBlkError: It cannot be carried over.
+        """
+        return carry.shared(self.disk)
+
+    async def put_down(self, *, seconds: float) -> bytes:
+        """Have the disk save what it holds, and close; `take_up` undoes that."""
+        calls = self._pump.calls
+
+        async def put_down() -> bytes:
+            saved = await carry.save(calls.disk)
+            await run(calls.close)
+            return saved
+
+        return await asyncio.wait_for(self._pump.on_thread(put_down()), seconds)
+
+    async def take_up(self, saved: bytes) -> None:
+        """Open a disk that was put down, with what it has saved."""
+        calls = self._pump.calls
+
+        async def take_up() -> None:
+            await carry.restore(calls.disk, data=saved)
+            await run(calls.open)
+
+        await self._pump.on_thread(take_up())
+
+    async def end(self) -> None:
+        """Let go of a disk that was put down."""
+        await self._share.close()
+        await self._pump.end()
+
+    # ---- the disk -------------------------------------------------------------------------
+
+    async def lock(self) -> None:
+        """Take a disk that is locked while running; raises what it does."""
+        await self._pump.lock()
+
+    async def unlock(self) -> None:
+        """Let others have such a disk."""
+        await self._pump.unlock()
+
+    async def flush(self, *, seconds: float) -> None:
+        """
+        Make every completed write stable.
+
+        Raises:
+            OSError: The disk could not, or not in time.
+        """
+        await self._pump.flush(seconds=seconds)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the data plane must let go of the disk before its size changes."""
+        native = getattr(self.disk, "native", None)
+        return native is not None and isinstance(native(), NativeMemory)
+
+    def renew(self) -> DeviceEngine:
+        """
+        Take another share of the data plane for the disk, which has moved.
+
+        Returns:
+            The one before it, to be closed when its queues are.
+        """
+        old, self._share = self._share, self._engine.device(self._pump.calls.disk)
+        return old
+
+    async def look(self) -> DiskInfo:
+        """
+        Ask the disk what it is now.
+
+        Raises:
+            VhostBlkError: Its numbers cannot be a disk's.
+        """
+        return await self._pump.look()
+
+    async def inherit(self, before: "Backing") -> DiskInfo:
+        """
+        Have the disk take over from one of older code, which nothing uses any more.
+
+        Returns:
+            What it is then.
+        """
+        return await self._pump.inherit(before.disk)
+
+    async def resize(self, size: int) -> DiskInfo:
+        """
+        Have the disk become larger or smaller; of what goes, no request is under way.
+
+        Returns:
+            What it is then.
+
+        Raises:
+            VhostBlkError: It cannot; it is as it was.
+            OSError: The same, in the kernel's words.
+        """
+        return await self._pump.resize(size)
+
+    async def close(self, *, seconds: float) -> None:
+        """Close the disk; every queue was closed before."""
+        await self._share.close()
+        await self._pump.close(seconds=seconds)
+
+
+async def open_backing(  # noqa: PLR0913 - as `open_device`
+    disk: object,
+    engine: Engine,
+    options: DeviceOptions,
+    source: DiskSpec | None,
+    log: Log,
+    *,
+    before: Before | None = None,
+) -> Backing:
+    """
+    Open a disk.
+
+    Args:
+        disk: Any object that meets the `Disk` contract.
+        engine: The data plane.
+        options: Of the device it is for.
+        source: The disk as it was written, if it was.
+        log: The device's.
+        before: Done with the disk before it is opened, on its thread.
+
+    Raises:
+        VhostBlkError: The disk cannot be had.
+    """
+    pump = Pump(disk, log=log, name=options.name)
+    opened = await pump.open(before)
+    try:
+        return Backing(engine, pump, opened, source)
+    except BaseException:
+        await pump.close(seconds=options.drain_seconds)
+        raise
