@@ -26,6 +26,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     block_size: int = 0,
     drain_seconds: float | None = None,
     on_error: Literal["report", "stop", "enospc"] = "report",
+    slow_request: float = 10.0,
     confidential: Literal["off", "auto", "require"] = "auto",
     shared_ranges: str = "",
     on_violation: Literal["warn", "fail", "break"] = "fail",
@@ -57,6 +58,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         drain_seconds: How long requests in flight may take when the guest stops or leaves.
         on_error: A request that the disk fails is reported to the guest (``report``), held until
             `vhostblk ctl resume` (``stop``), or held for want of space only (``enospc``).
+        slow_request: Seconds from which on a request that is under way has a line in the log; 0:
+            none has.
         confidential: ``off``, ``auto`` or ``require``: serve requests in shared memory only.
         shared_ranges: For ``require``: what the guest shares, as the command line takes it.
         on_violation: For ``require``: a request elsewhere gets a warning (``warn``), fails
@@ -108,6 +111,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             read_only=read_only,
             block_size=block_size,
             on_error=chosen(OnError, "on_error", on_error),
+            slow_request=slow_request,
             drain_seconds=DRAIN_SECONDS if drain_seconds is None else drain_seconds,
             confidential=chosen(Confidential, "confidential", confidential),
             shared_ranges=parse_shared_ranges(shared_ranges),

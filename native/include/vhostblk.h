@@ -95,7 +95,30 @@ enum {
     VHB_SAMPLED = 32, /* samples should be taken: vhb_queue_take_samples() */
     VHB_UNUSED = 64, /* what vhb_queue_watch_use() named is not in use any more */
     VHB_STALLED = 128, /* an error has stopped the queue: vhb_queue_stall() */
-    VHB_FAILED = 256 /* an error has ended a request: vhb_queue_failure() */
+    VHB_FAILED = 256, /* an error has ended a request: vhb_queue_failure() */
+    VHB_BUSY = 512 /* a request was taken since vhb_queue_watch_busy() */
+};
+
+/* How long requests took that reached the disk, from the pass of the worker that took them to
+ * their used elements; time that they were held is in it.  Bucket 0 is for less than 256 ns; four
+ * buckets to each doubling follow, of the same width; the last is for 2^36 ns (69 s) and more. */
+enum { VHB_LATENCY_BUCKETS = 114 };
+
+struct vhb_latency {
+    uint64_t count;
+    uint64_t sum_ns;
+    uint64_t max_ns;
+    uint64_t buckets[114];
+};
+
+/* A request under way; (tag, since_ns) names it. */
+struct vhb_slow {
+    uint64_t offset; /* bytes */
+    uint64_t len; /* bytes */
+    uint64_t age_ns;
+    uint64_t since_ns; /* CLOCK_MONOTONIC */
+    uint32_t op; /* enum vhb_op */
+    uint32_t tag;
 };
 
 /* What becomes of a request that the disk fails. */
@@ -367,6 +390,20 @@ int vhb_queue_resume(struct vhb_queue *queue);
 /* The first error that ended a request since the last call that returned 1; 0: none did.  At any
  * time.  VHB_FAILED says when; the counter *errors* says how many. */
 int vhb_queue_failure(struct vhb_queue *queue, struct vhb_stall *out);
+
+/* Requests of *op* (enum vhb_op) since the queue was made; at any time.  -EINVAL: no such op. */
+int vhb_queue_latency(struct vhb_queue *queue, uint32_t op, struct vhb_latency *out);
+
+/* The first nanosecond of a bucket. */
+uint64_t vhb_latency_bound(uint32_t bucket);
+
+/* Requests that have been under way for *age_ns* and longer, held ones among them: how many, and
+ * the first *n* of them into *out*.  At any time; what ends meanwhile may be told of. */
+int vhb_queue_slow(struct vhb_queue *queue, uint64_t age_ns, struct vhb_slow *out, uint32_t n);
+
+/* Post VHB_BUSY when the next request is taken, once.  At any time; one that is taken just now may
+ * be missed. */
+int vhb_queue_watch_busy(struct vhb_queue *queue, bool on);
 
 /* Guest memory as the dirty log knows it: host addresses [host, host + len) are guest physical
  * addresses [gpa, gpa + len).  Neither need begin on a page. */

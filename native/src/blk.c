@@ -83,7 +83,7 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io)
 
 static void start(struct vhb_req *req, enum vhb_op op, struct vhb_io *io)
 {
-    req->op = op;
+    store_relaxed(&req->op, op);
     vhb_blk_submit(req, io);
 }
 
@@ -102,7 +102,7 @@ static uint32_t stable(const struct vhb_blk *blk)
 static void start_data(struct vhb_queue *q, struct vhb_req *req, enum vhb_op op, uint64_t sector,
                        struct vhb_io *io)
 {
-    req->len = pieces_len(req->iov, req->niov);
+    store_relaxed(&req->len, pieces_len(req->iov, req->niov));
     if (req->len > MAX_TRANSFER || req->len % SECTOR ||
         !in_range(&q->blk, sector, req->len / SECTOR)) {
         vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
@@ -112,7 +112,7 @@ static void start_data(struct vhb_queue *q, struct vhb_req *req, enum vhb_op op,
         vhb_blk_finish(req, VIRTIO_BLK_S_OK);
         return;
     }
-    req->offset = sector * SECTOR;
+    store_relaxed(&req->offset, sector * SECTOR);
     req->flags = op == VHB_WRITE ? stable(&q->blk) : 0;
     req->fills = op == VHB_READ;
     start(req, op, io);
@@ -207,7 +207,8 @@ static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, ui
     } else if (type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_OUT) {
         start_data(q, req, type == VIRTIO_BLK_T_IN ? VHB_READ : VHB_WRITE, sector, io);
     } else if (type == VIRTIO_BLK_T_FLUSH) {
-        req->offset = req->len = req->flags = 0;
+        store_relaxed(&req->offset, 0);
+        req->flags = 0;
         start(req, VHB_FLUSH, io);
     } else if (type == VIRTIO_BLK_T_GET_ID) {
         get_id(q, req);
@@ -225,9 +226,11 @@ static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, ui
 
 void vhb_blk_start(struct vhb_queue *q, struct vhb_req *req, struct vhb_io *io)
 {
-    req->state = VHB_REQ_LIVE;
+    store_relaxed(&req->state, VHB_REQ_LIVE);
+    store_relaxed(&req->op, VHB_CANCEL); /* none, until it is started */
     req->held = req->fills = false;
-    req->len = req->written = 0;
+    store_relaxed(&req->len, 0);
+    req->written = 0;
     req->range = req->n_ranges = 0;
     q->in_flight++;
     if (!req->status) {

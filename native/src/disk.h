@@ -63,6 +63,7 @@ struct vhb_req {
     struct vhb_req *next; /* in one list at a time: done, held, bounce wait */
     struct vhb_queue *queue;
     enum vhb_req_state state;
+    uint64_t popped; /* ns; when the pass began that took it */
     uint16_t head;    /* split: of the chain; packed: the buffer id */
     uint16_t n_slots; /* packed: descriptors in the ring */
     uint16_t entry, last_entry; /* packed: where the inflight region has it */

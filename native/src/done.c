@@ -39,7 +39,7 @@ void vhb_blk_finish(struct vhb_req *req, uint8_t result)
     let_go(req);
     if (req->state == VHB_REQ_LIVE)
         q->in_flight--;
-    req->state = VHB_REQ_DONE;
+    store_relaxed(&req->state, VHB_REQ_DONE);
     if (q->in_order)
         vhb_order_done(q);
     else
@@ -76,8 +76,8 @@ static void account(struct vhb_req *req)
 void vhb_blk_next_range(struct vhb_req *req)
 {
     const struct vhb_range *range = &req->ranges[req->range];
-    req->offset = range->offset;
-    req->len = range->len;
+    store_relaxed(&req->offset, range->offset);
+    store_relaxed(&req->len, range->len);
     req->flags = range->flags;
 }
 
@@ -154,10 +154,12 @@ void vhb_blk_abandon(struct vhb_req *req)
     ghost->vec = ghost->own;
     ghost->written = 0;
     ghost->fills = false;
+    store_relaxed(&ghost->op, req->op);
+    store_relaxed(&ghost->popped, req->popped); /* its time runs on until it is given back */
     ghost->bounce_slots = req->bounce_slots; /* the guest has them back with the head */
     req->bounce_slots = 0;
-    ghost->state = VHB_REQ_LIVE; /* takes over req's place among those in flight */
-    req->state = VHB_REQ_DEAD;
+    store_relaxed(&ghost->state, VHB_REQ_LIVE); /* takes over req's place among those in flight */
+    store_relaxed(&req->state, VHB_REQ_DEAD);
     q->dead++;
     store_relaxed(&q->counters.dead, q->dead);
     vhb_grave_bury(q->graveyard, req);

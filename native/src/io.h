@@ -17,6 +17,7 @@ struct vhb_io {
     int why_not; /* -errno of io_uring_queue_init */
     int epoll;   /* without uring */
     struct io_uring ring;
+    uint64_t now;     /* ns; of this pass, or as late as its last batch */
     uint32_t pending; /* requests that the kernel has, or gets at the next turn */
 
     /* Aligned memory for misaligned O_DIRECT requests; untouched until it is needed. */

@@ -69,7 +69,7 @@ static void call_driver(struct vhb_queue *q)
 }
 
 /* Publish what is done.  A broken ring gets nothing more: its slots are simply free again. */
-static int push_done(struct vhb_queue *q)
+static int push_done(struct vhb_queue *q, struct vhb_io *io)
 {
     if (q->broken)
         vhb_order_give_up(q);
@@ -85,6 +85,8 @@ static int push_done(struct vhb_queue *q)
         q->done_tail = &q->done;
         return 0;
     }
+    if (q->done)
+        vhb_latency_done(q, io);
     int n = q->ring->push(q);
     if (n && q->ring->should_call(q))
         call_driver(q);
@@ -111,7 +113,7 @@ void vhb_req_release(struct vhb_req *req)
     }
     q->bounce_slots -= req->bounce_slots;
     store_relaxed(&q->counters.slots, q->bounce_slots);
-    req->state = VHB_REQ_FREE;
+    store_relaxed(&req->state, VHB_REQ_FREE);
     q->free_slots[q->n_free++] = (uint16_t)req->tag;
 }
 
@@ -133,6 +135,17 @@ static bool may_take(const struct vhb_queue *q, uint32_t ask)
     return ask == VHB_ASK_RUN ? q->enabled : ask == VHB_ASK_DRAIN && q->loaded && must_replay(q);
 }
 
+/* For who looks on: how far the slots are used, and that something is under way. */
+static void note_taken(struct vhb_queue *q)
+{
+    if (slot_count(q) - q->n_free > q->touched)
+        store_relaxed(&q->touched, slot_count(q) - q->n_free);
+    if (load_relaxed(&q->busy_asked)) {
+        store_relaxed(&q->busy_asked, 0u);
+        vhb_queue_post(q, VHB_BUSY);
+    }
+}
+
 static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
     int n = 0;
@@ -150,11 +163,14 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
             break;
         q->n_free--;
         n++;
+        store_relaxed(&req->popped, io->now);
         if (q->in_order)
             vhb_order_enter(req);
         vhb_blk_start(q, req, io);
         bytes += req->len;
     }
+    if (n)
+        note_taken(q);
     return n;
 }
 
@@ -266,7 +282,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     q->cancelled = ask == VHB_ASK_CANCEL;
     if (q->broken && is_stalled(q))
         vhb_errors_give_up(q);
-    n += push_done(q);
+    n += push_done(q, io);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     check_memory(q);
     meet_doom(q);

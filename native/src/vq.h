@@ -106,6 +106,7 @@ struct vhb_queue {
     struct vhb_use *use_asked; /* not yet seen by the worker; pair: use */
     uint32_t use_ended; /* number of the last that is over; pair: use-ended */
     struct vhb_errors errors;
+    uint32_t busy_asked; /* VHB_BUSY is to be posted */
 
     /* ring */
     struct vhb_part part[3];
@@ -166,6 +167,8 @@ struct vhb_queue {
     uint32_t kick_generation, disk_generation; /* a late event of an older watch is told by it */
     uint32_t position; /* in the worker's table */
     struct vhb_counters counters;
+    uint32_t touched; /* slots that were ever taken are in front of it; atomic */
+    struct vhb_latency latency[VHB_CANCEL];
 };
 
 /* Whether a queue in this state was given back with requests in flight. */
@@ -301,6 +304,13 @@ static inline bool is_stalled(const struct vhb_queue *queue)
 {
     return queue->errors.held;
 }
+
+/* ---- latency.c ---- */
+
+uint64_t vhb_clock(void); /* ns, CLOCK_MONOTONIC */
+uint32_t vhb_latency_bucket(uint64_t ns);
+/* The done list is about to be given back: look at the clock, and count. */
+void vhb_latency_done(struct vhb_queue *queue, struct vhb_io *io);
 
 /* ---- use.c ---- */
 

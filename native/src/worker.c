@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "io.h"
@@ -33,6 +32,7 @@ struct vhb_worker {
     uint32_t attached;       /* queues, counted by the control plane and the worker */
     struct vhb_queue *inbox; /* a stack of queues to adopt */
     bool started;            /* the io is enabled and watches wake_fd */
+    bool stale;              /* nobody has looked at the clock since the last pass began */
     uint32_t generation;     /* of watches: a late event is told by it */
 
     struct vhb_queue **queues;
@@ -47,6 +47,7 @@ int vhb_worker_new(const struct vhb_worker_config *config, struct vhb_worker **o
     if (!w)
         return -ENOMEM;
     w->spin_us = config->spin_us;
+    w->stale = true;
     w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int r = w->wake_fd < 0 || w->event_fd < 0 ? -errno : 0;
@@ -275,6 +276,9 @@ static int start(struct vhb_worker *w)
 static int pass(struct vhb_worker *w, int64_t timeout_us)
 {
     int n = vhb_io_turn(&w->io, timeout_us, ready, w);
+    if (w->stale) /* else a batch of the last pass did, just now */
+        w->io.now = vhb_clock();
+    uint64_t began = w->io.now;
     adopt(w);
     for (uint32_t i = 0; i < w->n_queues; i++) {
         struct vhb_queue *q = w->queues[i];
@@ -287,14 +291,8 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
         n += vhb_queue_serve(q, &w->io, state);
         forget(w, q);
     }
+    w->stale = w->io.now == began;
     return n;
-}
-
-static uint64_t now_us(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
 static void quiet_kicks(struct vhb_worker *w)
@@ -352,12 +350,13 @@ int vhb_worker_run(struct vhb_worker *w)
     if (r < 0)
         return r;
     store_release(&w->running, 1u);
-    uint64_t last = now_us();
+    w->io.now = vhb_clock();
+    uint64_t last = w->io.now, spin_ns = w->spin_us * 1000ull;
     while (!load_acquire(&w->stop)) { /* pair: stop */
         int n = pass(w, 0);
         /* Not while the kernel works on requests: its threads may want this very CPU, and a
          * completion ends the sleep as soon as a kick does. */
-        if (n == 0 && w->io.pending == 0 && now_us() - last < w->spin_us) {
+        if (n == 0 && w->io.pending == 0 && w->io.now - last < spin_ns) {
             cpu_relax();
             continue;
         }
@@ -365,7 +364,7 @@ int vhb_worker_run(struct vhb_worker *w)
             n = sleep_until_work(w);
         if (n) {
             quiet_kicks(w);
-            last = now_us();
+            last = w->io.now;
         }
     }
     store_release(&w->running, 0u);

@@ -7,7 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from vhostblk.blk.device import BlkDevice
-from vhostblk.engine.api import Busy, Counters, Fault, Job, Miss, OnError, Piece, Stall
+from vhostblk.engine.api import (
+    Busy,
+    Counters,
+    Fault,
+    Job,
+    Latency,
+    Miss,
+    OnError,
+    Op,
+    Piece,
+    Slow,
+    Stall,
+)
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
@@ -85,6 +97,9 @@ class FakeQueue:
         self.on_failed: Callable[[Stall], None] | None = None
         self.stalled: Stall | None = None
         self.resumed = 0
+        self.took: dict[Op, Latency] = {}
+        self.under_way: list[Slow] = []
+        self.on_busy: Callable[[], None] | None = None
         self._mailbox = mailbox
         self._fds: dict[str, int | None] = {}
 
@@ -174,6 +189,15 @@ class FakeQueue:
     ) -> None:
         assert not self.running
         self.policy, self.on_stalled, self.on_failed = policy, on_stalled, on_failed
+
+    def latency(self) -> Mapping[Op, Latency]:
+        return self.took
+
+    def slow(self, seconds: float) -> list[Slow]:
+        return [one for one in self.under_way if one.age >= seconds]
+
+    def watch_busy(self, on_busy: Callable[[], None] | None) -> None:
+        self.on_busy = on_busy
 
     def resume(self) -> None:
         self.resumed += 1

@@ -87,6 +87,14 @@ from vhostblk.disk.make import beside
     help="How long a stop waits for requests in flight before it fails them.  [default: 20]",
 )
 @options.on_error
+@click.option(
+    "--slow-request",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=10,
+    show_default=True,
+    help="Log a request that takes longer, and when it is over; 0: none.",
+)
 @options.confidential
 @click.option(
     "--control",
@@ -115,6 +123,7 @@ def serve(
     engine: options.Engine,
     drain_timeout: float | None,
     on_error: options.OnError,
+    slow_request: float,
     confidential: options.Confidential,
     shared_ranges: str,
     on_violation: options.OnViolation,
@@ -161,6 +170,7 @@ def serve(
         block_size=block_size,
         drain_seconds=drain_timeout,
         on_error=on_error,
+        slow_request=slow_request,
         confidential=confidential,
         shared_ranges=shared_ranges,
         on_violation=on_violation,

@@ -15,6 +15,7 @@ from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
 from vhostblk.engine.errors import OnError, Stall
 from vhostblk.engine.job import Job, Mailbox
+from vhostblk.engine.latency import Latency, Slow
 from vhostblk.engine.op import Op
 from vhostblk.engine.told import Counters, Fault, Miss
 from vhostblk.errors import VhostBlkError
@@ -29,12 +30,14 @@ __all__ = [
     "Engine",
     "Fault",
     "Job",
+    "Latency",
     "Mailbox",
     "Miss",
     "OnError",
     "Op",
     "Piece",
     "Queue",
+    "Slow",
     "Stall",
 ]
 
@@ -187,6 +190,28 @@ class Queue(Protocol):
 
     def stall(self) -> Stall | None:
         """Return the error that has stopped the queue, None while it runs."""
+        ...
+
+    def latency(self) -> Mapping[Op, Latency]:
+        """
+        Return how long requests took, by kind; at any time.
+
+        Of those that reached the disk, from the moment they were taken to their used element; the
+        time that one was held for an error is in it.
+        """
+        ...
+
+    def slow(self, seconds: float) -> list[Slow]:
+        """Return the requests that have been under way for so long; at any time."""
+        ...
+
+    def watch_busy(self, on_busy: Callable[[], None] | None) -> None:
+        """
+        Be told that a request was taken: once, then not again until this is called again.
+
+        So that who looks at `slow` now and then need not look at a queue that is idle.  A request
+        that is taken at this very moment may be missed.  At any time.
+        """
         ...
 
     def set_log(self, log: DirtyLog | None) -> None:

@@ -7,6 +7,7 @@ holds on to a view: it is buried here until neither is the case.
 
 import asyncio
 import atexit
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, promise
 from vhostblk.server.pump import Before
+from vhostblk.server.slow import SlowWatch
 from vhostblk.server.tenure import Tenure
 from vhostblk.server.troubles import Troubles
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES
@@ -98,6 +100,7 @@ class Device:
             self.features |= VHOST_F_LOG_ALL
         self.engine = engine
         self.troubles = Troubles(options.name, options.on_error, log)
+        self._slow = SlowWatch(options.slow_request, log, time.monotonic)
         waits = backing.opened.lock_while_running
         self.tenure = Tenure(backing, needed=waits, flush=self.flush, log=log)
         self.replaced = False
@@ -114,11 +117,13 @@ class Device:
         """Make queue *index*; for the disk there is, or for the one in *backing*."""
         queue = (backing or self.backing).make_queue(index, on_broken=on_broken)
         self.troubles.watch(index, queue)
+        self._slow.watch(index, queue)
         return queue
 
     async def drop_queue(self, queue: Queue, backing: Backing | None = None) -> None:
         """Close a drained queue, of the disk there is or of the one in *backing*."""
         self.troubles.forget(queue)
+        self._slow.forget(queue)
         await (backing or self.backing).drop_queue(queue, seconds=STUCK_SECONDS)
 
     def resume_stalled(self) -> int:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from vhostblk.engine.api import Counters, Fault, Queue, Stall
+from vhostblk.engine.api import Counters, Fault, Latency, Op, Queue, Stall
 from vhostblk.memory.iotlb import EVERYWHERE
 from vhostblk.server.log import Log
 
@@ -106,6 +106,10 @@ class Keeper:
     def stall(self) -> Stall | None:
         """Return the error that has stopped it, None while none has."""
         return None if self._made is None else self._made.stall()
+
+    def latency(self) -> Mapping[Op, Latency]:
+        """Return how long its requests took, by kind; of another disk it begins anew."""
+        return {} if self._made is None else self._made.latency()
 
     def counters(self) -> Counters:
         """Return what it and those before it have done; nothing if there was none."""

@@ -1,6 +1,7 @@
 """From what a disk says of itself and what was asked for to what the device promises."""
 
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import DiskInfo
@@ -11,6 +12,7 @@ from vhostblk.memory.ranges import OnViolation
 from vhostblk.server.iommu import MISS_SECONDS
 from vhostblk.server.policy import Confidential, IommuMode, SharedRanges
 from vhostblk.server.pump import Opened
+from vhostblk.server.slow import SLOW_SECONDS
 from vhostblk.spec.virtio_blk import SECTOR_SIZE, SERIAL_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
@@ -48,6 +50,7 @@ class DeviceOptions:
         packed: Offer packed rings, where the data plane has them.
         ring_reset: Offer VIRTIO_F_RING_RESET (bit 40), for a front-end that tells of it.
         on_error: What becomes of a request that the disk fails.
+        slow_request: Seconds from which on a request that is under way is told of; 0: none is.
 
     Raises:
         VhostBlkError: One of them cannot be.
@@ -69,6 +72,7 @@ class DeviceOptions:
     packed: bool = True
     ring_reset: bool = False
     on_error: OnError = OnError.REPORT
+    slow_request: float = SLOW_SECONDS
 
     def __post_init__(self) -> None:
         if len(self.serial.encode()) > SERIAL_SIZE:
@@ -81,6 +85,8 @@ class DeviceOptions:
             )
         if not self.drain_seconds > 0:
             raise VhostBlkError(f"drain_seconds is more than 0, not {self.drain_seconds}")
+        if not 0 <= self.slow_request < inf:
+            raise VhostBlkError(f"slow_request is 0 or more, not {self.slow_request}")
         if not self.miss_seconds > 0:
             raise VhostBlkError(f"miss_seconds is more than 0, not {self.miss_seconds}")
         self._check_confidential()

@@ -5,11 +5,11 @@ Everything that changes the state goes through `vhostblk.protocol.state.step_rin
 what the table's actions say.  The queue is a `Keeper`'s, where the ring is said to be a `Place`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from errno import EINVAL
 
-from vhostblk.engine.api import Counters, Fault, Miss, Queue, Stall
+from vhostblk.engine.api import Counters, Fault, Latency, Miss, Op, Queue, Stall
 from vhostblk.errors import Refused
 from vhostblk.memory.dirty import LOG_USED_BY_HOST
 from vhostblk.memory.ranges import Range
@@ -87,6 +87,10 @@ class Ring:
     def stall(self) -> Stall | None:
         """Return the error that has stopped it, None while none has."""
         return self.keeper.stall()
+
+    def latency(self) -> Mapping[Op, Latency]:
+        """Return how long its requests took, by kind."""
+        return self.keeper.latency()
 
     def counters(self) -> Counters:
         """Return what its queue has done; nothing if there is none."""

@@ -20,6 +20,7 @@ from vhostblk.server.attached import Attached
 from vhostblk.server.device import Device
 from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.iommu import IommuCounters
+from vhostblk.server.latency import LatencyStatus, latency_status
 from vhostblk.server.log import STATUS, Log
 from vhostblk.server.ring import Ring
 from vhostblk.server.troubles import text
@@ -57,6 +58,7 @@ class QueueStatus(TypedDict):
     translated: bool
     fault: str | None
     stalled: str | None
+    latency: dict[str, LatencyStatus]
     counters: dict[str, int]
 
 
@@ -232,5 +234,6 @@ def _queue(ring: Ring, counters: Counters) -> QueueStatus:
         "translated": ring.translated,
         "fault": None if fault is None else fault.reason,
         "stalled": None if stall is None else text(stall),
+        "latency": latency_status(ring.latency()),
         "counters": asdict(counters),
     }

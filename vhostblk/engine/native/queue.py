@@ -4,13 +4,23 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from vhostblk.blk.device import MAX_RANGES, BlkDevice
-from vhostblk.engine.api import Counters, Fault, Miss, OnError, Piece, Stall
+from vhostblk.engine.api import (
+    Counters,
+    Fault,
+    Latency,
+    Miss,
+    OnError,
+    Op,
+    Piece,
+    Slow,
+    Stall,
+)
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
-from vhostblk.engine.native.tell import Take, take_note
+from vhostblk.engine.native.tell import Take, latency, slow, take_note
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
 from vhostblk.memory.dirty import DirtyLog
@@ -30,6 +40,9 @@ _POLICIES = {
 }
 SLOTS = 2 * MAX_QUEUE_SIZE
 """Requests a queue can have with its disk, dead ones among them."""
+
+
+_Last: TypeAlias = tuple[Counters, Fault | None, Mapping[Op, Latency]]
 
 
 class Share(Protocol):
@@ -70,10 +83,11 @@ class NativeQueue:
         self._on_samples: Callable[[], None] | None = None
         self._on_stalled: Callable[[Stall], None] | None = None
         self._on_failed: Callable[[Stall], None] | None = None
+        self._on_busy: Callable[[], None] | None = None
         self._condemned_for = ""
         self._closed = False
         self._detached = False
-        self._last: tuple[Counters, Fault | None] | None = None  # once it is freed
+        self._last: _Last | None = None  # once it is freed
         self._news = asyncio.Event()
         self._fds: dict[str, int] = {}
         worker.queues.add(self)
@@ -204,6 +218,20 @@ class NativeQueue:
         """Return the error that has stopped the queue."""
         return None if self._last is not None else take_note(self.handle, lib.vhb_queue_stall)
 
+    def latency(self) -> Mapping[Op, Latency]:
+        """Return how long requests took, by kind."""
+        return latency(self.handle) if self._last is None else self._last[2]
+
+    def slow(self, seconds: float) -> list[Slow]:
+        """Return the requests that have been under way for so long."""
+        return slow(self.handle, seconds) if self._last is None else []
+
+    def watch_busy(self, on_busy: Callable[[], None] | None) -> None:
+        """Be told once that a request was taken."""
+        self._on_busy = on_busy
+        if self._last is None:
+            lib.vhb_queue_watch_busy(self.handle, on_busy is not None)
+
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark what is written from the next run on."""
         if log is None:
@@ -286,6 +314,8 @@ class NativeQueue:
             self._tell(self._on_stalled, lib.vhb_queue_stall)
         if events & lib.VHB_FAILED:
             self._tell(self._on_failed, lib.vhb_queue_failure)
+        if events & lib.VHB_BUSY and self._on_busy is not None:
+            self._on_busy()
 
     def _tell(self, tell: Callable[[Stall], None] | None, take: Take) -> None:
         note = take_note(self.handle, take)
@@ -350,7 +380,7 @@ class NativeQueue:
         self._device.forget(self)
         for fd in self._fds.values():
             os.close(fd)
-        self._last = self.counters(), self.fault()
+        self._last = self.counters(), self.fault(), self.latency()
         check(lib.vhb_queue_free(self.handle), "free")
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from vhostblk.engine.api import Op, Stall
-from vhostblk.engine.native.core import ffi
+from vhostblk.engine.api import Latency, Op, Slow, Stall
+from vhostblk.engine.native.core import check, ffi, lib
 
 Take: TypeAlias = Callable[[Any, Any], int]
 """``vhb_queue_stall`` or ``vhb_queue_failure``."""
+ROOM = 64
+"""Slow requests that are looked for at first."""
 
 
 def take_note(handle: Any, take: Take) -> Stall | None:
@@ -16,3 +18,35 @@ def take_note(handle: Any, take: Take) -> Stall | None:
     if not take(handle, out):
         return None
     return Stall(op=Op(out.op), offset=out.offset, length=out.len, errno=out.error)
+
+
+def latency(handle: Any) -> dict[Op, Latency]:
+    """Return how long requests of a queue took, by kind."""
+    out = ffi.new("struct vhb_latency *")
+    found: dict[Op, Latency] = {}
+    for op in Op:
+        if op is not Op.CANCEL:
+            check(lib.vhb_queue_latency(handle, op, out), "latency")
+            found[op] = Latency(sum_ns=out.sum_ns, max_ns=out.max_ns, buckets=tuple(out.buckets))
+    return found
+
+
+def slow(handle: Any, seconds: float) -> list[Slow]:
+    """Return the requests of a queue that have been under way for so long."""
+    age = int(seconds * 1e9)
+    table = ffi.new("struct vhb_slow[]", ROOM)
+    n = lib.vhb_queue_slow(handle, age, table, ROOM)
+    if n > ROOM:
+        table = ffi.new("struct vhb_slow[]", n)
+        n = min(n, lib.vhb_queue_slow(handle, age, table, n))
+    return [
+        Slow(
+            op=Op(one.op),
+            offset=one.offset,
+            length=one.len,
+            age=one.age_ns / 1e9,
+            tag=one.tag,
+            since_ns=one.since_ns,
+        )
+        for one in table[0:n]
+    ]

@@ -11,7 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.blk.request import Rules
-from vhostblk.engine.api import Busy, Counters, Fault, Mailbox, Miss, OnError, Piece, Stall
+from vhostblk.engine.api import (
+    Busy,
+    Counters,
+    Fault,
+    Latency,
+    Mailbox,
+    Miss,
+    OnError,
+    Op,
+    Piece,
+    Slow,
+    Stall,
+)
 from vhostblk.engine.reference.errors import Errors
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import JobBox
@@ -189,6 +201,17 @@ class ReferenceQueue:
     def stall(self) -> Stall | None:
         """Return the error that has stopped the queue."""
         return self._errors.stall
+
+    def latency(self) -> Mapping[Op, Latency]:
+        """Return nothing: times are not measured."""
+        return {}
+
+    def slow(self, seconds: float) -> list[Slow]:  # noqa: ARG002
+        """Return nothing: times are not measured."""
+        return []
+
+    def watch_busy(self, on_busy: Callable[[], None] | None) -> None:
+        """Tell nothing, as there is nothing to see."""
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark nothing; see `ReferenceEngine.can_log`."""
