@@ -28,7 +28,7 @@ def left() -> tuple[int, int, int]:
 
 
 def with_inflight(server: Serving) -> bool:
-    return server.devices[0]._engine.can_inflight
+    return server.devices[0].engine.can_inflight
 
 
 @pytest.mark.parametrize("cut", CUTS)
