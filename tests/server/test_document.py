@@ -37,6 +37,7 @@ STATE = ServerState(
             served=True,
             locked=True,
             disk=(42, 43),
+            spec="memory:1M",
             front_end=FrontEndState(
                 fd=44,
                 since=1.5,

@@ -1,8 +1,9 @@
 import asyncio
+import errno
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,16 +11,20 @@ import pytest
 from server_kit import successors
 from server_kit.disks import Ram, Saving, Slow
 from server_kit.left import open_fds
-from server_kit.serving import Serving, names, until
+from server_kit.serving import Serving, names, serving, until
 
 from vhostblk.disk.file import File
+from vhostblk.disk.grammar import parse
+from vhostblk.disk.make import make
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.null import Null
+from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest.blk import Request
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
+from vhostblk.server.status import status
 from vhostblk.server.upgrade import Patience
 
 Connect = Callable[..., Guest]
@@ -271,3 +276,44 @@ def test_one_at_a_time(server: Serving) -> None:
     results = [str(result) for result in server.run(both())]
     assert results[1] == "an upgrade is under way already"
     assert "to start" in results[0]
+
+
+def test_a_disk_that_was_replaced_is_the_one_that_goes_on(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect
+) -> None:
+    """What is served now counts, not what the command line has said at the start."""
+    spec = parse(f"memory:{SIZE},memfd=on")
+    guest = vhost_user_guest(server.add_from(spec, make(spec)))
+    guest.write(0, X)
+    with taken_over(server, engine, f"s1=memory:{SIZE}"):
+        server.stop()
+        assert guest.read(0, 4096) == X
+        guest.close()
+
+
+class Full(Saving):
+    """Has no room while it is told so."""
+
+    full = True
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        super().write(offset, views)
+
+
+def test_requests_that_are_held_are_not_handed_over(vhost_user_guest: Connect) -> None:
+    """With on_error stop what the disk has failed is the operator's first, and it is said so."""
+    disk = Full()
+    with serving("native") as server:
+        guest = vhost_user_guest(server.add(disk, on_error=OnError.STOP))
+        ticket = guest.submit(Request.write(0, X))
+        device = server.devices[0]
+        assert until(lambda: server.ask(lambda: status(device)["queues"][0]["stalled"] is not None))
+        with pytest.raises(VhostBlkError, match=r"s1: requests are held .* ctl resume s1"):
+            server.run(server.upgrade.run(["/no/such"]))
+        disk.full = False
+        server.ask(device.resume_stalled)
+        assert guest.wait(ticket).status == 0
+        assert guest.read(0, 4096) == X
+        guest.close()

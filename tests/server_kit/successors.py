@@ -67,6 +67,7 @@ class Failing:
 
 async def take_over(engine: str, devices: list[str]) -> None:
     """Serve on in the place of the test's server."""
+    from vhostblk.disk.grammar import parse  # noqa: PLC0415
     from vhostblk.disk.make import make  # noqa: PLC0415
     from vhostblk.engine.choose import load  # noqa: PLC0415
     from vhostblk.server.promise import DeviceOptions  # noqa: PLC0415
@@ -76,8 +77,9 @@ async def take_over(engine: str, devices: list[str]) -> None:
     takeover = Takeover.begin(os.environ)
     assert takeover is not None
     for word in devices:
-        name, _, disk = word.partition("=")
-        takeover.add(make(disk), DeviceOptions(name=name, drain_seconds=2.0))
+        name, _, text = word.partition("=")
+        disk = parse(text)
+        takeover.add(make(disk), DeviceOptions(name=name, drain_seconds=2.0), disk)
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     async with Server(load(engine)) as server:  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ def device_state(service: Service) -> h.DeviceState:
         served=device.served,
         locked=device.tenure.held,
         disk=device.shared(),
+        spec=None if device.backing.source is None else str(device.backing.source),
         front_end=None if session is None else front_end_state(session),
     )
 

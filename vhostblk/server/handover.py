@@ -200,6 +200,7 @@ class DeviceState:
         served: A driver has begun with it.
         locked: The disk's lock is held, though only while rings run.
         disk: Descriptors of its disk; None: it is closed here, and opened by who takes over.
+        spec: The disk as it was written, or changed to since; None: a program's own object.
         front_end: Who is connected.
     """
 
@@ -210,6 +211,7 @@ class DeviceState:
     served: bool
     locked: bool
     disk: tuple[int, ...] | None
+    spec: str | None = None
     front_end: FrontEndState | None = None
 
 

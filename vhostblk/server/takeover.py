@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from vhostblk.disk import carry
-from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.grammar import DiskSpec, parse
+from vhostblk.disk.make import make
 from vhostblk.errors import Refused, VhostBlkError
 from vhostblk.server import handover as h
 from vhostblk.server.connector import connect
@@ -182,6 +183,10 @@ class Takeover:
 
 async def _open(server: Server, plan: _Plan, before: Before) -> None:
     engine, state = server.engine, plan.state
+    if state.spec is not None and plan.source is not None and state.spec != str(plan.source):
+        # An operator has replaced it since that process was started.
+        plan.source = parse(state.spec)
+        plan.disk = make(plan.source)
     plan.device = await open_device(plan.disk, engine, plan.options, plan.source, before=before)
     check_device(plan.device, state)
     plan.device.config.writeback = state.writeback

@@ -336,6 +336,12 @@ def _current() -> "asyncio.Task[Successor]":
 
 
 def _check(service: Service) -> None:
+    session = service.session
+    if session is not None and any(ring.stall() for ring in session.attachment.rings):
+        raise VhostBlkError(
+            f"{service.name}: requests are held that the disk has failed: help it, then "
+            f"vhostblk ctl resume {service.name}"
+        )
     try:
         service.device.shared()
     except VhostBlkError as error:
