@@ -1,16 +1,19 @@
-/* step.c - what the core itself costs per request, by where the driver's addresses point.
+/* step.c - what the core itself costs per request, by where the driver's addresses point and what
+ * kind of ring it has.
  *
  * usage: step ROUNDS BATCHES
  *
  * Every world is a worker, a queue and a guest's memory of its own, stepped by hand on one thread:
  * DEPTH requests of 4 KiB, each with an indirect table of three descriptors, are made available,
  * and the clock runs while vhb_worker_step serves them.  Worlds take turns, round after round.
- * They do the same but for the addresses:
+ * They do the same but for one thing:
  *
  *   direct      header and status are neighbours, as in Linux's struct virtblk_req
  *   bounced     table, header, data and status in swiotlb slots of their own, 2 KiB aligned
  *   iotlb-N     each of them behind an IOMMU, in a table of N segments of 4 KiB
  *   tracked     direct, and what is taken is noted in an inflight region
+ *   packed      direct, in a packed ring
+ *   in-order, packed-ord   direct, in a ring that is used in order
  *
  * Prints a line per world: nanoseconds per request, median over the rounds, tenth and ninetieth
  * percentile; and the same of the difference to "direct" in the same round. */
@@ -38,6 +41,8 @@ enum {
     MAX_ROUNDS = 10000
 };
 #define IOVA 0x100000000ull
+#define PACKED (1ull << 34)
+#define IN_ORDER (1ull << 35)
 
 struct place {
     uint64_t table, header, data, status; /* offsets in ram */
@@ -45,13 +50,14 @@ struct place {
 
 struct world {
     const char *disk_name, *op, *shape;
-    uint32_t entries; /* of the IOTLB; 0: none */
+    uint32_t entries;  /* of the IOTLB; 0: none */
+    uint64_t features; /* beside INDIRECT_DESC */
     uint8_t *ram;
     struct vhb_disk *disk;
     struct vhb_worker *worker;
     struct vhb_graveyard *graveyard;
     struct vhb_queue *queue;
-    uint16_t avail;
+    uint16_t avail; /* requests so far */
     uint32_t random;
     double ns[MAX_ROUNDS];
 };
@@ -97,7 +103,7 @@ static void put_desc(uint8_t *at, uint64_t addr, uint32_t len, uint16_t flags, u
     memcpy(at + 14, &next, 2);
 }
 
-/* Spec: virtio 1.3, 2.7.5 and 5.2.6. */
+/* Spec: virtio 1.3, 2.7.5, 2.8.13 and 5.2.6. */
 static void lay(struct world *w, uint32_t i)
 {
     struct place at = place_of(w, i);
@@ -107,10 +113,16 @@ static void lay(struct world *w, uint32_t i)
     uint8_t *table = w->ram + at.table;
     memcpy(w->ram + at.header, &type, 4);
     memcpy(w->ram + at.header + 8, &sector, 8);
-    put_desc(table, address(w, at.header), 16, 1, 1);
-    put_desc(table + 16, address(w, at.data), LENGTH, writes ? 1 : 3, 2);
-    put_desc(table + 32, address(w, at.status), 1, 2, 0);
-    put_desc(w->ram + RING + 16 * i, address(w, at.table), 48, 4, 0);
+    bool packed = w->features & PACKED; /* flags come last there; NEXT means nothing in a table */
+    put_desc(table, address(w, at.header), 16, !packed, !packed);
+    put_desc(table + 16, address(w, at.data), LENGTH,
+             packed   ? 0
+             : writes ? 1
+                      : 3,
+             packed ? 2 * !writes : 2);
+    put_desc(table + 32, address(w, at.status), 1, packed ? 0 : 2, packed ? 2 : 0);
+    if (!packed)
+        put_desc(w->ram + RING + 16 * i, address(w, at.table), 48, 4, 0);
 }
 
 static void set_space(struct world *w)
@@ -154,7 +166,8 @@ static void open_world(struct world *w)
         check(vhb_queue_set_part(w->queue, part, &piece, 1), "ring");
     }
     check(vhb_queue_set_blk(w->queue, &blk), "device");
-    check(vhb_queue_set_features(w->queue, 1ull << 28), "features"); /* INDIRECT_DESC */
+    check(vhb_queue_set_features(w->queue, w->features | 1ull << 28), "features");
+    check(vhb_queue_set_base(w->queue, w->features & PACKED ? 0x80008000 : 0), "base");
     check(vhb_queue_set_enabled(w->queue, true), "enable");
     for (uint32_t i = 0; i < DEPTH; i++)
         lay(w, i);
@@ -172,21 +185,35 @@ static uint64_t now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+/* Split: the entries; all are published by the index.  Packed: the descriptors, one for each.
+ * Spec: virtio 1.3, 2.7.6 and 2.8.13. */
+static void make_available(struct world *w, uint16_t head)
+{
+    uint32_t slot = w->avail % SIZE;
+    uint16_t flags = 4 | (w->avail / SIZE % 2 ? 1 << 15 : 1 << 7);
+    if (w->features & PACKED)
+        put_desc(w->ram + RING + 16 * slot, address(w, place_of(w, head).table), 48, head, flags);
+    else
+        memcpy(w->ram + RING + PAGE + 4 + 2 * slot, &head, 2);
+    w->avail++;
+}
+
 /* Nanoseconds that the core took for DEPTH requests, in an order that no branch predictor learns
  * and that is the same in every run. */
 static uint64_t batch(struct world *w)
 {
-    uint8_t *avail = w->ram + RING + PAGE;
-    uint16_t *used_idx = (void *)(w->ram + RING + 2 * PAGE + 2);
+    uint16_t head = 0, *avail_idx = (void *)(w->ram + RING + PAGE + 2);
     w->random = w->random * 1664525 + 1013904223;
     for (uint32_t i = 0; i < DEPTH; i++) {
-        uint16_t head = (uint16_t)((i * (w->random >> 16 | 1) + (w->random >> 8)) % DEPTH);
-        memcpy(avail + 4 + 2 * (w->avail++ % SIZE), &head, 2);
+        head = (uint16_t)((i * (w->random >> 16 | 1) + (w->random >> 8)) % DEPTH);
         w->ram[place_of(w, head).status] = 0xee;
+        make_available(w, head);
     }
-    __atomic_store_n((uint16_t *)(void *)(avail + 2), w->avail, __ATOMIC_RELEASE);
+    if (!(w->features & PACKED))
+        __atomic_store_n(avail_idx, w->avail, __ATOMIC_RELEASE);
+    uint8_t *last = &w->ram[place_of(w, head).status]; /* they end as they came */
     uint64_t start = now_ns();
-    while (__atomic_load_n(used_idx, __ATOMIC_ACQUIRE) != w->avail)
+    while (__atomic_load_n(last, __ATOMIC_ACQUIRE) == 0xee)
         check(vhb_worker_step(w->worker), "step");
     uint64_t taken = now_ns() - start;
     for (uint32_t i = 0; i < DEPTH; i++)
@@ -227,9 +254,12 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         uint32_t entries;
-    } shapes[] = {
-        {"direct", 0}, {"bounced", 0}, {"iotlb-64", 64}, {"iotlb-2048", 2048}, {"tracked", 0}};
-    enum { SHAPES = 5, WORLDS = 2 * 2 * SHAPES };
+        uint64_t features;
+    } shapes[] = {{"direct", 0, 0},          {"bounced", 0, 0},
+                  {"iotlb-64", 64, 0},       {"iotlb-2048", 2048, 0},
+                  {"tracked", 0, 0},         {"packed", 0, PACKED},
+                  {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER}};
+    enum { SHAPES = 8, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {
@@ -240,7 +270,8 @@ int main(int argc, char **argv)
         worlds[i] = (struct world){.disk_name = disks[i / SHAPES / 2],
                                    .op = ops[i / SHAPES % 2],
                                    .shape = shapes[i % SHAPES].name,
-                                   .entries = shapes[i % SHAPES].entries};
+                                   .entries = shapes[i % SHAPES].entries,
+                                   .features = shapes[i % SHAPES].features};
         open_world(&worlds[i]);
     }
     for (int round = 0; round < rounds; round++)

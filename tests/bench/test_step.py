@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_step_prints_a_line_for_every_shape() -> None:
-    """Every disk, direction and kind of address, and all but direct with a difference to it."""
+    """Every disk, direction, address and ring, and all but direct with a difference to it."""
     command = [
         sys.executable,
         "-m",
@@ -24,7 +24,8 @@ def test_step_prints_a_line_for_every_shape() -> None:
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
     lines = [line.split() for line in done.stdout.splitlines()[4:]]
-    shapes = ["direct", "bounced", "iotlb-64", "iotlb-2048"]
+    shapes = ["direct", "bounced", "iotlb-64", "iotlb-2048", "tracked"]
+    shapes += ["packed", "in-order", "packed-ord"]
     assert [line[:3] for line in lines] == [
         [disk, op, shape]
         for disk in ("null", "memory")
@@ -32,4 +33,4 @@ def test_step_prints_a_line_for_every_shape() -> None:
         for shape in shapes
     ]
     spreads = [len(re.findall(r"\(-?\d+\.\d to -?\d+\.\d\)", " ".join(line))) for line in lines]
-    assert spreads == [1, 2, 2, 2] * 4
+    assert spreads == [1, 2, 2, 2, 2, 2, 2, 2] * 4
