@@ -23,9 +23,6 @@ PACKED = [f"{engine}-packed" for engine in sorted(ENGINES)]
 """Every test that asks for a rig runs once for each of both."""
 
 
-INFLIGHT = [*SPLIT, "reference-packed"]
-
-
 def make_rig(param: str) -> Rig:
     engine, form = param.split("-")
     return Rig(ENGINES[engine], packed=form == "packed")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from engine.conftest import INFLIGHT
+from engine.conftest import PACKED, SPLIT
 from engine.driver import NEXT
 from engine.region import Region
 from engine.tracked import SIZE, Tracked
@@ -16,8 +16,7 @@ from vhostblk.engine.reason import Reason
 HEADER = 0xFFFF
 """Where a fault is that is in no entry."""
 
-SPLIT = [param for param in INFLIGHT if "split" in param]
-PACKED = [param for param in INFLIGHT if "packed" in param]
+BOTH = SPLIT + PACKED
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def malformed(index: int, value: int) -> Fault:
     return Fault(Reason.INFLIGHT.text, index, value)
 
 
-@pytest.mark.parametrize("tracked", INFLIGHT, indirect=True)
+@pytest.mark.parametrize("tracked", BOTH, indirect=True)
 @pytest.mark.parametrize(
     ("offset", "length", "value"), [(0, 8, 1), (8, 2, 2), (10, 2, SIZE + 1), (10, 2, 0)]
 )
@@ -142,7 +141,7 @@ def test_a_copied_id_is_checked_like_another(tracked: Tracked, name: int, reason
     assert fault == Fault(reason.text, 3, name)
 
 
-@pytest.mark.parametrize("param", INFLIGHT)
+@pytest.mark.parametrize("param", BOTH)
 @settings(max_examples=25)
 @given(
     pokes=st.lists(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from engine.conftest import INFLIGHT
+from engine.conftest import PACKED, SPLIT
 from engine.driver import GPA, MEMORY, PENDING
 from engine.harness import FEATURES
 from engine.region import Region
@@ -14,8 +14,10 @@ from vhostblk.errors import VhostBlkError
 from vhostblk.spec.virtio_blk import Status
 from vhostblk.spec.virtio_ring import F_IN_ORDER
 
+BOTH = SPLIT + PACKED
 
-@pytest.fixture(params=INFLIGHT)
+
+@pytest.fixture(params=BOTH)
 def tracked(request: pytest.FixtureRequest) -> Iterator[Tracked]:
     """Return a tracked lane of an engine and a format."""
     engine, form = request.param.split("-")
@@ -24,11 +26,10 @@ def tracked(request: pytest.FixtureRequest) -> Iterator[Tracked]:
     made.close()
 
 
-REFERENCE = [param for param in INFLIGHT if "reference" in param]
 RELAYS = [
     (first, second)
-    for first in INFLIGHT
-    for second in INFLIGHT
+    for first in BOTH
+    for second in BOTH
     if first.split("-")[1] == second.split("-")[1]
 ]
 
@@ -204,7 +205,6 @@ def test_what_waits_for_its_turn_is_in_flight(*, packed: bool) -> None:
     tracked.close()
 
 
-@pytest.mark.parametrize("tracked", REFERENCE, indirect=True)
 def test_what_is_noted_is_not_begun_anew(tracked: Tracked) -> None:
     """A base that is set while requests are under way would have them taken twice."""
     tracked.lane.read()

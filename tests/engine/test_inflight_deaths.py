@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
-from engine.conftest import INFLIGHT
+from engine.conftest import PACKED, SPLIT
 from engine.driver import Asked
 from engine.harness import FEATURES
 from engine.tracked import Tracked
@@ -22,6 +22,7 @@ from vhostblk.spec.virtio_ring import F_IN_ORDER
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
 
+BOTH = SPLIT + PACKED
 TRACED = ("split.py", "packed.py", "inflight_split.py", "inflight_packed.py", "service.py")
 
 Moment = tuple[bytes, bytes]
@@ -94,7 +95,7 @@ SCENES = {"one": (1,), "two": (3, 1), "first": (0, 1), "all": (2, 0, 1, 3)}
 
 @pytest.mark.parametrize("features", [FEATURES, FEATURES | F_IN_ORDER], ids=["any", "in-order"])
 @pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.parametrize("param", INFLIGHT)
+@pytest.mark.parametrize("param", BOTH)
 def test_death_at_giving_back(param: str, scene: str, features: int) -> None:
     """
     Whatever was published of a batch when it died, its successor knows.
@@ -115,7 +116,7 @@ def test_death_at_giving_back(param: str, scene: str, features: int) -> None:
     tracked.close()
 
 
-@pytest.mark.parametrize("param", INFLIGHT)
+@pytest.mark.parametrize("param", BOTH)
 def test_death_at_taking(param: str) -> None:
     """
     A chain is taken, or it is not: nothing is in between.
@@ -136,7 +137,7 @@ def test_death_at_taking(param: str) -> None:
     tracked.close()
 
 
-@pytest.mark.parametrize("param", INFLIGHT)
+@pytest.mark.parametrize("param", BOTH)
 def test_death_at_recovery(param: str) -> None:
     """
     Who dies while it finds out what there was leaves it as it found it, or settled.

@@ -8,192 +8,19 @@ called, and in which order requests come back that were cancelled together.
 
 import ctypes
 import errno
-import os
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from engine.driver import GPA, MEMORY, Lane
 from engine.harness import FEATURES, Rig, SteppedEngine
+from engine.region import Region
+from engine.side import Side, same
 
-from vhostblk.engine.api import Counters, Fault, Job, Miss, OnError, Op, Queue, Stall
-from vhostblk.memory.sample import Sample
+from vhostblk.engine.api import Queue
 from vhostblk.memory.space import Segment
-
-_TIMING = ("kicks", "calls", "slots_high")
-"""Counters of how often an engine happened to look, and of how much it took in one look."""
-
-KEEP = -1
-"""In place of an errno: the disk keeps a view of the request's memory."""
 
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What became of one queue since the last look."""
-
-    used: list[tuple[int, int]]
-    base: int | None
-    missed: list[Miss]
-    stalled: list[Stall]
-    stall: Stall | None
-    broken: list[Fault | None]
-    fault: Fault | None
-    errs: int
-    wants_kicks: bool | None
-    counters: dict[str, int]
-    jobs: list[tuple[object, ...]]
-    told: bool
-    samples: list[Sample]
-
-
-@dataclass
-class Side:
-    """
-    One queue of one engine.
-
-    Args:
-        rig: Its engine.
-        lane: The queue and its driver.
-    """
-
-    rig: Rig
-    lane: Lane
-    open: list[Job] = field(default_factory=list)
-    missed: list[Miss] = field(default_factory=list)
-    stalled: list[Stall] = field(default_factory=list)
-    told_of_samples: bool = False
-    asks: bool = False  # so that whether kicks are wanted meanwhile is the engine's affair
-    told: int = 0  # chains that had come back at the last look
-    pushed: int = 0  # chains that came back since the look before
-    quiet: bool = False  # the driver did not want to be called at the last look
-    lost: bool = False  # the driver broke rules: what it takes for used may not be
-    greeted: bool = False  # a new call fd is written when the ring runs
-
-    def look(self, *, sort: bool, ours: bool) -> Seen:
-        """Return what is new; *sort*: in any order; *ours*: the control plane has the ring."""
-        lane = self.lane
-        fault = lane.queue.fault()
-        used = self._used()
-        jobs = [self._describe(job) for job in self.rig.take(lane)]
-        seen = Seen(
-            used=sorted(used) if sort else used,
-            base=lane.queue.base() if ours else None,
-            missed=list(self.missed),
-            stalled=list(self.stalled),
-            stall=lane.queue.stall(),
-            broken=list(lane.broken),
-            fault=fault,
-            errs=lane.rings(lane.err),
-            wants_kicks=None if fault or self.asks else lane.ring.wants_kicks(),
-            counters=_comparable(lane.queue.counters()),
-            jobs=sorted(jobs, key=repr) if sort else jobs,
-            told=self.told_of_samples,
-            samples=lane.queue.samples(),
-        )
-        self.told_of_samples = False
-        self.rig.jobs.clear()
-        return seen
-
-    def _used(self) -> list[tuple[int, int]]:
-        used = self.lane.used(self.told)
-        self.pushed = len(used)
-        self.told += len(used)
-        return used
-
-    def _describe(self, job: Job) -> tuple[object, ...]:
-        if job.op is Op.CANCEL:
-            return ("cancel", [open_.tag for open_ in self.open].index(job.tag))
-        self.open.append(job)
-        lengths = [len(view) for view in job.views]
-        data = [bytes(view) for view in job.views if view.readonly]
-        return (job.op, job.offset, job.length, job.fua, job.unmap, lengths, data)
-
-    def restart(self, size: int, base: int, used: int) -> None:
-        """Have an empty ring that stands somewhere."""
-        lane = self.lane
-        on_wire = lane.ring.restart(size, base, used)
-        lane.broken.clear()
-        self.lost = False
-        self.missed.clear()
-        lane.queue.set_base(on_wire)
-        lane.queue.set_ring(size=size, **lane.place())
-        self.told = 0
-
-    def set_space(self, segments: Sequence[Segment]) -> None:
-        """Give the queue another table of memory; what it asked for is answered."""
-        self.lane.queue.set_space(segments)
-        self.missed.clear()
-
-    def set_ask(self, *, asks: bool) -> None:
-        """Let the queue ask for what no segment gives, or not."""
-        self.lane.queue.set_ask(self.missed.append if asks else None)
-        self.asks |= asks
-        self.missed.clear()
-
-    def set_sampling(self, first: int, every: int) -> None:
-        """Begin a new count of chains."""
-
-        def tell() -> None:
-            self.told_of_samples = True
-
-        self.lane.queue.set_sampling(first=first, every=every, on_samples=tell)
-
-    def set_on_error(self, policy: OnError) -> None:
-        """Say what becomes of requests that fail."""
-        self.lane.queue.set_on_error(policy, on_stalled=self.stalled.append)
-
-    def condemn(self) -> None:
-        """Break the queue."""
-        self.lane.queue.condemn("for a reason")
-
-    def deny(self) -> None:
-        """Answer no to what was asked for."""
-        if self.missed:
-            miss = self.missed.pop()
-            self.lane.queue.deny(miss.iova, miss.length)
-
-    def set_call(self) -> None:
-        """Give the queue its call eventfd anew."""
-        self.lane.queue.set_call(os.dup(self.lane.call))
-        self.greeted = True
-
-    def end(self, index: int, error: int, *, fill: bytes) -> None:
-        """Do the open job at *index*: it reads *fill* again and again, or fails with *error*."""
-        job = self.open.pop(index)
-        if job.op is Op.READ and not error:
-            data = fill * (job.length // len(fill) + 1)
-            for view in job.views:
-                view[:], data = data[: len(view)], data[len(view) :]
-        assert job.release()
-        if error == KEEP:
-            self.lane.mailbox.break_queue(job.tag)
-        else:
-            self.lane.mailbox.complete(job.tag, error)
-
-    def check_calls(self, *, ours: bool) -> None:
-        """Check that a driver that wants to be called was, and one that does not was not."""
-        rung = self.lane.rings(self.lane.call)
-        before, self.quiet = self.quiet, self.lane.ring.is_quiet()
-        if self.pushed and not (before or self.quiet or self.lost):
-            assert rung
-        elif before and self.quiet and not self.greeted:
-            assert not rung
-        self.greeted = self.greeted and ours
-
-
-def _same(first: Seen, second: Seen) -> None:
-    names = Seen.__dataclass_fields__
-    both = {name: (getattr(first, name), getattr(second, name)) for name in names}
-    different = {name: pair for name, pair in both.items() if pair[0] != pair[1]}
-    assert not different, different
-
-
-def _comparable(counters: Counters) -> dict[str, int]:
-    names = Counters.__dataclass_fields__
-    return {name: getattr(counters, name) for name in names if name not in _TIMING}
 
 
 class Twins:
@@ -205,6 +32,7 @@ class Twins:
         sizes: Of the rings.
         packed: The rings are.
         features: Acked.
+        tracked: What is taken is noted in inflight regions, so that they may `die`.
     """
 
     def __init__(
@@ -214,12 +42,18 @@ class Twins:
         *,
         packed: bool = False,
         features: int = FEATURES,
+        tracked: bool = False,
     ) -> None:
+        self._makers = list(engines)
         self.rigs = [Rig(make, packed=packed) for make in engines]
-        pairs = [[rig.lane(size=size, features=features) for rig in self.rigs] for size in sizes]
-        self.pairs = [
-            [Side(*both) for both in zip(self.rigs, lanes, strict=True)] for lanes in pairs
-        ]
+        self.pairs: list[list[Side]] = []
+        for size in sizes:
+            pair = []
+            for rig in self.rigs:
+                region = Region(size, packed=packed) if tracked else None
+                lane = rig.lane(size=size, features=features, region=region)
+                pair.append(Side(rig, lane, region))
+            self.pairs.append(pair)
         self.ours = [False] * len(sizes)
         self.ended = 0
 
@@ -255,6 +89,23 @@ class Twins:
         answers = [side.rig.wait(question(side.lane.queue)) for side in self.pairs[n]]
         assert answers[0] == answers[1]
         self.ours[n] = True
+
+    def die(self, space: Callable[[Lane], list[Segment]]) -> None:
+        """Let both die, and each engine go on behind the other, with that memory."""
+        self._makers.reverse()
+        before, pairs = self.rigs, self.pairs
+        self.rigs = [
+            Rig(make, packed=rig.packed) for make, rig in zip(self._makers, before, strict=True)
+        ]
+        for rig, old in zip(self.rigs, before, strict=True):
+            rig.memory.bytes[:] = old.memory.bytes[:]
+        self.pairs = [
+            [side.successor(rig, space) for side, rig in zip(pair, self.rigs, strict=True)]
+            for pair in pairs
+        ]
+        self.ours = [False] * len(pairs)
+        _bury(before, pairs)
+        self.compare()
 
     def restart(self, n: int, size: int, base: int, used: int) -> None:
         """Give queue *n*, which is drained, an empty ring that stands somewhere."""
@@ -293,7 +144,7 @@ class Twins:
             rig.step()
         for pair, ours in zip(self.pairs, self.ours, strict=True):
             first, second = (side.look(sort=sort, ours=ours) for side in pair)
-            _same(first, second)
+            same(first, second)
             for side in pair:
                 side.check_calls(ours=ours)
         self._compare_memory()
@@ -310,13 +161,16 @@ class Twins:
 
     def close(self) -> None:
         """End what is under way, take everything apart."""
-        for n, pair in enumerate(self.pairs):
-            while self.open(n):
-                self.end(n, 0, errno.EIO)
-            for side in pair:
-                side.rig.step()
-        for rig in self.rigs:
-            rig.close()
+        _bury(self.rigs, self.pairs)
+
+
+def _bury(rigs: list[Rig], pairs: list[list[Side]]) -> None:
+    for side in (side for pair in pairs for side in pair):
+        while side.open:
+            side.end(0, errno.EIO, fill=b"x")
+        side.rig.step()
+    for rig in rigs:
+        rig.close()
 
 
 def _compare(first: int, second: int, length: int) -> None:

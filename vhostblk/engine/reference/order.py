@@ -8,8 +8,8 @@ class Order:
     Who may be given back; the worker's.
 
     Without IN_ORDER that is who has ended, in the order they ended.  With it a request waits for
-    all that were taken before it; one that never ends, as the disk kept its memory, is waited for
-    until its queue, which is broken, forgets it.
+    all that were taken before it.  When one will never end, as the disk kept its memory, its queue
+    is about to break: who was not due by then is not given back, and nobody passes it.
 
     Spec: virtio 1.3, 2.7.9, 2.8.9.
     """
@@ -18,6 +18,7 @@ class Order:
         self._taken: list[Request] = []
         self._ended: list[Request] = []
         self._lost: list[Request] = []
+        self._last: list[Request] = []  # who was due when the first was lost
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -32,11 +33,15 @@ class Order:
 
     def lose(self, request: Request) -> None:
         """Note that a request will never end."""
+        if not self._lost:
+            self._last = self._due()
         self._lost.append(request)
 
     def give_back(self, *, in_order: bool) -> list[Request]:
         """Return who may be given back now, and forget them."""
-        due = self._due() if in_order else self._ended
+        due = self._ended
+        if in_order:
+            due, self._last = (self._last if self._lost else self._due()), []
         self._taken = _without(self._taken, due)
         self._ended = _without(self._ended, due)
         return due
