@@ -185,7 +185,7 @@ async def wired(
         options: Of the device.
     """
     engine = engine or FakeEngine()
-    chosen = DeviceOptions(**{"num_queues": 2, "drain_seconds": 0.05, **options})  # type: ignore[arg-type]
+    chosen = DeviceOptions(**{"num_queues": 2, "drain_seconds": 2.0, **options})  # type: ignore[arg-type]
     device = await open_device(disk or Memory(1 << 20), engine, chosen)
     ours, theirs = socket.socketpair()
     attachment = Attachment(device)
