@@ -153,6 +153,50 @@ def test_a_front_end_that_returns_is_bounded_by_the_drain() -> None:
     uvloop.run(come_back())
 
 
+def test_a_front_end_that_dies_while_it_waits_for_us_is_gone() -> None:
+    """One that is killed in GET_VRING_BASE, or mid-way in what follows, keeps nobody waiting."""
+
+    async def die() -> None:
+        async with house() as one:
+            old = one.connect()
+            await old.start()
+            (first,) = one.engine.queues
+            first.may_drain.clear()
+            old.tell(11, vring(0, 0))
+            await old.nothing_comes()
+            old.sock.close()
+            new = one.connect()
+            await new.start()
+            assert not new.queue.running
+            assert status(one.service.device)["front_end_connected"]
+            first.may_drain.set()
+            await one.until(lambda: new.queue.running)
+            assert first.closed
+            new.sock.close()
+
+    uvloop.run(die())
+
+
+def test_a_front_end_that_sends_on_is_not_taken_for_gone() -> None:
+    """Messages that come while one is handled are read when their turn comes."""
+
+    async def go_on() -> None:
+        async with house() as one:
+            wire = one.connect()
+            await wire.start()
+            wire.queue.may_drain.clear()
+            wire.tell(11, vring(0, 0))
+            await wire.nothing_comes()
+            wire.tell(1)
+            await wire.nothing_comes()
+            wire.queue.may_drain.set()
+            assert (await wire.reply())[0] == 11
+            assert (await wire.reply())[0] == 1
+            wire.sock.close()
+
+    uvloop.run(go_on())
+
+
 def test_a_ring_that_waits_can_be_stopped_again() -> None:
     """GET_VRING_BASE and a disconnect of a front-end whose turn has not come wait for nobody."""
 

@@ -334,7 +334,8 @@ class Attachment:
         self.observer.end(drained=False)
         for verdict in self._verdicts:
             verdict.cancel()
-        self.device.attached = None
+        if self.device.attached is self:
+            self.device.attached = None
         self.iommu.close()  # first: an answer must not go to a queue that is being dropped
 
     async def close(self) -> None:

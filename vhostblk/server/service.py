@@ -73,25 +73,19 @@ class Service:
             await self._run(Session(Transport(sock), attachment, device.log), anew=True)
 
     async def _run(self, session: Session, *, anew: bool) -> None:
+        """
+        Serve a front-end until it is gone.
+
+        What it has in flight, and the message it did not wait for, are waited for beside: a QEMU
+        that connects again finds itself answered at once; its rings run when this is over.
+        """
         self.session = session
         self.device.hang_up = session.stop
-        try:
-            await session.serve(anew=anew)
-        except Exception:
-            self.device.log.exception("a bug of ours, at the end of a connection")
-        finally:
-            self.session = None
-            self._leave(session)
-
-    def _leave(self, session: Session) -> None:
-        """
-        Wait beside for what a front-end that is gone has in flight.
-
-        A QEMU that connects again finds itself answered at once; its rings run when this is over.
-        """
-        leaving = asyncio.create_task(session.close(), name=f"leave {self.name}")
-        self.leaving.add(leaving)
-        leaving.add_done_callback(self._left)
+        running = asyncio.create_task(session.run(anew=anew), name=f"session of {self.name}")
+        await session.gone.wait()
+        self.session = None
+        self.leaving.add(running)
+        running.add_done_callback(self._left)
 
     def _left(self, leaving: asyncio.Task[None]) -> None:
         self.leaving.discard(leaving)

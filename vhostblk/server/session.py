@@ -5,6 +5,7 @@ A handler that waits for a drain makes the messages behind it wait, as replies a
 devices go on.  Whatever ends the connection, nothing of it is left afterwards.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from errno import EOPNOTSUPP
@@ -90,6 +91,9 @@ class Session:
         transport: Connected; owned.
         attachment: Fresh; owned.
         log: For what an operator should know.
+
+    Attributes:
+        gone: Set once the front-end has left, be it while a message of its is being handled.
     """
 
     def __init__(self, transport: Transport, attachment: Attachment, log: Log) -> None:
@@ -97,12 +101,13 @@ class Session:
         self.attachment = attachment
         self.connection = Connection(queues=attachment.device.blk.num_queues)
         self._log = log
+        self.gone = asyncio.Event()
         self._left = False
         self._messages = Log(MESSAGES, attachment.device.options.name)
 
-    async def run(self) -> None:
+    async def run(self, *, anew: bool = True) -> None:
         """Serve until the front-end leaves or errs, or `stop`; then leave nothing behind."""
-        await self.serve()
+        await self.serve(anew=anew)
         await self.close()
 
     async def serve(self, *, anew: bool = True) -> None:
@@ -124,10 +129,13 @@ class Session:
             self.drop()
 
     def drop(self) -> None:
-        """Hang up; `close` what is left then."""
+        """Hang up; `close` what is left then.  Again does nothing."""
+        if self.gone.is_set():
+            return
         # First of all: whoever is on the other end shall not wait for our drains.
         self._transport.close()
         self.connection.close()
+        self.gone.set()
         self.attachment.leave()
 
     def fileno(self) -> int:
@@ -153,9 +161,12 @@ class Session:
             if self._messages.isEnabledFor(logging.DEBUG):
                 self._messages.debug("%s", describe(message))
             try:
-                outcome = await self._handle(message)
+                with self._transport.watched(self.drop):
+                    outcome = await self._handle(message)
             finally:
                 close_fds(message)
+            if self.gone.is_set():
+                return
             data, fds = self.connection.reply(message, outcome)
             try:
                 await self._transport.send(data, fds)

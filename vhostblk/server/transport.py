@@ -6,9 +6,11 @@ sends together with the one descriptor of the last.  asyncio's streams would los
 """
 
 import array
+import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from vhostblk.errors import ProtocolError
 from vhostblk.server.gate import Brake, Gate
@@ -76,6 +78,35 @@ class Transport:
                 os.close(fd)
             raise ProtocolError("file descriptors of a message were lost: raise ulimit -n")
         return data, list(fds)
+
+    @contextmanager
+    def watched(self, gone: Callable[[], None]) -> Iterator[None]:
+        """
+        Call *gone* if the front-end hangs up meanwhile, while nobody reads.
+
+        One that has sent more before is not noticed: that is read first, in its time.
+        """
+        loop, fd = asyncio.get_running_loop(), self._sock.fileno()
+        if self._gate.stopped:
+            yield
+            return
+        loop.add_reader(fd, self._look, gone)
+        try:
+            yield
+        finally:
+            if not self._gate.stopped:  # else it is closed, and was removed
+                loop.remove_reader(fd)
+
+    def _look(self, gone: Callable[[], None]) -> None:
+        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        try:
+            there = self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            there = b""
+        if not there:
+            gone()
 
     async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """
