@@ -31,6 +31,7 @@ def rounds(tmp_path: Path, n: int, qemu: Qemu, ring: str) -> None:
                 verified.pause(instants.random() * 0.2)
             verified.end(vm, image)
         server.stop()
+        verified.check_ring(server.log, ring)
 
 
 @pytest.mark.parametrize("ring", RINGS)

@@ -47,6 +47,7 @@ def test_guest_is_paused_and_goes_on(tmp_path: Path, qemu: Qemu, ring: str) -> N
                 qmp.run(vm.monitor, "cont")
                 verified.wait_for_beats(vm, 1)
             verified.end(vm, image)
+        verified.check_ring(server.log, ring)
 
 
 @pytest.mark.parametrize("ring", RINGS)
@@ -64,6 +65,7 @@ def test_guest_is_reset_in_the_middle_of_its_writes(tmp_path: Path, qemu: Qemu, 
             vm.reset()
             verified.wait_for_beats(vm, 4)
             verified.end(vm, image)
+        verified.check_ring(server.log, ring)
 
 
 @pytest.mark.slow

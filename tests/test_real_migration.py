@@ -82,3 +82,4 @@ def test_guest_moves_there_and_back(tmp_path: Path, qemu: Qemu, ring: str) -> No
         verified.end(back, image)
         here.server.stop()
         there.server.stop()
+        verified.check_ring(there.server.log, ring)

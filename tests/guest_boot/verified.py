@@ -106,6 +106,11 @@ def end(vm: Vm, image: Path, timeout_s: float = 120.0) -> None:
     assert said["table"] == digest(image)
 
 
+def check_ring(log: str, ring: str) -> None:
+    """Find in the server's log that the guest's rings were of the format that was asked for."""
+    assert ("VIRTIO_F_RING_PACKED" in log) == (ring == "packed=on")
+
+
 def digest(image: Path) -> str:
     """Return what the verifier prints as its table, from the image alone."""
     value = 0
