@@ -10,22 +10,23 @@ from guest_boot import migrating, scenarios, verified
 from guest_boot.restarts import Server
 from guest_boot.verified import NEW, QEMUS, RINGS, Maker, Qemu
 
-from vhostblk.cli import qmp
+from vhostblk.cli import qmp, rpc
 from vhostblk.cli.guest_vm import Vm
 from vhostblk.errors import VhostBlkError
 
 pytestmark = pytest.mark.guest
 
+MIB = 1 << 20
 BOOT_TIMEOUT_S = 90.0
 PAUSES = 5
 
 
 @contextmanager
-def served(directory: Path, *, name: str = "s") -> Iterator[tuple[Server, Path]]:
+def served(directory: Path, *options: str) -> Iterator[tuple[Server, Path]]:
     """Serve an empty image with two queues; it ends cleanly, or the test fails."""
     image = verified.image_in(directory)
-    options = ("--num-queues", "2")
-    with Server(directory / name, image, directory / f"{name}.log", options) as server:
+    log = directory / "server.log"
+    with Server(directory / "s", image, log, ("--num-queues", "2", *options)) as server:
         yield server, image
         server.stop()
 
@@ -116,3 +117,26 @@ def pull(vm: Vm) -> None:
         return True
 
     migrating.until(gone)
+
+
+@pytest.mark.parametrize("ring", RINGS)
+def test_guest_sees_its_disk_grow_and_shrink(tmp_path: Path, ring: str) -> None:
+    """
+    A guest under load is told of each new size, and reads it: blockdev --getsize64.
+
+    It grows and shrinks behind what the guest writes, so everything is verified all the while.
+
+    Spec: vhost-user, "VHOST_USER_BACKEND_CONFIG_CHANGE_MSG".
+    """
+    sizes = [verified.DISK_SIZE + grown * MIB for grown in (16, 4, 64)]
+    control = tmp_path / "c"
+    with served(tmp_path, "--control", str(control)) as (server, image):
+        text = scenarios.watched(verified.script())
+        with Maker(NEW, tmp_path, ring).vm(server.socket, tmp_path, text=text) as vm:
+            verified.wait_for_beats(vm)
+            for size in sizes:
+                rpc.call(control, "resize", {"device": "s", "size": size}, seconds=30)
+                assert int(vm.wait_for("bytes", BOOT_TIMEOUT_S)) == size
+                verified.wait_for_beats(vm)
+            verified.end(vm, image)
+    assert image.stat().st_size == sizes[-1]

@@ -15,7 +15,7 @@ def test_vhostblk_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> N
     assert main.main([]) == 0
 
     out, err = capsys.readouterr()
-    assert "qemu-args    Print what QEMU needs to use a served disk." in out
+    assert "qemu-args     Print what QEMU needs to use a served disk." in out
     assert "vhostblk serve --socket-path /run/vm0.sock disk.img" in out
     assert err == ""
 

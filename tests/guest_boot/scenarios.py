@@ -176,3 +176,18 @@ say gone yes
 while [ ! -b /dev/vdb ]; do sleep 0.05; done
 say sum "$(dd if=/dev/vdb bs=1M iflag=direct 2>/dev/null | sha256sum | cut -d ' ' -f 1)"
 """
+
+
+def watched(load: str) -> str:
+    """Run *load*, and say what size the disk has each time that it changes."""
+    return f"""\
+{load.rstrip()} &
+before=$(blockdev --getsize64 /dev/vda)
+while kill -0 $! 2>/dev/null; do
+    now=$(blockdev --getsize64 /dev/vda)
+    [ $now = $before ] || say bytes $now
+    before=$now
+    sleep 0.05
+done
+wait $!
+"""
