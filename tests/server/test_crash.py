@@ -33,7 +33,7 @@ class Way:
         return f"{self.engine}-{'packed' if self.packed else 'split'}"
 
 
-WAYS = (Way("native"),)
+WAYS = (Way("native"), Way("native", packed=True), Way("reference"))
 
 
 def load(guest: Guest, ledger: Ledger, supervisor: Supervisor) -> None:
