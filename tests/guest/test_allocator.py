@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.guest import GuestError
+from vhostblk.guest import GuestError, GuestMemory, Region
 from vhostblk.guest.allocator import Allocator
+from vhostblk.guest.layout import PAGE
 
 K = 1 << 10
 
@@ -108,3 +109,19 @@ def test_allocations_are_disjoint_and_nothing_is_lost(
     for gpa in used:
         allocator.free(gpa)
     assert allocator.reserve(1 << 20, 128 * K) == 1 << 20
+
+
+def test_nothing_new_is_in_a_region_that_is_offline() -> None:
+    """What is there stays until it is freed; others are handed out of, and it may come back."""
+    with GuestMemory([Region(0, 4 * PAGE), Region(1 << 20, 2 * PAGE)]) as memory:
+        there = memory.reserve(1 << 20, 16)
+        memory.set_offline(1 << 20)
+        assert all(memory.allocate(16) < 4 * PAGE for _ in range(8))
+        with pytest.raises(GuestError, match="no 12288 bytes of guest memory"):
+            memory.allocate(3 * PAGE)
+        memory.free(there)
+        memory.remove_region(1 << 20)
+        memory.add_region(Region(1 << 20, PAGE))
+        assert {memory.allocate(16) >> 20 for _ in range(2)} == {0, 1}
+    with GuestMemory() as memory, pytest.raises(GuestError, match="no region begins at"):
+        memory.set_offline(4096)

@@ -5,7 +5,7 @@ It shares nothing with the back-end of this package but the numbers of the stand
 any vhost-user-blk back-end.  See docs/how-to/test-with-the-fake-guest.md.
 """
 
-from vhostblk.guest import hostile, personality, wire
+from vhostblk.guest import hostile, hostile_packed, personality, wire
 from vhostblk.guest.blk import Completion, Framing, Range, Request
 from vhostblk.guest.bounce import SwiotlbOptions
 from vhostblk.guest.confidential import Confidential
@@ -84,6 +84,7 @@ __all__ = [
     "Touch",
     "UnmarkedError",
     "hostile",
+    "hostile_packed",
     "pc_layout",
     "personality",
     "slots_layout",

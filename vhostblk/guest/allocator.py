@@ -23,6 +23,7 @@ class Allocator:
         self._free: dict[int, list[tuple[int, int]]] = {}
         self._taken: dict[int, int] = {}
         self._turn = 0
+        self._offline: set[int] = set()
 
     def add(self, gpa: int, size: int) -> None:
         """Add a region of *size* bytes, all free."""
@@ -48,6 +49,11 @@ class Allocator:
         self.check_unused(gpa, size)
         self._regions.remove((gpa, size))
         del self._free[gpa]
+        self._offline.discard(gpa)
+
+    def set_offline(self, gpa: int) -> None:
+        """Hand nothing out of the region at *gpa* any more, but by ``reserve``."""
+        self._offline.add(gpa)
 
     def allocate(self, length: int, align: int) -> int:
         """
@@ -67,6 +73,8 @@ class Allocator:
             raise GuestError(f"cannot allocate {length} bytes")
         for i in range(len(self._regions)):
             region = (self._turn + i) % len(self._regions)
+            if self._regions[region][0] in self._offline:
+                continue
             gpa = self._fit(self._regions[region][0], length, align)
             if gpa is not None:
                 self._turn = region + 1

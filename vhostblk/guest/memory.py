@@ -127,6 +127,20 @@ class GuestMemory:
         self._allocator.check_unused(gpa, mapping.region.size)
         return mapping
 
+    def set_offline(self, gpa: int) -> None:
+        """
+        Use the region that begins at *gpa* for nothing new, as a kernel before RAM is unplugged.
+
+        Args:
+            gpa: First address of the region.
+
+        Raises:
+            GuestError: No region begins there.
+        """
+        if all(mapping.region.gpa != gpa for mapping in self.mappings):
+            raise GuestError(f"no region begins at GPA {gpa:#x}")
+        self._allocator.set_offline(gpa)
+
     def remove_region(self, gpa: int) -> None:
         """Take a ``removable`` region away; tell the back-end before."""
         mapping = self.removable(gpa)
