@@ -139,15 +139,17 @@ static void test_marks_both_ends_of_the_ring(void)
 {
     struct slow s;
     struct logged l;
-    open_slow(&s, &(struct rig_config){.size = 512, .features = RIG_EVENT_IDX});
-    for (int i = 0; i < 511; i++)
+    open_slow(&s, &(struct rig_config){.size = 1024, .features = RIG_EVENT_IDX});
+    for (int i = 0; i < 1023; i++)
         for (struct vhb_job job = start(&s, 0, BLK_FLUSH, 0); !take_used(&s.rig);) {
             if (job.tag)
                 finish(&s, &job);
             job.tag = 0;
             rig_pass(&s.rig);
         }
-    begin(&l, &s.rig, 0x300000000ull);
+    uint64_t used =
+        0x300000000 - 4; /* index, elements from 0, from 512, avail_event: a page each */
+    begin(&l, &s.rig, used);
     settle(&s.rig);
     memset(l.bits, 0, LOG_BYTES);
     struct vhb_job a = start(&s, 0, BLK_FLUSH, 0), b = start(&s, 3, BLK_FLUSH, 0);
@@ -155,8 +157,10 @@ static void test_marks_both_ends_of_the_ring(void)
     finish(&s, &b);
     settle(&s.rig);
     CHECK(take_used(&s.rig) && take_used(&s.rig));
-    want(&l, 0x300000000ull, 16);
-    want(&l, 0x300000000ull + 4 + 8 * 511, 10);
+    want(&l, used + 2, 2);
+    want(&l, used + 4, 8);
+    want(&l, used + 4 + 8 * 1023, 8);
+    want(&l, used + 4 + 8 * 1024, 2);
     want_ram(&l, status_at(0), 1);
     want_ram(&l, status_at(3), 1);
     check(&l);

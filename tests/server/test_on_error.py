@@ -16,9 +16,9 @@ from vhostblk.engine.api import OnError, Op, Stall
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest.blk import BlkTicket, Request
 from vhostblk.guest.guest import Guest
-from vhostblk.server.log import Log
+from vhostblk.server.log import Log, Told
 from vhostblk.server.status import status
-from vhostblk.server.troubles import TOLD, Troubles
+from vhostblk.server.troubles import Troubles
 from vhostblk.spec.virtio_blk import Status
 
 Connect = Callable[..., Guest]
@@ -147,12 +147,22 @@ def test_reported_errors_are_told_a_few_times(
         file.truncate(4 * MIB)
     (tiny_tmpfs / "filler").write_bytes(bytes(MIB))
     guest = vhost_user_guest(server.add(File(image)))
-    for _ in range(5 * TOLD):
+    for _ in range(5 * Told.BURST):
         assert guest.run(Request.write(8, X)).status == Status.IOERR
     line = "queue 0: WRITE of 4096 bytes at 4096 failed: No space left on device"
-    assert until(lambda: caplog.text.count(line) == TOLD)
+    assert until(lambda: caplog.text.count(line) == Told.BURST)
     assert server.ask(lambda: status(server.devices[0])["queues"][0]["counters"]["errors"]) == 80
-    assert caplog.text.count(line) == TOLD
+    assert caplog.text.count(line) == Told.BURST
+
+
+def test_disk_in_python_fills_no_log(
+    server: Serving, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it raises is told of as often as a file's errors are."""
+    guest = vhost_user_guest(server.add(Failing()))
+    for _ in range(3 * Told.BURST):
+        assert guest.run(Request.write(8, X)).status == Status.IOERR
+    assert caplog.text.count("WRITE of 4096 bytes at 4096 failed: ") == Told.BURST
 
 
 # ---- by hand ----------------------------------------------------------------------------
@@ -196,12 +206,12 @@ def test_lines_say_what_was_not_told(caplog: pytest.LogCaptureFixture) -> None:
     _, queues = watched(OnError.REPORT, lambda: now)
     failed = queues[1].on_failed
     assert failed is not None
-    for _ in range(TOLD + 5):
+    for _ in range(Told.BURST + 5):
         failed(FULL)
-    assert caplog.text.count("queue 1: WRITE of 4096 bytes at 8192 failed: No space") == TOLD
+    assert caplog.text.count("queue 1: WRITE of 4096 bytes at 8192 failed: No space") == Told.BURST
     now = 60.0
     failed(FULL)
-    assert "No space left on device (5 errors before were not told of)" in caplog.text
+    assert "No space left on device (5 before were not told of)" in caplog.text
 
 
 def test_any_other_error_wants_the_disk_mended(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,9 +16,9 @@ from vhostblk.errors import VhostBlkError
 from vhostblk.guest.blk import Request
 from vhostblk.guest.guest import Guest
 from vhostblk.server.latency import latency_status
-from vhostblk.server.log import Log
+from vhostblk.server.log import Log, Told
 from vhostblk.server.promise import DeviceOptions
-from vhostblk.server.slow import TOLD, SlowWatch
+from vhostblk.server.slow import SlowWatch
 from vhostblk.server.status import status
 
 Connect = Callable[..., Guest]
@@ -118,12 +118,12 @@ async def test_slot_that_is_used_again_is_another_request(
 async def test_lines_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     """A storage that hangs has a ringful of slow requests, and not as many lines."""
     bench = Bench()
-    bench.begin(5 * TOLD)
+    bench.begin(5 * Told.BURST)
     await bench.looks(5)
-    assert caplog.text.count("is not done") == TOLD
+    assert caplog.text.count("is not done") == Told.BURST
     bench.end()
     await bench.looks()
-    assert caplog.text.count("is over") == TOLD
+    assert caplog.text.count("is over") == Told.BURST
 
 
 @looped

@@ -58,3 +58,42 @@ class Allowance:
             return False
         self._left -= 1
         return True
+
+
+class Told:
+    """
+    Lines that a guest can cause as often as it likes: some are logged, the others counted.
+
+    Args:
+        log: Where to.
+        clock: Seconds that only grow.
+    """
+
+    BURST = 16
+    SECONDS = 10.0
+
+    def __init__(self, log: Log, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._allowance = Allowance(burst=self.BURST, seconds=self.SECONDS, clock=clock)
+        self._untold = 0
+
+    def tell(
+        self, level: int, line: str, *values: object, error: BaseException | None = None
+    ) -> bool:
+        """
+        Log a line, if one may be logged now; it says how many were not.
+
+        Args:
+            level: As in logging.
+            line: With *values*, as in logging.
+            values: For *line*.
+            error: To be shown with its traceback.
+        """
+        if not self._allowance.take():
+            self._untold += 1
+            return False
+        if self._untold:
+            line, values = f"{line} (%d before were not told of)", (*values, self._untold)
+            self._untold = 0
+        self._log.log(level, line, *values, exc_info=error)
+        return True

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from logging import ERROR, WARNING
 from typing import TypeAlias, TypeVar
 from weakref import ref
 
@@ -24,7 +25,7 @@ from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Abilities, Calls, Pending, locks_while_running, run, starts_writeback
 from vhostblk.engine.api import Job, Mailbox, Op
 from vhostblk.server import registers
-from vhostblk.server.log import Log
+from vhostblk.server.log import Log, Told
 
 _T = TypeVar("_T")
 _Refs: TypeAlias = tuple[ref[object], ...]
@@ -88,6 +89,7 @@ class Pump:
     def __init__(self, disk: object, *, log: Log, name: str) -> None:
         self.calls = Calls(disk)
         self._log = log
+        self._told = Told(log)
         self._served: dict[int, _Served] = {}
         self._kept: dict[int, _Refs] = {}
         self._kept_keys = count()
@@ -343,10 +345,10 @@ class Pump:
             return errno.ECANCELED  # its memory was taken from under it
         where = f"{job.op.name} of {job.length} bytes at {job.offset}"
         if isinstance(error, OSError):
-            self._log.warning("%s failed: %s", where, error)
+            self._told.tell(WARNING, "%s failed: %s", where, error)
             code = error.errno or errno.EIO
         else:
-            self._log.error("the disk raised on %s", where, exc_info=error)
+            self._told.tell(ERROR, "the disk raised on %s", where, error=error)
             code = errno.EIO
         _clear(error)
         return code

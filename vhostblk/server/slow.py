@@ -6,17 +6,15 @@ Looked for about once a second, but only while something is under way: an idle d
 
 import asyncio
 from collections.abc import Callable
+from logging import WARNING
 from typing import TypeAlias
 
 from vhostblk.engine.api import Queue, Slow
-from vhostblk.server.log import Allowance, Log
+from vhostblk.server.log import Log, Told
 
 SLOW_SECONDS = 10.0
 """From when on a request is slow, unless the operator says otherwise; no storage is meant to be."""
 LOOK_SECONDS = 1.0
-TOLD = 16
-TOLD_SECONDS = 10.0
-"""So many requests are told of at once, and one more each so many seconds."""
 
 _Name: TypeAlias = tuple[int, int, int]
 """Queue, tag and beginning of a request."""
@@ -37,7 +35,7 @@ class SlowWatch:
         self._log = log
         self._queues: dict[int, Queue] = {}
         self._told: dict[_Name, Slow] = {}
-        self._allowance = Allowance(burst=TOLD, seconds=TOLD_SECONDS, clock=clock)
+        self._lines = Told(log, clock=clock)
         self._timer: asyncio.TimerHandle | None = None
         self._idle = False
 
@@ -89,13 +87,10 @@ class SlowWatch:
         if queue.stall() is not None:
             return  # which has a line of its own
         for name, one in slow.items():
-            if name in self._told:
+            if name in self._told or self._lines.tell(
+                WARNING, "queue %d: %s is not done after %.1f s", index, text(one), one.age
+            ):
                 self._told[name] = one
-            elif self._allowance.take():
-                self._told[name] = one
-                self._log.warning(
-                    "queue %d: %s is not done after %.1f s", index, text(one), one.age
-                )
 
     def _over(self, name: _Name) -> None:
         one = self._told.pop(name)

@@ -10,13 +10,10 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from logging import WARNING
 
 from vhostblk.engine.api import OnError, Queue, Stall
-from vhostblk.server.log import Allowance, Log
-
-TOLD = 16
-TOLD_SECONDS = 10.0
-"""So many errors are told of at once, and one more each so many seconds."""
+from vhostblk.server.log import Log, Told
 
 
 class Troubles:
@@ -37,8 +34,7 @@ class Troubles:
         self._policy = policy
         self._log = log
         self._queues: dict[int, Queue] = {}
-        self._allowance = Allowance(burst=TOLD, seconds=TOLD_SECONDS, clock=clock)
-        self._untold = 0
+        self._told = Told(log, clock=clock)
 
     def watch(self, index: int, queue: Queue) -> None:
         """Set what becomes of errors on a queue that was made just now."""
@@ -64,7 +60,8 @@ class Troubles:
         return len(stalled)
 
     def _stalled(self, index: int, stall: Stall) -> None:
-        self._tell(
+        self._told.tell(
+            WARNING,
             "queue %d has stopped: %s.%s Then: vhostblk ctl resume %s",
             index,
             text(stall),
@@ -73,16 +70,7 @@ class Troubles:
         )
 
     def _failed(self, index: int, failure: Stall) -> None:
-        self._tell("queue %d: %s", index, text(failure))
-
-    def _tell(self, line: str, *values: object) -> None:
-        if not self._allowance.take():
-            self._untold += 1
-            return
-        if self._untold:
-            line, values = f"{line} (%d errors before were not told of)", (*values, self._untold)
-            self._untold = 0
-        self._log.warning(line, *values)
+        self._told.tell(WARNING, "queue %d: %s", index, text(failure))
 
 
 _REMEDIES = {
