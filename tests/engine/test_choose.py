@@ -42,10 +42,17 @@ def test_auto_prefers_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the core can be imported it is taken, without a word."""
     core = ModuleType(NATIVE)
     made = ReferenceEngine(threaded=False)
-    monkeypatch.setattr(core, "NativeEngine", lambda: made, raising=False)
+    asked: list[int | None] = []
+
+    def make(workers: int | None) -> ReferenceEngine:
+        asked.append(workers)
+        return made
+
+    monkeypatch.setattr(core, "NativeEngine", make, raising=False)
     monkeypatch.setitem(sys.modules, NATIVE, core)
     assert load("auto") is made
-    assert load("native") is made
+    assert load("native", workers=3) is made
+    assert asked == [None, 3]
 
 
 def test_an_engine_that_is_none_is_refused() -> None:

@@ -20,6 +20,7 @@ from vhostblk.server.listener import SocketOptions, listen
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
+from vhostblk.server.service import Service
 from vhostblk.server.upgrade import Patience, Upgrade
 
 _T = TypeVar("_T")
@@ -79,6 +80,12 @@ class Serving:
         """Run *work* on the server's loop and return what it does."""
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
+
+    @property
+    def services(self) -> dict[str, Service]:
+        """Return what is served."""
+        assert self._server is not None
+        return self._server.services
 
     def ask(self, question: Callable[[], _T]) -> _T:
         """Ask *question* on the server's loop."""

@@ -111,6 +111,53 @@ def status(asking: Asking, *, name: str | None) -> None:
     asking.tell(asking.ask("status"), shown.all_status)
 
 
+@ctl.command(short_help="Serve one more device.")
+@click.argument("disk")
+@click.argument("settings", nargs=-1, metavar="KEY=VALUE...")
+@_as_json
+@click.pass_obj
+def add(asking: Asking, *, disk: str, settings: tuple[str, ...]) -> None:
+    """
+    Serve DISK, too.
+
+    KEY is an option of `vhostblk serve` with _ for -, or `name`; a VALUE is
+    written as in a configuration file, where a text needs no quotes.
+
+    \b
+    Example:
+      vhostblk ctl add memory:1G socket_path=/run/vm1.sock num_queues=4
+    """  # noqa: D301 - \b keeps click from joining lines
+    params: dict[str, Json] = {"disk": disk}
+    for word in settings:
+        key, equals, value = word.partition("=")
+        if not equals or key in params:
+            raise click.BadParameter(f"{word!r} is not a KEY=VALUE, each key once.")
+        params[key] = _value(key, value)
+    asking.tell(asking.ask("add", params), lambda row: shown.devices([row]))
+
+
+def _value(key: str, text: str) -> Json:
+    """Read a value in the type that the key has; what does not fit is for the server to say."""
+    from vhostblk.server.settings import KEYS  # noqa: PLC0415 - of many modules, for this command
+
+    kind = KEYS[key].kind if key in KEYS else str
+    if kind is bool and text in {"true", "false"}:
+        return text == "true"
+    try:
+        return kind(text) if kind in {int, float} else text
+    except ValueError:
+        return text
+
+
+@ctl.command()
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def resume(asking: Asking, *, name: str) -> None:
+    """Have the queues of NAME that an error has stopped try again."""
+    asking.tell(asking.ask("resume", {"device": name}), lambda result: shown.resumed(name, result))
+
+
 @ctl.command(short_help="Give a device another size.")
 @click.argument("name")
 @click.argument("size", required=False)

@@ -3,16 +3,17 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 import vhostblk
 from vhostblk.cli import options, report
 from vhostblk.disk.file import CacheMode, LockWhen
 from vhostblk.disk.grammar import parse
-from vhostblk.disk.make import beside
+from vhostblk.disk.make import beside, make
 
 
 @click.command("serve", short_help="Serve a disk until SIGTERM.")
-@click.argument("disk")
+@click.argument("disk", required=False)
 @options.socket
 @options.connect
 @click.option(
@@ -102,10 +103,19 @@ from vhostblk.disk.make import beside
     type=click.Path(readable=False, path_type=Path),
     help="Listen here for `vhostblk ctl`, which changes what is served.  [default: nowhere]",
 )
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Serve the devices of this file instead; SIGHUP reads it again.",
+)
+@click.option("--check", is_flag=True, help="With --config: say whether it is right, and exit.")
 @options.verbosity
+@click.pass_context
 def serve(
+    context: click.Context,
     *,
-    disk: str,
+    disk: str | None,
     socket_path: Path | None,
     connect: Path | None,
     fd: int | None,
@@ -130,6 +140,8 @@ def serve(
     iommu: options.Iommu,
     access_platform: bool,
     control: Path | None,
+    config: Path | None,
+    check: bool,
     verbose: int,
     quiet: bool,
 ) -> None:
@@ -152,7 +164,14 @@ def serve(
       vhostblk serve --socket-path /run/vm0.sock --num-queues 4 --cache none disk.img
       vhostblk serve --socket-path /run/vm0.sock --serial scratch memory:4G
       vhostblk serve --connect /run/qemu-vm0.sock disk.img
+      vhostblk serve --config /etc/vhostblk.toml
     """  # noqa: D301 - \b keeps click from joining lines
+    if config is not None:
+        _serve_config(context, config, check=check, verbosity=-1 if quiet else verbose)
+        return
+    if disk is None or check:
+        missing = "DISK, or --config FILE" if disk is None else "--config FILE with --check"
+        raise click.UsageError(f"Give {missing}.", context)
     options.one_place(socket_path=socket_path, connect=connect, fd=fd)
     report.start_logging(-1 if quiet else verbose)
     vhostblk.serve(
@@ -181,3 +200,30 @@ def serve(
         control=control,
         ready=report.ready,
     )
+
+
+def _serve_config(context: click.Context, path: Path, *, check: bool, verbosity: int) -> None:
+    """Serve what a file says; nothing that it says may be said beside it."""
+    # Here, as every command imports this file.
+    from vhostblk.server.config_file import read_config  # noqa: PLC0415
+    from vhostblk.server.serve import serve_config  # noqa: PLC0415
+
+    beside_it = [
+        name
+        for name in context.params
+        if name not in {"config", "check", "verbose", "quiet"}
+        and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if beside_it:
+        raise click.UsageError(
+            f"With --config the file says it all: write {beside_it[0]} = ... there.", context
+        )
+    report.start_logging(verbosity)
+    config = read_config(path)
+    if check:
+        for one in config.devices:
+            make(one.source)
+        count = len(config.devices)
+        click.echo(f"{path}: {count} device{'' if count == 1 else 's'}, nothing wrong")
+        return
+    serve_config(config, ready=report.ready)

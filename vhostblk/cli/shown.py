@@ -34,6 +34,16 @@ def version(result: Json) -> str:
     return f"vhostblk {told['version']}, {told['engine']} engine, process {told['pid']}"
 
 
+def resumed(name: str, result: Json) -> str:
+    """Show ``resume``."""
+    count = cast("Mapping[str, int]", result)["queues"]
+    if not count:
+        return f"no queue of {name} was stopped"
+    return (
+        f"{count} queue{'' if count == 1 else 's'} of {name} tr{'ies' if count == 1 else 'y'} again"
+    )
+
+
 def resized(name: str, result: Json) -> str:
     """Show ``resize``."""
     bytes_ = cast("Mapping[str, int]", result)["size"]

@@ -15,12 +15,13 @@ _NATIVE = "vhostblk.engine.native"
 _log = logging.getLogger(__name__)
 
 
-def load(name: EngineName) -> Engine:
+def load(name: EngineName, *, workers: int | None = None) -> Engine:
     """
     Make a data plane.
 
     Args:
         name: ``auto``: the C core, or with one warning the reference engine where it is missing.
+        workers: Threads of the C core at most; None: as many as there are CPUs.
 
     Raises:
         VhostBlkError: ``native`` was asked for and is missing, or there is no such engine.
@@ -30,7 +31,7 @@ def load(name: EngineName) -> Engine:
     if name == "reference":
         return ReferenceEngine()
     try:
-        return _native()
+        return _native(workers)
     except ImportError as error:
         if name == "native":
             raise VhostBlkError(
@@ -48,8 +49,8 @@ def preload(name: EngineName) -> None:
             importlib.import_module(_NATIVE)
 
 
-def _native() -> Engine:
+def _native(workers: int | None) -> Engine:
     # Imported here and by name: where there was no compiler the module's own import fails.
     module = importlib.import_module(_NATIVE)
-    engine: Engine = module.NativeEngine()
+    engine: Engine = module.NativeEngine(workers)
     return engine

@@ -20,6 +20,7 @@ from vhostblk.server import change
 from vhostblk.server.jsonrpc import Json, Method, NoDevice, method
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
+from vhostblk.server.settings import add_device, read_settings
 from vhostblk.server.status import Status, status
 from vhostblk.server.upgrade import Upgrade, command_of, same_command
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
@@ -45,6 +46,8 @@ class Operations:
         """Return all of them by name."""
         asking = (self.version, self.list_devices, self.status)
         changing = (
+            self.add,
+            self.resume,
             self.resize,
             self.replace,
             self.reload,
@@ -74,6 +77,17 @@ class Operations:
         return {name: _json(status(service.device)) for name, service in services.items()}
 
     # ---- changing -------------------------------------------------------------------------
+
+    async def add(self, disk: str, **settings: Json) -> Json:
+        """Serve one more device; *settings* are the keys of a `[[device]]` table."""
+        chosen = read_settings({"disk": disk, **settings})
+        await add_device(self._server, chosen)
+        return _row(self._find(chosen.name))
+
+    async def resume(self, device: str) -> Json:
+        """Have the queues of a device that an error has stopped try again."""
+        async with self._changing(device) as service:
+            return {"queues": service.device.resume_stalled()}
 
     async def resize(self, device: str, size: int | None = None) -> Json:
         """Give a device another size in bytes, or look at that of its disk again."""

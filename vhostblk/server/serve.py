@@ -12,16 +12,20 @@ from pathlib import Path
 import uvloop
 
 from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.make import make
 from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName, load, preload
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.config_file import Config
 from vhostblk.server.control import Control
 from vhostblk.server.jsonrpc import Dispatcher
 from vhostblk.server.listener import Listener, SocketOptions, listen
 from vhostblk.server.notify import notify
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
+from vhostblk.server.reread import Rereader
 from vhostblk.server.server import Server
+from vhostblk.server.settings import add_device
 from vhostblk.server.takeover import Takeover
 from vhostblk.server.upgrade import Upgrade
 from vhostblk.server.where import TAKEN_OVER, Where
@@ -29,6 +33,8 @@ from vhostblk.server.where import TAKEN_OVER, Where
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STATUS_SIGNAL = signal.SIGUSR1
 """Asks for the status of every device, in the log."""
+REREAD_SIGNAL = signal.SIGHUP
+"""Has the configuration file read again."""
 UPGRADE_SIGNAL = signal.SIGUSR2
 """Has another process, started in the same way, take over; the log says how that went."""
 
@@ -88,6 +94,42 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         uvloop.run(_serve(add, engine, operators, ready))
 
 
+def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> None:
+    """
+    Serve what a configuration file says until SIGTERM or SIGINT; SIGHUP reads it again.
+
+    Args:
+        config: As it was read.
+        ready: Called once front-ends can connect.
+
+    Raises:
+        VhostBlkError: A disk or a socket cannot be had, or a last flush failed.
+    """
+    preload(config.engine)
+    takeover = Takeover.begin(os.environ)
+
+    def follow(server: Server) -> None:
+        _on_signals(Rereader(server, config).ask, REREAD_SIGNAL)
+
+    with ExitStack() as sockets:
+        if takeover is not None:
+            for one in config.devices:
+                takeover.add(make(one.source), one.options, one.source)
+            operators = takeover.control()
+        else:
+            operators = None if config.control is None else listen(config.control, SocketOptions())
+        if operators is not None:
+            sockets.callback(operators.close)
+
+        async def add(server: Server) -> None:
+            for one in config.devices:
+                await add_device(server, one)
+
+        begin = add if takeover is None else takeover.go_on
+        work = _serve(begin, config.engine, operators, ready, workers=config.workers, follow=follow)
+        uvloop.run(work)
+
+
 def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     takeover: Takeover,
     disk: object,
@@ -106,20 +148,24 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
         uvloop.run(_serve(takeover.go_on, engine, operators, ready))
 
 
-async def _serve(
+async def _serve(  # noqa: PLR0913 - two callers, here
     add: Callable[[Server], Awaitable[None]],
     engine: EngineName,
     operators: Listener | None,
     ready: Callable[[], None] | None,
+    *,
+    workers: int | None = None,
+    follow: Callable[[Server], None] = lambda _: None,
 ) -> None:
     told, handed_over = asyncio.Event(), asyncio.Event()
     _on_signals(told.set, *SIGNALS)
-    async with Server(load(engine)) as server:
+    async with Server(load(engine, workers=workers)) as server:
         upgrade = Upgrade(server, operators, handed_over.set)
         _on_signals(server.report, STATUS_SIGNAL)
         await add(server)
         async with _controlled(server, operators, upgrade, told.set):
             _on_signals(upgrade.ask, UPGRADE_SIGNAL)
+            follow(server)
             if ready is not None:
                 ready()
             notify("READY=1", f"STATUS=serving {_names(server)}")
