@@ -87,9 +87,20 @@ def _lines(document: Mapping[str, Json], indent: str) -> Iterator[str]:
         if key in plain:
             yield f"{indent}{key.ljust(width)}  {_plain(value)}"
             continue
-        for part in value if isinstance(value, list) else [value]:
+        for part in value if isinstance(value, list) else [_told(key, value)]:
+            if not part:
+                continue
             yield f"{indent}{key}:"
             yield from _lines(cast("Mapping[str, Json]", part), indent + "  ")
+
+
+def _told(key: str, value: Json) -> Json:
+    """Leave out what has not happened: a queue counts more than a person reads."""
+    if key == "counters" and isinstance(value, Mapping):
+        return {name: number for name, number in value.items() if number}
+    if key == "latency" and isinstance(value, Mapping):
+        return {op: one for op, one in value.items() if isinstance(one, Mapping) and one["count"]}
+    return value
 
 
 def _nested(value: Json) -> bool:

@@ -11,6 +11,7 @@ from vhostblk.server.iommu import Iommu
 from vhostblk.server.observer import Observer
 from vhostblk.server.peer import Peer
 from vhostblk.server.ring import Ring
+from vhostblk.spec.vhost_user import ProtocolFeature
 
 
 class Attached(Protocol):
@@ -19,6 +20,7 @@ class Attached(Protocol):
 
     Attributes:
         features: Acked by the driver.
+        protocol_features: Acked by the front-end.
         space: Guest memory.
         iommu: The front-end's.
         observer: Of the guest.
@@ -28,6 +30,7 @@ class Attached(Protocol):
     """
 
     features: int
+    protocol_features: ProtocolFeature
     space: AddressSpace
     iommu: Iommu
     observer: Observer
@@ -38,6 +41,16 @@ class Attached(Protocol):
     @property
     def rings(self) -> Sequence[Ring]:
         """Return all of its rings."""
+        ...
+
+    @property
+    def tracks(self) -> bool:
+        """Whether its rings note in an inflight region what they take."""
+        ...
+
+    @property
+    def logs(self) -> bool:
+        """Whether what is written is logged."""
         ...
 
     async def pause(self, *, drain: bool) -> None:

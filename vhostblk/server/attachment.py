@@ -278,6 +278,16 @@ class Attachment:
             self.enforcement.end()
             await self._turn.end()
 
+    @property
+    def tracks(self) -> bool:
+        """Whether its rings note in an inflight region what they take."""
+        return self.inflight.area is not None
+
+    @property
+    def logs(self) -> bool:
+        """Whether what is written is logged."""
+        return self.dirty_log is not None and bool(self.features & VHOST_F_LOG_ALL)
+
     # ---- changes of the device ------------------------------------------------------------
 
     async def pause(self, *, drain: bool) -> None:

@@ -13,7 +13,6 @@ from typing import TypedDict
 
 from vhostblk.blk.features import names
 from vhostblk.engine.api import Counters
-from vhostblk.memory.ranges import Range
 from vhostblk.memory.regions import Region
 from vhostblk.memory.window import ISLAND_GAP, Use, Window
 from vhostblk.server.attached import Attached
@@ -23,20 +22,19 @@ from vhostblk.server.iommu import IommuCounters
 from vhostblk.server.latency import LatencyStatus, latency_status
 from vhostblk.server.log import STATUS, Log
 from vhostblk.server.ring import Ring
+from vhostblk.server.setup_status import (
+    RingStatus,
+    SetupStatus,
+    ShownRange,
+    ring_status,
+    setup_status,
+    shown,
+)
 from vhostblk.server.troubles import text
 from vhostblk.spec.virtio_ring import F_ACCESS_PLATFORM
 
-MAX_RANGES = 16
-"""Ranges that are listed; all are counted."""
 _BLOCK = 512
 """Bytes of a block of st_blocks; stat(3)."""
-
-
-class ShownRange(TypedDict):
-    """A range of guest physical memory; hexadecimal, as JSON's numbers are not exact up there."""
-
-    gpa: str
-    bytes: int
 
 
 class SharedWindow(TypedDict):
@@ -50,7 +48,7 @@ class SharedWindow(TypedDict):
     rings: list[ShownRange]
 
 
-class QueueStatus(TypedDict):
+class QueueStatus(RingStatus):
     """A queue."""
 
     queue: int
@@ -92,7 +90,7 @@ class TotalStatus(TypedDict):
     guest_mem_faults_total: int
 
 
-class Status(BounceStatus, IotlbStatus, TotalStatus):
+class Status(SetupStatus, BounceStatus, IotlbStatus, TotalStatus):
     """The document."""
 
     name: str
@@ -128,6 +126,7 @@ def status(device: Device) -> Status:
         "mode": str(device.options.confidential),
         "on_error": str(device.options.on_error),
         "front_end_connected": front is not None,
+        **setup_status(device),
         "acked_features": [] if front is None else names(front.features),
         "access_platform_offered": bool(device.features & F_ACCESS_PLATFORM),
         "starts": 0 if front is None else front.observer.starts,
@@ -186,13 +185,9 @@ def _shared(window: Window) -> SharedWindow:
         "span": shared.span,
         "bytes": shared.size,
         "islands": len(islands),
-        "ranges": _shown(islands),
-        "rings": _shown(window.pages[Use.RING].islands()),
+        "ranges": shown(islands),
+        "rings": shown(window.pages[Use.RING].islands()),
     }
-
-
-def _shown(ranges: Sequence[Range]) -> list[ShownRange]:
-    return [{"gpa": f"{gpa:#x}", "bytes": length} for gpa, length in ranges[:MAX_RANGES]]
 
 
 def _bounce(counters: Sequence[Counters]) -> BounceStatus:
@@ -228,9 +223,11 @@ def _iotlb(front: Attached | None) -> IotlbStatus:
 
 def _queue(ring: Ring, counters: Counters) -> QueueStatus:
     fault, stall = ring.fault(), ring.stall()
+    running = ring.running and fault is None and not ring.keeper.waits
     return {
         "queue": ring.index,
-        "running": ring.running and fault is None and not ring.keeper.waits,
+        "running": running,
+        **ring_status(ring, running=running),
         "translated": ring.translated,
         "fault": None if fault is None else fault.reason,
         "stalled": None if stall is None else text(stall),

@@ -1,0 +1,125 @@
+"""
+How a device is set up: its disk, who is connected, what was agreed on, and where the rings stand.
+
+A part of the status document; see `vhostblk.server.status`.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TypedDict
+
+from vhostblk.memory.ranges import Range
+from vhostblk.memory.regions import Region
+from vhostblk.server.attached import Attached
+from vhostblk.server.device import Device
+from vhostblk.server.ring import Ring
+from vhostblk.spec.vhost_user import ProtocolFeature
+from vhostblk.spec.virtio_blk import SECTOR_SIZE
+
+MAX_RANGES = 16
+"""Ranges that are listed; all are counted."""
+
+
+class ShownRange(TypedDict):
+    """A range of guest physical memory; hexadecimal, as JSON's numbers are not exact up there."""
+
+    gpa: str
+    bytes: int
+
+
+class SetupStatus(TypedDict):
+    """The device and its front-end."""
+
+    disk: str
+    size: int
+    read_only: bool
+    disk_held: bool
+    write_cache: bool
+    front_end_pid: int | None
+    front_end_uid: int | None
+    front_end_since: str | None
+    acked_protocol_features: list[str]
+    inflight_region: bool
+    dirty_log: bool
+    memory_bytes: int
+    memory_regions: list[ShownRange]
+
+
+class RingStatus(TypedDict):
+    """A ring, as its front-end has set it up."""
+
+    state: str
+    owner: str
+    format: str
+    ring_size: int
+    base: int | None
+    kick: bool
+    call: bool
+    err: bool
+
+
+def setup_status(device: Device) -> SetupStatus:
+    """
+    Say how a device is set up, as of now.
+
+    Args:
+        device: Which.
+    """
+    front = device.attached
+    peer = None if front is None else front.peer
+    regions = [] if front is None else front.space.table.regions
+    return {
+        "disk": device.backing.name,
+        "size": device.blk.capacity_sectors * SECTOR_SIZE,
+        "read_only": device.blk.read_only,
+        "disk_held": device.tenure.held,
+        "write_cache": device.config.writeback,
+        "front_end_pid": None if peer is None or not peer.pid else peer.pid,
+        "front_end_uid": None if peer is None else peer.uid,
+        "front_end_since": None if peer is None else _time(peer.since),
+        "acked_protocol_features": _protocol_features(front),
+        "inflight_region": front is not None and front.tracks,
+        "dirty_log": front is not None and front.logs,
+        "memory_bytes": sum(region.place.size for region in regions),
+        "memory_regions": shown([_range(region) for region in regions]),
+    }
+
+
+def ring_status(ring: Ring, *, running: bool) -> RingStatus:
+    """
+    Say how a ring is set up.
+
+    Args:
+        ring: Which.
+        running: Its worker has it.
+    """
+    fds = ring.keeper.eventfds()
+    stood = ring.stood if ring.base is None else ring.base
+    return {
+        "state": ring.state.value,
+        "owner": "worker" if running else "control",
+        "format": "packed" if ring.place.packed else "split",
+        "ring_size": ring.place.num,
+        "base": None if ring.running else stood,
+        "kick": "kick" in fds,
+        "call": "call" in fds,
+        "err": "err" in fds,
+    }
+
+
+def shown(ranges: Sequence[Range]) -> list[ShownRange]:
+    """Show the first of several ranges."""
+    return [{"gpa": f"{gpa:#x}", "bytes": length} for gpa, length in ranges[:MAX_RANGES]]
+
+
+def _range(region: Region) -> Range:
+    return region.place.gpa, region.place.size
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _protocol_features(front: Attached | None) -> list[str]:
+    acked = ProtocolFeature(0) if front is None else front.protocol_features
+    return [str(one.name) for one in ProtocolFeature if one in acked]
