@@ -2,8 +2,8 @@
 Measure what the core itself costs per request: no guest, no thread, no socket, no wake-up.
 
 The core's sources are compiled together with step.c, which lays 16 requests of 4 KiB and steps a
-worker by hand.  Where the driver's addresses point, or what kind of ring it has, is all that differs
-between the lines; they take turns in every round.
+worker by hand.  Where the driver's addresses point, or what kind of ring it has, is all that
+differs between the lines; they take turns in every round.
 """
 
 import argparse
