@@ -138,6 +138,7 @@ static void test_scribbling_over_a_memory_disk(void)
     CHECK_EQ(vhb_disk_memory_new(host, BYTES, &disk), 0);
     check_survives(disk, RIG_INDIRECT);
     check_survives(disk, RIG_EVENT_IDX);
+    check_survives(disk, RIG_IN_ORDER);
     CHECK_EQ(vhb_disk_free(disk), 0);
     munmap(host, BYTES);
 }
