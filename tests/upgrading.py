@@ -59,6 +59,8 @@ class Upgraded:
         """Read the log until it says *what* behind *start*."""
         deadline = time.monotonic() + TIMEOUT_S
         while not (found := what.search(self.log, start)):
+            done = "upgrade: not done" not in self.log[start:]
+            assert done or what not in {PAUSED, TAKEN_OVER}, self.log
             assert self._read(deadline), f"the log ends without {what.pattern}:\n{self.log}"
         return found
 

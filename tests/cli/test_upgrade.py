@@ -12,11 +12,18 @@ import pytest
 import running
 from upgrading import Upgraded, served
 
-from vhostblk.guest import Guest
+from vhostblk.guest import BrokenQueueError, Guest
 from vhostblk.guest.blk import Request
+from vhostblk.guest.bounce import SwiotlbOptions
+from vhostblk.guest.confidential import Confidential as Machine
+from vhostblk.guest.ring import SplitRing
 from vhostblk.spec.virtio_ring import F_RING_PACKED
 
 MIB = 1 << 20
+LEARN = 160
+POOL = SwiotlbOptions(nslabs=512)
+"""So many requests use all of such a pool."""
+X = b"x" * 4096
 BLOCK = 4096
 BLOCKS = 8 * MIB // BLOCK
 ENGINES = ["native", "reference"]
@@ -356,3 +363,92 @@ def test_one_upgrade_at_a_time(image: Path) -> None:
         log = server.end()
     assert log.count("upgrade: starting") == 1
     assert "WARNING upgrade: one is under way already" in log
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rings_that_do_not_run_stay_as_they_are(image: Path, engine: str) -> None:
+    """
+    Stopped, disabled and broken ones: each goes on when the guest says so, from where it was.
+
+    Spec: vhost-user, "Ring states".
+    """
+    skip_without(engine)
+    path = image.with_name("s")
+    words = ("--engine", engine, "--num-queues", "2", "--socket-path", path, image)
+    with (
+        served(*words, cwd=image.parent) as server,
+        Guest.connect(path, queues=2) as guest,
+    ):
+        guest.write(0, X)
+        guest.stop()
+        server.upgrade()
+        guest.start()
+        assert guest.read(0, BLOCK) == X
+        guest.session.enable(enable=False)
+        ticket = guest.submit(Request.write(8, X))
+        server.upgrade()
+        guest.session.enable(enable=True)
+        assert guest.wait(ticket).status == 0
+        ring = guest.queues[1].ring
+        assert isinstance(ring, SplitRing)
+        ring.set_avail_idx(0x7FFF)  # far more than there can be
+        with pytest.raises(BrokenQueueError):
+            guest.read(0, BLOCK, queue=1)
+        server.upgrade()
+        assert guest.read(8, BLOCK) == X
+        guest.reboot()
+        assert guest.read(8, BLOCK, queue=1) == X
+        log = server.end()
+    assert log.count("queue 1 is broken") >= 1
+
+
+def test_a_migration_goes_on(image: Path) -> None:
+    """
+    Both ends are replaced while the guest migrates: no page is left unmarked, no byte is lost.
+
+    The image is locked by the end that runs, and by no other; the lock goes over, too.
+
+    Spec: vhost-user, "Migration".
+    """
+    skip_without("native")
+    one, two = image.with_name("one"), image.with_name("two")
+    disk = f"file:{image},lock=while-running"
+    with (
+        served("--socket-path", one, disk, cwd=image.parent) as source,
+        served("--socket-path", two, disk, cwd=image.parent) as destination,
+        Guest.connect(one) as guest,
+    ):
+        load = Load(guest, 1)
+        load.round()
+        ends = [source, destination, source]
+
+        def meanwhile() -> None:
+            ends.pop().upgrade()
+            load.round()
+
+        guest.migrate_to(two, passes=3, meanwhile=meanwhile)
+        load.during(destination, 1)
+        source.end()
+        destination.end()
+    check_image(image, load)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_was_learned_is_not_learned_again(image: Path, engine: str) -> None:
+    """A guest that begins to go elsewhere behind an upgrade is held to what was learned before."""
+    skip_without(engine)
+    path = image.with_name("s")
+    limits = ("--confidential", "require", "--shared-ranges", f"learn={LEARN}")
+    words = ("--engine", engine, *limits, "--socket-path", path, image)
+    with (
+        served(*words, cwd=image.parent) as server,
+        Guest.connect(path, confidential=Machine(kind="bounced", swiotlb=POOL)) as guest,
+    ):
+        for sector in range(LEARN + 1):
+            guest.write(sector, X[:512])
+        server.wait_for(re.compile(f"learned from {LEARN} requests"))
+        server.upgrade()
+        for sector in range(LEARN + 1):
+            assert guest.read(sector, 512) == X[:512]
+        log = server.end()
+    assert log.count("learned from") == 1

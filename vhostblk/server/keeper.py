@@ -150,7 +150,10 @@ class Keeper:
             False: something takes longer, and it goes on.
         """
         if self.held or self.fault() is not None or not self._may_run():
-            return not self.counters().in_flight
+            if self.counters().in_flight:
+                return False
+            await self.take_back(drain=True)  # a broken one has to be asked for, too
+            return True
         await self.take_back(drain=False)
         self.queue.watch_use(EVERYWHERE)
         self.queue.set_enabled(enabled=False)
