@@ -102,7 +102,7 @@ class Misses:
             )
         async with self._lock:
             if ring.running:
-                await ring.answer(self._front.translated(), denied)
+                await _answer(ring, self._front.translated(), denied)
                 if denied is not None:
                     self._front.iommu.denied(ring.index)
 
@@ -161,3 +161,12 @@ async def _complete(ring: Ring) -> bool:
     await ring.keeper.take_back(drain=False)
     ring.queue.set_enabled(enabled=ring.state is RingState.STARTED)
     return in_time
+
+
+async def _answer(ring: Ring, space: AddressSpace, denied: Range | None) -> None:
+    """Go on with the chain that waits; it may be denied something."""
+    await ring.keeper.take_back(drain=False)
+    ring.queue.set_space(space.segments)
+    if denied is not None:
+        ring.queue.deny(*denied)
+    ring.keeper.hand_over()

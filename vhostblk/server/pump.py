@@ -10,7 +10,6 @@ import asyncio
 import errno
 import gc
 import threading
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from weakref import ref
 import uvloop
 
 from vhostblk.disk.api import DiskInfo
-from vhostblk.disk.call import Abilities, Calls, Pending, locks_while_running, run, starts_writeback
+from vhostblk.disk.call import Abilities, Calls, locks_while_running, run, starts_writeback
 from vhostblk.engine.api import Job, Mailbox, Op
-from vhostblk.server import registers
+from vhostblk.server import jobs, registers
 from vhostblk.server.log import Log, Told
 
 _T = TypeVar("_T")
@@ -315,7 +314,7 @@ class Pump:
 
     def _start(self, served: _Served, job: Job) -> None:
         try:
-            pending = _call(self.calls, job)
+            pending = jobs.call(self.calls, job)
         except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
             code = self._errno(served, job, error)
         else:
@@ -341,7 +340,7 @@ class Pump:
         if isinstance(error, asyncio.CancelledError):
             return errno.ECANCELED
         if job.tag in served.revoked:
-            _clear(error)
+            jobs.clear(error)
             return errno.ECANCELED  # its memory was taken from under it
         where = f"{job.op.name} of {job.length} bytes at {job.offset}"
         if isinstance(error, OSError):
@@ -350,7 +349,7 @@ class Pump:
         else:
             self._told.tell(ERROR, "the disk raised on %s", where, error=error)
             code = errno.EIO
-        _clear(error)
+        jobs.clear(error)
         return code
 
     def _end(self, served: _Served, job: Job, code: int) -> None:
@@ -371,43 +370,6 @@ class Pump:
             job.offset,
         )
         mailbox.break_queue(job.tag)
-
-
-def _call(calls: Calls, job: Job) -> Pending:
-    """Call the disk's method for *job*."""
-    match job.op:
-        case Op.READ:
-            return calls.read(job.offset, job.views)
-        case Op.WRITE:
-            return calls.write(job.offset, job.views, fua=job.fua)
-        case Op.FLUSH:
-            return calls.flush()
-        case Op.DISCARD if job.fua:
-            return _then(calls.discard(job.offset, job.length), calls.flush)
-        case Op.DISCARD:
-            return calls.discard(job.offset, job.length)
-        case Op.WRITE_ZEROES:
-            return calls.write_zeroes(job.offset, job.length, unmap=job.unmap, fua=job.fua)
-        case Op.CANCEL:
-            raise AssertionError("a CANCEL is no call")
-
-
-def _then(first: Pending, second: Callable[[], Pending]) -> Pending:
-    if first is None:
-        return second()
-
-    async def both() -> None:
-        await first
-        await run(second)
-
-    return both()
-
-
-def _clear(error: BaseException | None) -> None:
-    """Take the disk's locals out of a traceback: they are slices of the guest's memory."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

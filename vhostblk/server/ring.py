@@ -19,7 +19,7 @@ from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
 from vhostblk.server.inflight import track
 from vhostblk.server.keeper import Former, Keeper
 from vhostblk.server.log import Log
-from vhostblk.server.place import Addresses, Place, Placed, check_base, first_base
+from vhostblk.server.place import Addresses, Place, Placed, first_base
 from vhostblk.server.terms import Terms
 
 _RUNNING = frozenset({RingState.STARTED, RingState.PAUSED})
@@ -143,7 +143,7 @@ class Ring:
         """Arm it, and start it if it is enabled; None: it is polled."""
         step = step_ring(self.state, RingEvent.KICK)
         if step.action is RingAction.START:
-            self._check(terms)  # refuse before anything is changed
+            terms.admit(self.place, self.base)  # refuse before anything is changed
         await self.change(lambda queue: queue.set_kick(_take(fd)))
         if step.action is RingAction.START:
             self._start(terms)
@@ -252,14 +252,6 @@ class Ring:
             raise Refused(EINVAL, f"ring {self.index} has lost its IOMMU")
         self.settle(terms.translated)
 
-    async def answer(self, space: AddressSpace, denied: Range | None) -> None:
-        """Go on with the chain that waits; it may be denied something."""
-        await self.keeper.take_back(drain=False)
-        self.queue.set_space(space.segments)
-        if denied is not None:
-            self.queue.deny(*denied)
-        self.keeper.hand_over()
-
     async def change(self, apply: Callable[[Queue], None]) -> None:
         """Change a setting of the queue, wherever the ring stands."""
         if self.running:
@@ -310,7 +302,7 @@ class Ring:
         Raises:
             Refused: It cannot, by *terms*.
         """
-        self._check(terms)
+        terms.admit(self.place, self.base)
 
     def resume(self, base: int, terms: Terms, *, broken: str | None) -> None:
         """
@@ -323,13 +315,13 @@ class Ring:
         """
         self.base = base
         if broken is not None:
-            self.place = self._check(terms)
+            self.place = terms.admit(self.place, self.base)
             self.queue.condemn(broken)
             return
         self._start(terms, enabled=self.state is RingState.STARTED)
 
     def _start(self, terms: Terms, *, enabled: bool = True) -> None:
-        self.place = self._check(terms)
+        self.place = terms.admit(self.place, self.base)
         self.translated = terms.translates(self.place.layout())
         self.starts += 1
         self.before = self.counters()
@@ -392,21 +384,6 @@ class Ring:
             self.keeper.put_back(former)
             raise
         return former
-
-    def _check(self, terms: Terms) -> Place:
-        """
-        Return where it starts, if it can.
-
-        Raises:
-            Refused: It cannot; nothing has changed.
-        """
-        terms.check(self.index)
-        place = self.place.started(packed=terms.packed)
-        if self.base is not None:
-            check_base(self.base, place)
-        if not terms.translates(place.layout()):
-            place.pieces(terms.space)
-        return place
 
     def _set_ring(self, queue: Queue, placed: Placed) -> None:
         queue.set_ring(size=self.place.num, desc=placed.desc, avail=placed.avail, used=placed.used)

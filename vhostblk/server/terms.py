@@ -10,7 +10,7 @@ from vhostblk.memory.dirty import DirtyLog, log_regions
 from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.space import AddressSpace
 from vhostblk.server.inflight import Area
-from vhostblk.server.place import Part
+from vhostblk.server.place import Part, Place, check_base
 from vhostblk.spec.virtio_ring import F_RING_PACKED
 
 
@@ -41,19 +41,29 @@ class Terms:
     inflight: Area | None = None
     log: Mapping | None = None
 
-    def check(self, index: int) -> None:
+    def admit(self, place: Place, base: int | None) -> Place:
         """
-        Make sure that ring *index* may start at all.
+        Return where a ring starts, in the format of its driver, if it can.
+
+        Args:
+            place: Where it is said to be.
+            base: Where it is to go on; None: where a new ring does.
 
         Raises:
-            Refused: The driver has not acked what it must.
+            Refused: It cannot; nothing has changed.
         """
         if missing := self.required & ~self.features:
             raise Refused(
                 EINVAL,
-                f"ring {index} does not start: the driver has not acked feature bits "
+                f"ring {place.index} does not start: the driver has not acked feature bits "
                 f"{missing:#x} (VERSION_1), which confidential require asks for",
             )
+        started = place.started(packed=self.packed)
+        if base is not None:
+            check_base(base, started)
+        if not self.translates(started.layout()):
+            started.pieces(self.space)
+        return started
 
     @property
     def packed(self) -> bool:
