@@ -9,6 +9,7 @@ import pytest
 from server_kit.disks import Ram
 from server_kit.engine import FakeQueue
 from server_kit.serving import Serving, serving, until
+from server_kit.translated import PAGE, table
 
 import vhostblk
 from vhostblk.disk.file import File
@@ -16,6 +17,7 @@ from vhostblk.engine.api import OnError, Op, Stall
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest.blk import BlkTicket, Request
 from vhostblk.guest.guest import Guest
+from vhostblk.server import parting
 from vhostblk.server.log import Log, Told
 from vhostblk.server.status import status
 from vhostblk.server.troubles import Troubles
@@ -136,6 +138,36 @@ def test_front_end_that_leaves_meanwhile_leaves_nothing(
     following.write(8, X)
     assert following.read(8, 4096) == X
     assert server.ask(server.devices[0].resume_stalled) == 0
+
+
+def test_iommu_does_not_wait_for_an_operator(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that a held write uses is taken back in bounded time; the write is done in the end."""
+    monkeypatch.setattr(parting, "INVALIDATE_SECONDS", 0.05)
+    disk = Failing()
+    path = server.add(disk, on_error=OnError.STOP)
+    with Guest.connect(path, iommu="page") as guest:
+        ticket = guest.submit(Request.write(8, X))
+        assert until(lambda: is_stalled(server))
+        table(guest).invalidate(ticket.shown[1].gpa // PAGE * PAGE, PAGE)
+        assert server.ask(lambda: status(server.devices[0])["iotlb_late"]) == 1
+        disk.code = 0
+        assert server.ask(server.devices[0].resume_stalled) == 1
+        assert wait(guest, ticket) == [Status.OK]
+        assert disk.data[4096:8192] == X
+
+
+def test_end_of_the_server_waits_no_longer_than_for_any_request(
+    vhost_user_guest: Connect,
+) -> None:
+    """SIGTERM while a queue has stopped: the deadline, then all ends cleanly."""
+    disk = Failing()
+    with serving("native") as running:
+        guest = vhost_user_guest(running.add(disk, on_error=OnError.STOP, drain_seconds=0.1))
+        guest.submit(Request.write(0, X))
+        assert until(lambda: is_stalled(running))
+    assert disk.calls[-1] == ("close",)
 
 
 def test_reported_errors_are_told_a_few_times(
