@@ -20,7 +20,7 @@ from vhostblk.server.device import open_device
 from vhostblk.server.gate import Brake
 from vhostblk.server.handover import SourceState
 from vhostblk.server.promise import DeviceOptions
-from vhostblk.server.service import Service
+from vhostblk.server.service import MOST_LEAVING, Service
 from vhostblk.server.status import status
 
 PATIENCE = 10.0
@@ -131,6 +131,29 @@ def test_a_front_end_that_returns_is_answered_while_the_old_one_drains() -> None
         assert open_fds() <= before
 
     uvloop.run(come_back())
+
+
+def test_front_ends_that_hurry_are_held_back() -> None:
+    """Only so many may be on their way out at once: the next one is taken when one is gone."""
+
+    async def hurry() -> None:
+        async with house() as one:
+            for _ in range(MOST_LEAVING):
+                caller = one.connect()
+                await caller.start()
+                caller.queue.may_drain.clear()
+                caller.sock.close()
+            await one.until(lambda: len(one.service.leaving) == MOST_LEAVING)
+            last = one.connect()
+            await asyncio.sleep(0.02)
+            assert one.service.session is None
+            one.engine.queues[0].may_drain.set()
+            await one.until(lambda: one.service.session is not None)
+            for queue in one.engine.queues:
+                queue.may_drain.set()
+            last.sock.close()
+
+    uvloop.run(hurry())
 
 
 def test_a_front_end_that_returns_is_bounded_by_the_drain() -> None:

@@ -235,17 +235,14 @@ class Guest(Verbs):
 
     def reconnect(self, path: str | Path | None = None, *, timeout: float | None = None) -> None:
         """
-        Wait for a back-end that died to come back, and go on there.
-
-        Requests in flight stay so: ``wait`` for them as before.  Meanwhile others may be submitted.
+        Wait for a back-end that died to come back; ``wait`` for what is in flight as before.
 
         Args:
             path: Where it listens; ``None``: where it did.
             timeout: Seconds; ``None`` for the guest's.
 
         Raises:
-            DeadlineError: It did not come back.
-            GuestError: It came back as another one, or refused.
+            GuestError: It did not come back in time, or as another one, or refused.
         """
         where = path or self._path
         if where is None:
@@ -296,9 +293,6 @@ class Guest(Verbs):
             passes: How often to copy what is marked in the dirty log while the device runs.
             meanwhile: Called before each of these passes, to use the device.
 
-        Returns:
-            What was marked.
-
         Raises:
             UnmarkedError: The device wrote pages it did not mark.
             GuestError: A back-end refused or did not answer, or the RAM is protected.
@@ -326,12 +320,8 @@ class Guest(Verbs):
         Args:
             timeout: Seconds; ``None`` for the guest's.
 
-        Returns:
-            The new one, of which ``capacity`` knows as well.
-
         Raises:
-            DeadlineError: It does not say so.
-            GuestError: It says something else.
+            GuestError: It does not say so in time, or says something else.
         """
         seconds = self.timeout if timeout is None else timeout
         message = self.channel.wait_for(BackendRequest.CONFIG_CHANGE_MSG, seconds)

@@ -21,6 +21,9 @@ from vhostblk.server.transport import Transport
 
 RETRY_SECONDS = 1.0
 """How long to wait with a connection that no descriptor is left for."""
+MOST_LEAVING = 8
+"""Front-ends that are gone and still waited for, at most, before the next one is taken: each has
+its descriptors and mappings, and one that hurries would use them all up."""
 
 
 @dataclass(slots=True)
@@ -59,6 +62,8 @@ class Service:
         if not anew and self.session is not None:
             await self._run(self.session, anew=False)
         while True:
+            while len(self.leaving) >= MOST_LEAVING:
+                await asyncio.wait(self.leaving, return_when=asyncio.FIRST_COMPLETED)
             try:
                 sock = await self.listener.accept()
             except OSError as error:
