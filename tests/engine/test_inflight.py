@@ -222,6 +222,33 @@ def test_what_is_noted_is_not_begun_anew(tracked: Tracked) -> None:
     assert asked.used == 513
 
 
+def test_a_ring_that_was_reset_has_a_new_region(tracked: Tracked) -> None:
+    """
+    When all was given back a base may be another ring's: what was noted of the old one is over.
+
+    Spec: virtio 1.3, 2.6.1.
+    """
+    for _ in range(3):
+        tracked.lane.read()
+        tracked.rig.pump()
+    tracked.rig.drain(tracked.lane)
+    base = tracked.lane.ring.restart(8, 0, 0)
+    queue = tracked.lane.queue
+
+    def reset() -> None:
+        queue.set_base(base)
+        queue.set_ring(size=8, **tracked.lane.place())
+        queue.set_inflight(tracked.region.piece, size=SIZE)
+        queue.run()
+
+    tracked.rig.call(reset)
+    asked = tracked.lane.read()
+    tracked.rig.step()
+    assert tracked.region.names() == [asked.head]
+    tracked.rig.pump()
+    assert asked.used == 513
+
+
 def test_without_a_region_nothing_is_noted(tracked: Tracked) -> None:
     """A region that is taken away is not written any more, and requests go on."""
     tracked.rig.set(tracked.lane, lambda queue: queue.set_inflight(None, size=0))

@@ -8,7 +8,6 @@ from server_kit.disks import SIZE
 from server_kit.serving import Serving
 
 from vhostblk.disk.memory import Memory
-from vhostblk.engine.choose import EngineName
 from vhostblk.guest import DEFAULT_FEATURES, Framing, Guest, QueueOptions, Request
 from vhostblk.spec.virtio_blk import Status
 from vhostblk.spec.virtio_ring import F_RING_RESET
@@ -22,13 +21,6 @@ KINDS = {
 }
 RINGS = [(kind, size) for kind in KINDS for size in ((4, 7, 300) if "packed" in kind else (4, 256))]
 SECTORS = SIZE // 512
-
-
-@pytest.fixture(autouse=True)
-def engine_has_them(engine: EngineName) -> None:
-    """Only the compiled core offers all of them to a front-end."""
-    if engine != "native":
-        pytest.skip("the reference engine offers split rings that are used in any order")
 
 
 @pytest.mark.parametrize(("kind", "size"), RINGS)

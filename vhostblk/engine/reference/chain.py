@@ -16,6 +16,7 @@ from vhostblk.blk.request import (
     parse,
     parse_ranges,
 )
+from vhostblk.engine.op import Op
 from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.memory import GuestMemory, copy_in, copy_out
 from vhostblk.engine.reference.needs import MAX_PIECES
@@ -39,6 +40,9 @@ class Request:
         written: Bytes of data given to the driver.
         get_id: It asked for the serial.
         slots: Bounce slots of its descriptors and table.
+        op: What its disk was asked for first; None: nothing.
+        tag: Its number, of those of its queue.
+        since_ns: When it was taken.
     """
 
     chain: Chain
@@ -49,6 +53,9 @@ class Request:
     written: int = 0
     get_id: bool = False
     slots: int = 0
+    op: Op | None = None
+    tag: int = 0
+    since_ns: int = 0
 
     def fail(self) -> None:
         """End it with IOERR."""

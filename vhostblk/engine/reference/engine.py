@@ -11,7 +11,7 @@ from vhostblk.engine.api import Fault
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import Bell
 from vhostblk.engine.reference.queue import ReferenceQueue
-from vhostblk.spec.virtio_ring import F_INDIRECT_DESC
+from vhostblk.spec.virtio_ring import F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_RING_RESET
 
 TICK_MS = 1
 """How soon a ring is looked at again while requests are outstanding: without a full fence a kick
@@ -131,7 +131,7 @@ class ReferenceEngine:
     @property
     def ring_features(self) -> int:
         """Ring feature bits it can."""
-        return F_INDIRECT_DESC
+        return F_INDIRECT_DESC | F_RING_PACKED | F_IN_ORDER | F_RING_RESET
 
     @property
     def can_inflight(self) -> bool:

@@ -108,6 +108,10 @@ class PackedRegion:
         self._free = 0
         self._counter = 0
 
+    def forget(self) -> None:
+        """Have it made anew by the next `recover`."""
+        self._header.version = 0
+
     # ---- what a predecessor left --------------------------------------------------------
 
     def recover(

@@ -127,6 +127,10 @@ class SplitRegion:
             at, head = head, self._entries[head].next
         return heads
 
+    def forget(self) -> None:
+        """Have it made anew by the next `recover`."""
+        self._header.version = 0
+
     def mark(self, head: int) -> None:
         """Note that a chain is taken."""
         entry = self._entries[head]

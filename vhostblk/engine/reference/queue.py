@@ -31,6 +31,7 @@ from vhostblk.engine.reference.ownership import Ask, News, Owner
 from vhostblk.engine.reference.record import Record
 from vhostblk.engine.reference.service import Service
 from vhostblk.engine.reference.settings import Settings
+from vhostblk.engine.reference.times import Times
 from vhostblk.engine.reference.use import Use
 from vhostblk.engine.reference.work import Work
 from vhostblk.errors import VhostBlkError
@@ -66,7 +67,8 @@ class ReferenceQueue:
         self._box = JobBox(wake)
         self._record = Record(self._news.post)
         self._errors = Errors(self._news.post)
-        self._work = Work(self._box, graveyard, self._record, self._errors)
+        self._times = Times(self._news.post)
+        self._work = Work(self._box, graveyard, self._record, self._errors, self._times)
         self._service = Service(self._work, self._errors, self._news, on_broken)
         self._lock = threading.Lock()
         self._owner = Owner.CONTROL
@@ -203,15 +205,16 @@ class ReferenceQueue:
         return self._errors.stall
 
     def latency(self) -> Mapping[Op, Latency]:
-        """Return nothing: times are not measured."""
-        return {}
+        """Return how long requests took, by kind."""
+        return self._times.latency()
 
-    def slow(self, seconds: float) -> list[Slow]:  # noqa: ARG002
-        """Return nothing: times are not measured."""
-        return []
+    def slow(self, seconds: float) -> list[Slow]:
+        """Return the requests that have been under way for so long."""
+        return self._work.slow(seconds)
 
     def watch_busy(self, on_busy: Callable[[], None] | None) -> None:
-        """Tell nothing, as there is nothing to see."""
+        """Be told once that a request was taken."""
+        self._times.on_busy = on_busy
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark nothing; see `ReferenceEngine.can_log`."""

@@ -134,6 +134,14 @@ def batches(done: Sequence[Done], *, in_order: bool) -> Iterator[Sequence[Done]]
             start = end
 
 
+class Region(Protocol):
+    """Where is noted what is taken; see `inflight`."""
+
+    def forget(self) -> None:
+        """Have it made anew when a ring is loaded."""
+        ...
+
+
 class Ring(Protocol):
     """A virtqueue in guest memory."""
 
@@ -141,7 +149,7 @@ class Ring(Protocol):
     """Replaced where the ring moves to another address of ours."""
 
     @property
-    def region(self) -> object | None:
+    def region(self) -> Region | None:
         """Where what is taken is noted."""
         ...
 

@@ -44,6 +44,7 @@ class Service:
         self._base = 0
         self._ring: Ring | None = None
         self._loaded = False  # the ring knows where it stands
+        self._anew = False  # what the region says is over
         self._owed = False  # a call, if the driver turns out to want it
         self.settings = Settings()
         self.fault: Fault | None = None
@@ -59,6 +60,10 @@ class Service:
 
     def begin(self, base: int) -> None:
         """Make a new ring at the next `open_ring`, which is whole."""
+        if self._ring is not None and self.notes and not self.fault:
+            # The base is the front-end's word for this ring, or for another one, if the driver has
+            # reset the queue: then the region's is old.
+            self._anew = self._work.is_idle and not self._ring.must_replay()
         self._ring = None
         self._loaded = False
         self._base = base
@@ -78,6 +83,7 @@ class Service:
 
     def forget_region(self) -> None:
         """Note nothing more of what is taken, until `begin`."""
+        self._anew = False
         if self._ring is not None:
             self._ring.forget_region()
 
@@ -153,6 +159,9 @@ class Service:
         """Let a ring look where it stands, once; return whether it is whole."""
         if not self.fault and not self._loaded:
             self._loaded = True
+            if self._anew and ring.region is not None:
+                ring.region.forget()
+            self._anew = False
             try:
                 ring.load()
             except Broken as broken:

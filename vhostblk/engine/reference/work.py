@@ -6,6 +6,7 @@ from itertools import count
 from vhostblk.blk.request import Operation
 from vhostblk.engine.api import Counters, Fault, Job, Op
 from vhostblk.engine.errors import Stall
+from vhostblk.engine.latency import Slow
 from vhostblk.engine.reason import Reason
 from vhostblk.engine.reference.chain import Request
 from vhostblk.engine.reference.errors import Errors
@@ -14,6 +15,7 @@ from vhostblk.engine.reference.mailbox import JobBox, Result
 from vhostblk.engine.reference.memory import copy_out, view
 from vhostblk.engine.reference.order import Order
 from vhostblk.engine.reference.record import Record, Trace
+from vhostblk.engine.reference.times import Times
 from vhostblk.engine.reference.use import Use
 from vhostblk.spec.virtio_blk import RequestType, Status
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
@@ -46,10 +48,14 @@ class Work:
         graveyard: The device's dead.
         record: Where the chains are recorded.
         errors: What the disk could not do.
+        times: How long it takes.
     """
 
-    def __init__(self, box: JobBox, graveyard: Graveyard, record: Record, errors: Errors) -> None:
+    def __init__(
+        self, box: JobBox, graveyard: Graveyard, record: Record, errors: Errors, times: Times
+    ) -> None:
         self._errors = errors
+        self._times = times
         self._box = box
         self._record = record
         self._graveyard = graveyard
@@ -75,6 +81,11 @@ class Work:
         """Requests that were cancelled and are still with the disk."""
         return len(self._dead)
 
+    @property
+    def is_idle(self) -> bool:
+        """Return whether all that was taken was given back."""
+        return not self._order
+
     def has_room(self, size: int) -> bool:
         """Say whether a chain of a ring of *size* may be popped."""
         # A head may be made available again and again before it is given back; and what is
@@ -91,9 +102,15 @@ class Work:
         """Return what was counted; legal at any time."""
         return Counters(**self.tally, slots=self._slots, in_flight=self.in_flight, dead=self.dead)
 
+    def slow(self, seconds: float) -> list[Slow]:
+        """Return the requests that have been under way for so long; legal at any time."""
+        under_way = [*self._live.values(), *self._held, *self._errors.held]
+        return self._times.slow(under_way, seconds)
+
     def start(self, request: Request, trace: Trace) -> None:
         """Begin a request, which may be done by this."""
         self._order.take(request)
+        self._times.begin(request)
         self._slots += request.slots
         self.tally["slots_high"] = max(self.tally["slots_high"], self._slots)
         self.tally["segment_max"] = max(self.tally["segment_max"], trace.longest)
@@ -105,6 +122,7 @@ class Work:
 
     def _submit(self, request: Request) -> None:
         operation = request.todo[0]
+        request.op = _OPS[operation.type]
         if self._graveyard.blocks(operation):
             self._held.append(request)
             return
@@ -128,7 +146,9 @@ class Work:
 
     def take_done(self, *, in_order: bool) -> list[Request]:
         """Return the requests that can be given back, and forget them."""
-        return self._free(self._order.give_back(in_order=in_order))
+        done = self._order.give_back(in_order=in_order)
+        self._times.end(done)
+        return self._free(done)
 
     def drop_done(self) -> None:
         """Forget the requests that would be given back, were the queue not broken."""

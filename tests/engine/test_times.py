@@ -1,23 +1,10 @@
-"""How long requests took, and what is under way, through the API."""
+"""How long requests took, and what is under way, on either engine."""
 
 import time
-from collections.abc import Iterator
 
-import pytest
 from engine.harness import Rig
 
 from vhostblk.engine.api import Op
-
-pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
-
-from vhostblk.engine.native import NativeEngine
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = Rig(lambda: NativeEngine(threaded=False))
-    yield made
-    made.close()
 
 
 def test_requests_are_counted_by_kind(rig: Rig) -> None:
