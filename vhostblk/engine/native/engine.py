@@ -48,9 +48,9 @@ class NativeDevice:
         self._queues: set[NativeQueue] = set()
         self._late: set[asyncio.Future[None]] = set()
 
-    def queue(self, index: int, *, on_broken: Callable[[], None]) -> NativeQueue:
-        """Make a queue on the worker its index falls to."""
-        queue = NativeQueue(self._engine.worker(index), self, on_broken)
+    def queue(self, index: int, *, on_broken: Callable[[], None]) -> NativeQueue:  # noqa: ARG002
+        """Make queue *index*, on the worker that has least to do."""
+        queue = NativeQueue(self._engine.worker(), self, on_broken)
         self._queues.add(queue)
         return queue
 
@@ -127,12 +127,14 @@ class NativeEngine:
 
         return end
 
-    def worker(self, index: int) -> Worker:
-        """Return the worker for a queue of this index."""
-        while len(self._workers) <= index % self._limit:
+    def worker(self) -> Worker:
+        """Return the worker with the fewest queues, whatever devices those are of."""
+        least = min(self._workers, key=lambda one: len(one.queues), default=None)
+        if least is None or (least.queues and len(self._workers) < self._limit):
             loop = asyncio.get_running_loop()
-            self._workers.append(Worker(len(self._workers), loop, threaded=self._threaded))
-        return self._workers[index % self._limit]
+            least = Worker(len(self._workers), loop, threaded=self._threaded)
+            self._workers.append(least)
+        return least
 
     def step(self) -> int:
         """Make one pass of every worker that never blocks; how much was done."""
