@@ -16,12 +16,13 @@ import pytest
 from engine.crashing import ROOT, Crashing, build, load
 from engine.driver import GPA, HEAP, NEXT, WRITE, Entry
 from engine.driver_split import SplitDriver
-from engine.harness import BLK, FEATURES, LANE, Rig
+from engine.harness import BLK, FEATURES, LANE, Nowhere, Rig, SteppedEngine
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from vhostblk.engine.api import Job, Op
+from vhostblk.engine.reference.engine import ReferenceEngine
 from vhostblk.spec.virtio_blk import RequestType, Status
 from vhostblk.spec.virtio_ring import F_IN_ORDER
 
@@ -34,6 +35,10 @@ PACKED_BASE = 0x8000_8000
 """Of a ring that was never used."""
 
 Copy = tuple[bytes, bytes, bytes]
+
+
+def _reference() -> SteppedEngine:
+    return ReferenceEngine(threaded=False)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +59,20 @@ class Asked:
 
 @dataclass
 class World:
-    """A guest with one queue and its inflight region, and one process after the other."""
+    """
+    A guest with one queue and its inflight region, and one process after the other.
+
+    Args:
+        crashing: The core; the first process, and every other one if *mixed*.
+        packed: The ring is.
+        in_order: Requests go back as they came.
+        mixed: The processes in between are of the reference engine, which dies between two turns.
+    """
 
     crashing: Crashing
     packed: bool
     in_order: bool
+    mixed: bool = False
     asked: list[Asked] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
 
@@ -149,6 +163,8 @@ class World:
                 self.rig.turn()
         left = copies[0] if copies else self._copy()
         self._bury()
+        if self.mixed:
+            self._succeed()
         self._find(left)
         # As QEMU does: it reads the index of a split ring; of a packed one it knows the last stop.
         ring = self.lane.ring
@@ -173,6 +189,16 @@ class World:
             self.jobs.clear()
             self.rig.turn()
         task.result()
+
+    def _succeed(self) -> None:
+        """The next process is of the other engine."""
+        rig, make = self.rig, _reference
+        if isinstance(self.rig.engine, ReferenceEngine):
+            make = self.crashing.make
+        rig.wait(rig.device.close())
+        rig.wait(rig.engine.close())
+        rig.engine = rig.call(make)
+        rig.device = rig.call(lambda: rig.engine.device(Nowhere()))
 
     def stop(self) -> int:
         """Stop in good order; where it stands."""
@@ -242,10 +268,11 @@ class Machine(RuleBasedStateMachine):
     crashing: Crashing
     packed: bool
     in_order: bool
+    mixed: bool
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.crashing, self.packed, self.in_order)
+        self.world = World(self.crashing, self.packed, self.in_order, self.mixed)
 
     @rule(pieces=st.lists(PIECES, min_size=1, max_size=SLOTS), turns=BRIEFLY)
     def ask(self, pieces: list[int], turns: int) -> None:
@@ -295,9 +322,10 @@ class Machine(RuleBasedStateMachine):
         self.world.close()
 
 
-def machine(crashing: Crashing, *, packed: bool, in_order: bool) -> type[Machine]:
+def machine(crashing: Crashing, *, packed: bool, in_order: bool, mixed: bool) -> type[Machine]:
     """Return it for one kind of ring."""
-    return type("Ring", (Machine,), {"crashing": crashing, "packed": packed, "in_order": in_order})
+    what = {"crashing": crashing, "packed": packed, "in_order": in_order, "mixed": mixed}
+    return type("Ring", (Machine,), what)
 
 
 RINGS = pytest.mark.parametrize(
@@ -315,7 +343,7 @@ def test_nothing_is_lost_or_done_again(crashing: Crashing, *, packed: bool, in_o
     Spec: vhost-user, "Inflight I/O tracking".
     """
     run_state_machine_as_test(
-        machine(crashing, packed=packed, in_order=in_order),
+        machine(crashing, packed=packed, in_order=in_order, mixed=False),
         settings=settings(max_examples=8, stateful_step_count=12),
     )
 
@@ -331,8 +359,24 @@ def test_nothing_is_lost_or_done_again_for_long(
     Spec: vhost-user, "Inflight I/O tracking".
     """
     run_state_machine_as_test(
-        machine(crashing, packed=packed, in_order=in_order),
+        machine(crashing, packed=packed, in_order=in_order, mixed=False),
         settings=settings(max_examples=150, stateful_step_count=50),
+    )
+
+
+@pytest.mark.slow
+@RINGS
+def test_the_engines_succeed_each_other(
+    crashing: Crashing, *, packed: bool, in_order: bool
+) -> None:
+    """
+    What the core leaves the reference engine finds, and the other way round.
+
+    Spec: vhost-user, "Inflight I/O tracking".
+    """
+    run_state_machine_as_test(
+        machine(crashing, packed=packed, in_order=in_order, mixed=True),
+        settings=settings(max_examples=60, stateful_step_count=30),
     )
 
 
