@@ -135,3 +135,43 @@ def test_descriptors_that_were_cut_off_are_an_error(monkeypatch: pytest.MonkeyPa
             transport.close()
 
     uvloop.run(read())
+
+
+def test_a_front_end_that_hangs_up_is_noticed_while_nobody_reads() -> None:
+    """Once, and neither one that sends on nor one that is only stopped is taken for it."""
+
+    async def watch() -> None:
+        ours, theirs = socket.socketpair()
+        transport = Transport(theirs)
+        gone: list[bool] = []
+        with transport.watched(lambda: gone.append(True)):
+            ours.send(b"more")
+            await asyncio.sleep(0.01)
+            assert not gone
+        assert (await transport.receive(4))[0] == b"more"
+        with transport.watched(lambda: gone.append(True)):
+            ours.close()
+            await asyncio.sleep(0.01)
+        assert gone == [True]
+        transport.close()
+
+    uvloop.run(watch())
+
+
+def test_a_transport_that_is_stopped_while_it_is_watched_leaves_nothing() -> None:
+    """The descriptor's number may be somebody else's next: nothing waits for it any more."""
+
+    async def stop() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        number = theirs.fileno()
+        transport = Transport(theirs)
+        with transport.watched(lambda: pytest.fail("it is not gone")):
+            transport.stop()
+        assert not loop.remove_reader(number)
+        with transport.watched(lambda: pytest.fail("it is not gone")):
+            transport.close()
+        assert not loop.remove_reader(number)
+        ours.close()
+
+    uvloop.run(stop())

@@ -34,6 +34,7 @@ class Transport:
         sock.settimeout(0)
         self._sock = sock
         self._gate = Gate(sock.fileno())
+        self._watching = False
         self.brake = Brake(self._gate.nudge)
         """Where nothing is being read: what has come is with whoever called `receive`."""
 
@@ -86,19 +87,21 @@ class Transport:
 
         One that has sent more before is not noticed: that is read first, in its time.
         """
-        loop, fd = asyncio.get_running_loop(), self._sock.fileno()
-        if self._gate.stopped:
-            yield
-            return
-        loop.add_reader(fd, self._look, gone)
+        if not self._gate.stopped:
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._look, gone)
+            self._watching = True
         try:
             yield
         finally:
-            if not self._gate.stopped:  # else it is closed, and was removed
-                loop.remove_reader(fd)
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watching:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._watching = False
 
     def _look(self, gone: Callable[[], None]) -> None:
-        asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        self._unwatch()
         try:
             there = self._sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -136,4 +139,5 @@ class Transport:
     def close(self) -> None:
         """Hang up; calling again does nothing."""
         self._gate.stop()
+        self._unwatch()
         self._sock.close()
