@@ -22,6 +22,7 @@ struct file {
     bool direct, block_device;
     bool memory_backed;  /* tmpfs: a plain call never waits, io_uring would use a thread */
     bool try_cached;     /* reads may be tried without waiting; cleared where that is refused */
+    int lost;            /* -errno of a sync that failed, for ever; 0: none has */
     uint32_t mem_mask, offset_mask;
 };
 
@@ -228,6 +229,19 @@ static void leave(struct vhb_req *req, struct vhb_io *io)
         vhb_bounce_put(io, req);
 }
 
+/* What the page cache could not write is clean afterwards, and the next sync would succeed without
+ * it.  Nobody can tell what is missing, so none succeeds any more.  O_DIRECT leaves nothing there.
+ */
+static int end_of(struct file *f, const struct vhb_req *req, int result)
+{
+    bool sync = req->op == VHB_FLUSH || req->step == STEP_SYNC;
+    if (!sync || f->direct || req->state == VHB_REQ_DEAD)
+        return result;
+    if (result < 0)
+        store_relaxed(&f->lost, result);
+    return load_relaxed(&f->lost);
+}
+
 /* Calls until the request is over, all of them now. */
 static int run_now(struct file *f, struct vhb_req *req, struct vhb_io *io)
 {
@@ -238,7 +252,7 @@ static int run_now(struct file *f, struct vhb_req *req, struct vhb_io *io)
             break;
     }
     leave(req, io);
-    return result;
+    return end_of(f, req, result);
 }
 
 static int start(struct file *f, struct vhb_req *req, struct vhb_io *io)
@@ -268,7 +282,7 @@ static void file_resume(struct vhb_req *req, int r, struct vhb_io *io)
         return;
     }
     leave(req, io);
-    vhb_req_done(req, result);
+    vhb_req_done(req, end_of(f, req, result));
 }
 
 /* Bounce memory was given back and this request is next. */
@@ -317,7 +331,10 @@ static int discard_device(struct file *f, struct vhb_req *req)
     uint64_t range[2] = {req->offset, req->len};
     if (ioctl(f->fd, BLKDISCARD, range) < 0 && errno != EOPNOTSUPP)
         return -errno;
-    return req->flags & VHB_REQ_FUA && fdatasync(f->fd) < 0 ? -errno : 0;
+    if (!(req->flags & VHB_REQ_FUA))
+        return 0;
+    req->step = STEP_SYNC;
+    return end_of(f, req, fdatasync(f->fd) < 0 ? -errno : 0);
 }
 
 static int file_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)
