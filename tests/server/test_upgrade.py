@@ -2,6 +2,7 @@ import asyncio
 import errno
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest.blk import Request
+from vhostblk.guest.errors import GuestError
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.guest import Guest
+from vhostblk.server import upgrade
+from vhostblk.server.courier import Courier
+from vhostblk.server.handover import Answer
 from vhostblk.server.status import status
 from vhostblk.server.upgrade import Patience
 
@@ -317,3 +322,41 @@ def test_requests_that_are_held_are_not_handed_over(vhost_user_guest: Connect) -
         assert guest.wait(ticket).status == 0
         assert guest.read(0, 4096) == X
         guest.close()
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_who_had_owned_the_rings_is_known_behind_its_death(owned: bool) -> None:  # noqa: FBT001
+    """
+    What a process has said last is read once it is dead for certain: then, and only then, we go on.
+
+    Two processes that serve one ring would destroy the disk.
+    """
+    ours, theirs = Courier.pair()
+    process = subprocess.Popen(["sleep", "60"])
+    successor = upgrade._Successor(process, ours, SHORT)
+    other = Courier(theirs)
+    if owned:
+        other.send(Answer(), seconds=1)
+    assert successor.end() is owned
+    assert process.returncode == -signal.SIGKILL
+    ours.hang_up()
+    other.hang_up()
+
+
+def test_rings_that_died_with_their_owner_are_nobodys(
+    server: Serving, vhost_user_guest: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they stand can only be guessed: we end, and do not touch them before that."""
+    end = upgrade._Successor.end
+
+    def owned(successor: upgrade._Successor) -> bool:
+        end(successor)
+        return True
+
+    monkeypatch.setattr(upgrade._Successor, "end", owned)
+    guest = vhost_user_guest(server.add(Null(SIZE)))
+    with pytest.raises(upgrade.Lost, match="front-ends have to connect again"):
+        server.run(server.upgrade.run(successors.command("last:die")))
+    assert server.upgrade.lost is not None
+    with pytest.raises(GuestError):
+        guest.read(0, 512)

@@ -171,6 +171,8 @@ async def _serve(  # noqa: PLR0913 - two callers, here
             notify("READY=1", f"STATUS=serving {_names(server)}")
             await _first(told.wait(), handed_over.wait(), server.wait())
             await upgrade.cancel()
+            if upgrade.lost is not None:
+                raise upgrade.lost
             if upgrade.successor is None:
                 notify("STOPPING=1", "STATUS=draining and flushing")
             elif told.is_set():

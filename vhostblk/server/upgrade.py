@@ -194,6 +194,8 @@ class Upgrade:
         self._task: asyncio.Task[Successor] | None = None
         self.successor: int | None = None
         """The process that has taken over."""
+        self.lost: Lost | None = None
+        """Why nobody serves any more."""
 
     def ask(self) -> None:
         """Begin, and log how it goes: what SIGUSR2 does."""
@@ -237,7 +239,7 @@ class Upgrade:
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, Lost):
-            _log.critical("upgrade: %s", error)
+            self.lost = error
             self._ended()
             return
         why = "told to stop" if isinstance(error, asyncio.CancelledError) else str(error)
@@ -315,6 +317,8 @@ class Upgrade:
             await successor.answer(self._patience.own, "take over")
         except BaseException as error:
             if await asyncio.to_thread(successor.end):
+                for service in services:
+                    service.device.tenure.hand_over()  # nothing here may touch a ring again
                 raise Lost(
                     "the new process has died with the rings: front-ends have to connect again"
                 ) from error
