@@ -1,10 +1,15 @@
 """``vhostblk serve --config``: many devices, one process."""
 
 import signal
+import socket
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+import activated
 import pytest
 import running
+from upgrading import READY, Upgraded
 
 from vhostblk.cli import main
 from vhostblk.guest import Guest
@@ -86,3 +91,61 @@ def test_one_disk_that_cannot_be_served_is_told(tmp_path: Path) -> None:
     assert status == 1
     assert "vhostblk: b: /nowhere: no such file" in log.splitlines()[-1]
     assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_sockets_of_systemds_go_to_devices_by_name(tmp_path: Path) -> None:
+    """
+    Two sockets, two devices, and both go on in a new process.
+
+    Source: sd_listen_fds(3), LISTEN_FDNAMES.
+    """
+    path, names = tmp_path / "f.toml", ["one", "two"]
+    path.write_text(
+        'engine = "reference"\n'
+        + "".join(
+            f'[[device]]\ndisk = "memory:1M,memfd=on"\nsystemd = "{name}"\n' for name in names
+        )
+    )
+    with ExitStack() as stack:
+        units = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in names]
+        for unit, name in zip(units, names, strict=True):
+            unit.bind(str(tmp_path / name))
+            unit.listen()
+        fds = tuple(unit.fileno() for unit in units)
+        passed = [f"{fd}:{name}" for fd, name in zip(fds, reversed(names), strict=True)]
+        words = (sys.executable, "-m", "vhostblk", "serve", "--config", str(path))
+        start = (activated.__file__, *passed, "--", *words)
+        server = Upgraded(running.start(*start, cwd=tmp_path, pass_fds=fds))
+        try:
+            server.wait_for(READY)
+            with Guest.connect(tmp_path / "one") as one, Guest.connect(tmp_path / "two") as two:
+                one.write(0, X)
+                server.upgrade()
+                two.write(8, X)
+                assert (one.read(0, 4096), two.read(0, 4096)) == (X, bytes(4096))
+            log = server.end()
+        finally:
+            server.kill()
+    assert "one: a front-end has connected" in log
+    assert "two: a front-end has connected" in log
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], "systemd has passed no socket 'one' (but none): enable its unit"),
+        (["one", "two"], "systemd has passed sockets that no device is for (two)"),
+    ],
+)
+def test_sockets_and_devices_must_agree(tmp_path: Path, names: list[str], line: str) -> None:
+    """A device without its socket, and a socket without a device, are errors that name them."""
+    path = tmp_path / "f.toml"
+    path.write_text('[[device]]\ndisk = "memory:1M"\nsystemd = "one"\n')
+    with socket.socket(socket.AF_UNIX) as unit:
+        passed = [f"{unit.fileno()}:{name}" for name in names]
+        words = (sys.executable, "-m", "vhostblk", "serve", "--config", str(path))
+        start = (activated.__file__, *passed, "--", *words)
+        server = running.start(*start, cwd=tmp_path, pass_fds=(unit.fileno(),))
+        _, log = server.communicate(timeout=running.TIMEOUT_S)
+    assert server.returncode == 1
+    assert line in log

@@ -39,7 +39,7 @@ def test_page_tells_type_default_and_values_of(name: str, key: Key) -> None:
 def test_every_option_of_serve_is_a_key() -> None:
     """With _ for -; what is not is of the command line's nature."""
     options = {str(one.name) for one in serve.params} - NOT_IN_A_FILE
-    assert options - OF_THE_SERVER == set(KEYS) - {"name"}
+    assert options - OF_THE_SERVER == set(KEYS) - {"name", "systemd"}
     assert {*SERVER_KEYS} - options == {"workers"}
 
 

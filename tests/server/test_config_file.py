@@ -79,8 +79,14 @@ def test_no_device_is_a_file_too(tmp_path: Path) -> None:
         (ONE + "drain_timeout = 0", "drain_seconds is more than 0, not 0"),
         (ONE + 'cache = "fast"', "cache is one of writeback, none, writethrough, directsync, not"),
         (ONE + 'cache = "none"', "cache is for files: a memory: disk has no host cache"),
-        (ONE + 'connect = "b"', "give one of socket_path, connect and fd, not socket_path and"),
-        ('[[device]]\ndisk = "memory:1M"', "give one of socket_path, connect and fd, not none"),
+        (
+            ONE + 'connect = "b"',
+            "give one of socket_path, connect, fd and systemd, not socket_path and",
+        ),
+        (
+            '[[device]]\ndisk = "memory:1M"',
+            "give one of socket_path, connect, fd and systemd, not none",
+        ),
         (ONE + 'socket_mode = "9"', "socket_mode '9' is not a mode; give octal digits like 660"),
         (ONE + 'socket_owner = "no-such-one"', "there is no user 'no-such-one' on this machine"),
         (ONE + 'serial = "123456789012345678901"', "is longer than 20 bytes"),

@@ -118,7 +118,8 @@ def _check(config: Config) -> None:
         if one.name in names:
             raise VhostBlkError(f"two devices are called {one.name!r}: give one of them a name")
         names.add(one.name)
-        place = one.place.listen_on or one.place.connect_to or one.place.fd
+        at = one.place
+        place = at.listen_on or at.connect_to or at.fd or (at.systemd and f"systemd:{at.systemd}")
         if place in places:
             raise VhostBlkError(f"{places[place]} and {one.name} have one socket: {place}")
         places[place] = one.name

@@ -16,6 +16,7 @@ from vhostblk.disk.make import make
 from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName, load, preload
 from vhostblk.errors import VhostBlkError
+from vhostblk.server.activation import passed_sockets
 from vhostblk.server.config_file import Config
 from vhostblk.server.control import Control
 from vhostblk.server.jsonrpc import Dispatcher
@@ -106,6 +107,13 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
         VhostBlkError: A disk or a socket cannot be had, or a last flush failed.
     """
     preload(config.engine)
+    passed = passed_sockets(os.environ, os.getpid())
+    wanted = {one.place.systemd for one in config.devices}
+    if lost := [one.name for one in passed if one.name not in wanted]:
+        raise VhostBlkError(
+            f"systemd has passed sockets that no device is for ({', '.join(lost)}): say "
+            f"systemd = {lost[0]!r} in one, or disable the unit"
+        )
     takeover = Takeover.begin(os.environ)
 
     def follow(server: Server) -> None:
@@ -123,7 +131,7 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
 
         async def add(server: Server) -> None:
             for one in config.devices:
-                await add_device(server, one)
+                await add_device(server, one, passed)
 
         begin = add if takeover is None else takeover.go_on
         work = _serve(begin, config.engine, operators, ready, workers=config.workers, follow=follow)

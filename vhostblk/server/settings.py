@@ -10,7 +10,7 @@ import grp
 import logging
 import pwd
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from vhostblk.disk.make import beside, make
 from vhostblk.engine.api import OnError
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.ranges import OnViolation
+from vhostblk.server.activation import Passed
 from vhostblk.server.device import Device
 from vhostblk.server.listener import SocketOptions
 from vhostblk.server.policy import Confidential, IommuMode, parse_shared_ranges
@@ -62,6 +63,7 @@ KEYS: Mapping[str, Key] = {
     "socket_path": Key(str),
     "connect": Key(str),
     "fd": Key(int),
+    "systemd": Key(str),
     "socket_mode": Key(str, "600"),
     "socket_owner": Key(str),
     "serial": Key(str, ""),
@@ -161,11 +163,13 @@ def check(key: str, value: object, keys: Mapping[str, Key]) -> object:
 
 def _place(said: Mapping[str, object]) -> Where:
     fd = said.get("fd")
-    asked = [key for key in ("socket_path", "connect", "fd") if key in said]
+    asked = [key for key in ("socket_path", "connect", "fd", "systemd") if key in said]
     if len(asked) != 1:
         raise VhostBlkError(
-            f"give one of socket_path, connect and fd, not {' and '.join(asked) or 'none'}"
+            f"give one of socket_path, connect, fd and systemd, not {' and '.join(asked) or 'none'}"
         )
+    if (passed := _text(said, "systemd")) is not None:
+        return Where(name=passed, systemd=passed)
     return where(
         _text(said, "socket_path"), _text(said, "connect"), fd if isinstance(fd, int) else None, ()
     )
@@ -247,15 +251,20 @@ def _number(text: str, look_up: Callable[[str], int], what: str) -> int | None:
         raise VhostBlkError(f"socket_owner: there is no {what} {text!r} on this machine") from None
 
 
-async def add_device(server: Server, settings: Settings) -> Device:
+async def add_device(server: Server, settings: Settings, passed: Sequence[Passed] = ()) -> Device:
     """
     Serve a device.
+
+    Args:
+        server: By which.
+        settings: What is said of it.
+        passed: Sockets of systemd's.
 
     Raises:
         VhostBlkError: Its socket or its disk cannot be had; says which device.
     """
     try:
-        listener = settings.place.open(settings.socket, settings.name)
+        listener = settings.place.open(settings.socket, settings.name, passed)
         try:
             # In a thread: making one may import somebody's module.
             disk = await asyncio.to_thread(make, settings.source)

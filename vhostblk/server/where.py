@@ -26,29 +26,42 @@ class Where:
         listen_on: A socket path of ours.
         connect_to: A socket path of the front-end's.
         fd: A socket that somebody opened, listening or connected.
+        systemd: Name of a socket that systemd has passed.
     """
 
     name: str
     listen_on: Path | None = None
     connect_to: Path | None = None
     fd: int | None = None
+    systemd: str | None = None
 
-    def open(self, options: SocketOptions, name: str) -> Source:
+    def open(self, options: SocketOptions, name: str, passed: Sequence[Passed] = ()) -> Source:
         """
         Listen, or get ready to connect.
 
         Args:
             options: Who may connect to a socket path of ours.
             name: Of the device.
+            passed: By systemd.
 
         Raises:
             VhostBlkError: It cannot be had; one line that says what to do.
         """
+        if self.systemd is not None:
+            return adopt(_passed(self.systemd, passed))
         if self.connect_to is not None:
             return connect(self.connect_to, Log(__name__, name))
         if self.listen_on is not None:
             return listen(self.listen_on, options)
         return adopt(-1 if self.fd is None else self.fd)
+
+
+def _passed(name: str, passed: Sequence[Passed]) -> int:
+    for one in passed:
+        if one.name == name:
+            return one.fd
+    names = ", ".join(one.name for one in passed) or "none"
+    raise VhostBlkError(f"systemd has passed no socket {name!r} (but {names}): enable its unit")
 
 
 def where(
