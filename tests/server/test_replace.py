@@ -595,3 +595,23 @@ def test_disk_that_is_locked_while_running(
     replace_by(server, str(b))
     guest.stop()
     assert (held(a), held(b)) == (False, True)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_migration_goes_on_over_other_disks(packed: bool, server: Serving, engine: str) -> None:  # noqa: FBT001
+    """The new queues mark the dirty log as the old ones did: the fake guest compares its memory."""
+    if engine != "native":
+        pytest.skip("the reference engine marks no dirty log")
+    path = server.add(Full(b"o"), num_queues=2)
+    there = server.add(Full(b"t"), num_queues=2)
+    fills = iter((b"1", b"2", b"3"))
+    read: list[bytes] = []
+
+    def meanwhile() -> None:
+        replace(server, Full(next(fills)))
+        read.extend(guest.read(8 * queue, 8192, queue=queue) for queue in (0, 1))
+
+    with Guest.connect(path, queues=2, packed=packed) as guest:
+        guest.migrate_to(there, passes=3, meanwhile=meanwhile)
+        assert read == [fill * 8192 for fill in (b"1", b"2", b"3") for _ in range(2)]
+        assert guest.read(0, 512) == b"t" * 512
