@@ -28,12 +28,19 @@ class Way:
 
     engine: str
     packed: bool = False
+    in_order: bool = False
 
     def __str__(self) -> str:
-        return f"{self.engine}-{'packed' if self.packed else 'split'}"
+        order = "-in-order" * self.in_order
+        return f"{self.engine}-{'packed' if self.packed else 'split'}{order}"
 
 
 WAYS = (Way("native"), Way("native", packed=True), Way("reference"))
+MORE_WAYS = (
+    *WAYS,
+    Way("native", in_order=True),
+    Way("native", packed=True, in_order=True),
+)
 
 
 def load(guest: Guest, ledger: Ledger, supervisor: Supervisor) -> None:
@@ -67,7 +74,9 @@ def crash(directory: Path, image: Path, way: Way, kind: str, kills: int) -> None
     words = ("--engine", way.engine, "--num-queues", "2", disk_of(kind, image))
     with (
         supervised(directory / "s", *words, kills=kills, seed=kills) as supervisor,
-        Guest.connect(directory / "s", queues=2, queue_size=64, packed=way.packed) as guest,
+        Guest.connect(
+            directory / "s", queues=2, queue_size=64, packed=way.packed, in_order=way.in_order
+        ) as guest,
     ):
         ledger = Ledger(guest, blocks=BLOCKS, seed=kills)
         load(guest, ledger, supervisor)
@@ -91,7 +100,7 @@ def test_a_few_deaths(way: Way, tmp_path: Path, image: Path) -> None:
 @SLOW
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["scattered", "none", "writeback"])
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", MORE_WAYS, ids=str)
 def test_many_deaths(way: Way, kind: str, tmp_path: Path, direct_image: Path) -> None:
     """The same on files as well, of which one has real O_DIRECT; many times."""
     crash(tmp_path, direct_image, way, kind, MANY)
