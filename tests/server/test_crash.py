@@ -13,6 +13,7 @@ import running
 from server_kit.supervised import Supervisor, supervised
 
 from vhostblk.guest import DisconnectedError, Guest, Ledger
+from vhostblk.guest.iommu import Flush
 
 BLOCKS = 96
 DEPTH = 48
@@ -29,10 +30,11 @@ class Way:
     engine: str
     packed: bool = False
     in_order: bool = False
+    iommu: Flush | None = None
 
     def __str__(self) -> str:
-        order = "-in-order" * self.in_order
-        return f"{self.engine}-{'packed' if self.packed else 'split'}{order}"
+        more = "-in-order" * self.in_order + "-iommu" * (self.iommu is not None)
+        return f"{self.engine}-{'packed' if self.packed else 'split'}{more}"
 
 
 WAYS = (Way("native"), Way("native", packed=True), Way("reference"))
@@ -40,6 +42,8 @@ MORE_WAYS = (
     *WAYS,
     Way("native", in_order=True),
     Way("native", packed=True, in_order=True),
+    Way("native", iommu="page"),
+    Way("native", packed=True, iommu="global"),
 )
 
 
@@ -58,7 +62,8 @@ def load(guest: Guest, ledger: Ledger, supervisor: Supervisor) -> None:
                 ledger.settle()
         except DisconnectedError:
             ledger.fill(DEPTH + 8)  # the guest goes on meanwhile
-            guest.reconnect(timeout=60)
+            with supervisor.explained():
+                guest.reconnect(timeout=60)
             turns = 0
     ledger.verify()
 
@@ -75,7 +80,12 @@ def crash(directory: Path, image: Path, way: Way, kind: str, kills: int) -> None
     with (
         supervised(directory / "s", *words, kills=kills, seed=kills) as supervisor,
         Guest.connect(
-            directory / "s", queues=2, queue_size=64, packed=way.packed, in_order=way.in_order
+            directory / "s",
+            queues=2,
+            queue_size=64,
+            packed=way.packed,
+            in_order=way.in_order,
+            iommu=way.iommu,
         ) as guest,
     ):
         ledger = Ledger(guest, blocks=BLOCKS, seed=kills)

@@ -28,6 +28,7 @@ class Supervisor:
         self._random = random.Random(seed)
         self._load = threading.Event()
         self._over = threading.Event()
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self.killed = 0
         """How often it was."""
@@ -36,6 +37,16 @@ class Supervisor:
     def done(self) -> bool:
         """Whether it is not killed any more."""
         return self.killed == self._kills
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise why the server could not be started, rather than what came of that."""
+        try:
+            yield
+        except Exception:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
 
     def start(self) -> None:
         """Return when it listens; from ``loaded`` on it is killed."""
@@ -54,6 +65,12 @@ class Supervisor:
         self._kill()
 
     def _run(self) -> None:
+        try:
+            self._kill_again_and_again()
+        except BaseException as error:  # noqa: BLE001 - raised again by who asks
+            self._failure = error
+
+    def _kill_again_and_again(self) -> None:
         self._load.wait()
         while self.killed < self._kills and not self._over.is_set():
             # Within the start that follows the connection, soon after it, or in the middle of I/O.

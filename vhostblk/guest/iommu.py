@@ -9,6 +9,7 @@ between them.
 Spec: vhost-user, "IOMMU support"; ``struct vhost_iotlb_msg`` of <linux/vhost_types.h>.
 """
 
+import contextlib
 import select
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from vhostblk.guest import wire
 from vhostblk.guest.channel import BackendChannel
-from vhostblk.guest.errors import GuestError, NackError
+from vhostblk.guest.errors import DisconnectedError, GuestError, NackError
 from vhostblk.guest.frontend import FrontEnd
 from vhostblk.guest.layout import PAGE
 from vhostblk.guest.memory import GuestMemory
@@ -193,8 +194,9 @@ class Iommu:
             raise GuestError(f"IOVA {iova:#x} is not mapped")
         del self._mapped[one.iova]
         if self._frontend is not None:
-            for start, size in self._flushes(one):
-                self.invalidate(start, size)
+            with contextlib.suppress(DisconnectedError):  # who is gone remembers nothing
+                for start, size in self._flushes(one):
+                    self.invalidate(start, size)
 
     def reset(self, *, firmware: bool) -> None:
         """Begin anew with the machine: nobody tells the device, which is stopped."""

@@ -81,9 +81,9 @@ class Ledger:
         if self._flying:
             self._guest.wait(self._flying[0].ticket)
         for entry in [e for e in self._flying if e.ticket.done]:
+            self._check(entry)
             self._flying.remove(entry)
             self._busy.difference_update(entry.blocks)
-            self._check(entry)
 
     def settle_all(self) -> None:
         """Wait for everything in flight (see ``settle``)."""
