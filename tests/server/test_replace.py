@@ -19,7 +19,7 @@ from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
 from vhostblk.engine.api import Queue
 from vhostblk.errors import VhostBlkError
-from vhostblk.guest import Guest, Request, StatusError, hostile
+from vhostblk.guest import Guest, GuestMemory, Region, Request, StatusError, hostile
 from vhostblk.guest.errors import GuestError
 from vhostblk.server import change
 from vhostblk.server.attachment import Attachment
@@ -611,7 +611,10 @@ def test_migration_goes_on_over_other_disks(packed: bool, server: Serving, engin
         replace(server, Full(next(fills)))
         read.extend(guest.read(8 * queue, 8192, queue=queue) for queue in (0, 1))
 
-    with Guest.connect(path, queues=2, packed=packed) as guest:
+    with (
+        GuestMemory([Region(0, 4 * MIB)]) as memory,
+        Guest.connect(path, queues=2, packed=packed, memory=memory) as guest,
+    ):
         guest.migrate_to(there, passes=3, meanwhile=meanwhile)
         assert read == [fill * 8192 for fill in (b"1", b"2", b"3") for _ in range(2)]
         assert guest.read(0, 512) == b"t" * 512
