@@ -111,13 +111,22 @@ def test_free_entries_that_are_no_list_break(tracked: Tracked, entry: int, value
 
 @pytest.mark.parametrize("tracked", PACKED, indirect=True)
 @pytest.mark.parametrize(
-    ("offset", "value"), [(6, 0), (6, 2), (6, 4), (6, SIZE + 1), (4, 1), (4, SIZE), (2, 7)]
+    ("offset", "value", "fault"),
+    [
+        (6, 0, malformed(0, 2)),
+        (6, 2, malformed(0, 2)),
+        (6, 4, malformed(0, 2)),
+        (6, SIZE + 1, malformed(5, 6)),
+        (4, 1, malformed(0, 1)),
+        (4, SIZE, malformed(0, SIZE)),
+        (2, 7, malformed(0, 7)),
+    ],
 )
-def test_a_chain_that_is_none_breaks(tracked: Tracked, offset: int, value: int) -> None:
+def test_a_chain_that_is_none_breaks(
+    tracked: Tracked, offset: int, value: int, fault: Fault
+) -> None:
     """Its entries are as many as it says, end where it says, and are nobody else's."""
-    fault = spoil(tracked, (tracked.region.at(0) + offset, 2, value))
-    assert fault is not None
-    assert fault.reason == Reason.INFLIGHT.text
+    assert spoil(tracked, (tracked.region.at(0) + offset, 2, value)) == fault
 
 
 @pytest.mark.parametrize("tracked", PACKED, indirect=True)

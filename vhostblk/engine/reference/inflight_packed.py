@@ -219,10 +219,10 @@ class PackedRegion:
             self._meet(met, at, index)
             chain.append(index)
             at, index = index, self._next[index]
-        if not 1 <= num <= room:
-            raise Broken(Reason.INFLIGHT, head, num)
         if at != last:
             raise Broken(Reason.INFLIGHT, head, last)
+        if not 1 <= num <= room:
+            raise Broken(Reason.INFLIGHT, head, num)
         return Taken(tuple(chain), tuple(self._copy(index) for index in chain))
 
     def _copy(self, index: int) -> Descriptor:
