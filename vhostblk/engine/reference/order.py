@@ -21,7 +21,7 @@ class Order:
         self._last: list[Request] = []  # who was due when the first was lost
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self._taken) - len(self._lost)
 
     def take(self, request: Request) -> None:
         """Note that a request was taken."""
