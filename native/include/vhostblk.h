@@ -192,7 +192,7 @@ struct vhb_sample {
 /* A slot is what a bouncing guest allocates by (swiotlb). */
 enum { VHB_SAMPLES = 8192, VHB_BOUNCE_SLOT = 2048 };
 
-/* Counted by the worker, read at any time; each only grows but the last three. */
+/* Counted by the worker, read at any time; each only grows but the last five. */
 struct vhb_counters {
     uint64_t reads;
     uint64_t writes;
@@ -217,6 +217,8 @@ struct vhb_counters {
                      * back would fill, if the guest bounces */
     uint64_t in_flight;
     uint64_t dead; /* cancelled, not yet returned by the disk */
+    uint64_t next_avail, next_used; /* where the ring stands: indexes; of a packed ring places,
+                                     * which those of the second round are *size* behind */
 };
 
 /* ---- disks -------------------------------------------------------------------------- */

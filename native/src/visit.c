@@ -284,6 +284,8 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
         vhb_errors_give_up(q);
     n += push_done(q, io);
     store_relaxed(&q->counters.in_flight, q->in_flight);
+    store_relaxed(&q->counters.next_avail, q->next_avail);
+    store_relaxed(&q->counters.next_used, q->next_used);
     check_memory(q);
     meet_doom(q);
     answer(q, ask);

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import pytest
 import uvloop
 from server_kit.serving import Serving
 from server_kit.wire import LINUX, REGION_SIZE, wired
@@ -16,6 +17,7 @@ from vhostblk.guest import Guest
 from vhostblk.guest.negotiate import DEFAULT_FEATURES
 from vhostblk.server.status import Status, status
 from vhostblk.spec.virtio_blk import CONFIG_WRITEBACK_OFFSET
+from vhostblk.spec.virtio_ring import F_RING_PACKED
 
 Connect = Callable[..., Guest]
 MIB = 1 << 20
@@ -23,6 +25,15 @@ MIB = 1 << 20
 
 def document(server: Serving, device: int = 0) -> Status:
     return server.ask(lambda: status(server.devices[device]))
+
+
+def places(server: Serving) -> tuple[int | None, int | None]:
+    """Where the first ring stands, once its worker has said so: behind the driver's back."""
+    for _ in range(1000):
+        first = document(server)["queues"][0]
+        if first["avail_index"] == first["used_index"] != 0:
+            break
+    return first["avail_index"], first["used_index"]
 
 
 def test_who_is_connected_since_when(server: Serving, vhost_user_guest: Connect) -> None:
@@ -70,7 +81,7 @@ def test_whose_the_disk_is(server: Serving, vhost_user_guest: Connect, image: ob
 
 
 def test_where_the_rings_stand(server: Serving, vhost_user_guest: Connect) -> None:
-    """State, owner, format, size; the base of those that stand still."""
+    """State, owner, format, size; the base of those that stand still, the places of the others."""
     path = server.add(Memory(MIB), num_queues=3)
     features = DEFAULT_FEATURES
     guest = vhost_user_guest(path, queues=2, queue_size=64, features=features)
@@ -79,6 +90,8 @@ def test_where_the_rings_stand(server: Serving, vhost_user_guest: Connect) -> No
     first, second, third = document(server)["queues"]
     assert (first["state"], first["owner"]) == ("started, enabled", "worker")
     assert (first["format"], first["ring_size"], first["base"]) == ("split", 64, None)
+    assert places(server) == (3, 3)
+    assert (third["avail_index"], third["used_index"]) == (None, None)
     assert (first["kick"], first["call"], first["err"]) == (True, True, True)
     assert (third["state"], third["owner"], third["ring_size"]) == (
         "stopped, disabled",
@@ -96,7 +109,20 @@ def test_where_the_rings_stand(server: Serving, vhost_user_guest: Connect) -> No
         "control",
         3,
     )
+    assert (first["avail_index"], first["used_index"]) == (None, None)
     assert first["kick"] is False
+
+
+def test_where_a_packed_ring_stands(server: Serving, vhost_user_guest: Connect) -> None:
+    """In descriptors of the ring, whichever round it is in."""
+    path = server.add(Memory(MIB))
+    if not server.devices[0].features & F_RING_PACKED:
+        pytest.skip("the engine offers no packed rings")
+    guest = vhost_user_guest(path, packed=True, queue_size=10)
+    for _ in range(12):  # one descriptor each
+        guest.read(0, 512)
+    assert document(server)["queues"][0]["format"] == "packed"
+    assert places(server) == (2, 2)
 
 
 def test_regions_are_shown_as_they_come_and_go() -> None:

@@ -52,6 +52,9 @@ class Counters:
         slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
             way would fill, if the guest bounces.
         slots_high: The most that *slots* ever was.
+        next_avail: The next chain the device takes: the avail index.  Packed: a descriptor, and
+            those of the second round are the ring's size behind.
+        next_used: The next it gives back, likewise.
     """
 
     reads: int = 0
@@ -76,3 +79,5 @@ class Counters:
     slots: int = 0
     in_flight: int = 0
     dead: int = 0
+    next_avail: int = 0
+    next_used: int = 0

@@ -18,7 +18,7 @@ _SETTERS: Mapping[str, Callable[[Queue, int | None], None]] = {
     "call": lambda queue, fd: queue.set_call(fd),
     "err": lambda queue, fd: queue.set_err(fd),
 }
-_NOW = ("in_flight", "dead", "slots")
+_NOW = ("in_flight", "dead", "slots", "next_avail", "next_used")
 """Counters that tell of a moment."""
 _MOST = ("segment_max", "slots_high")
 """Counters that only grow, and do not add up."""

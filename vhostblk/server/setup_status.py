@@ -53,6 +53,8 @@ class RingStatus(TypedDict):
     format: str
     ring_size: int
     base: int | None
+    avail_index: int | None
+    used_index: int | None
     kick: bool
     call: bool
     err: bool
@@ -95,16 +97,27 @@ def ring_status(ring: Ring, *, running: bool) -> RingStatus:
     """
     fds = ring.keeper.eventfds()
     stood = ring.stood if ring.base is None else ring.base
+    avail, used = _places(ring)
     return {
         "state": ring.state.value,
         "owner": "worker" if running else "control",
         "format": "packed" if ring.place.packed else "split",
         "ring_size": ring.place.num,
         "base": None if ring.running else stood,
+        "avail_index": avail if ring.running else None,
+        "used_index": used if ring.running else None,
         "kick": "kick" in fds,
         "call": "call" in fds,
         "err": "err" in fds,
     }
+
+
+def _places(ring: Ring) -> tuple[int, int]:
+    """Say where a ring stood at its worker's last look; in a packed one, in either round."""
+    now, size = ring.counters(), ring.place.num
+    if ring.place.packed and size:
+        return now.next_avail % size, now.next_used % size
+    return now.next_avail, now.next_used
 
 
 def shown(ranges: Sequence[Range]) -> list[ShownRange]:

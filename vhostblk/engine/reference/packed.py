@@ -133,6 +133,10 @@ class PackedRing:
         """Return the index of the next descriptor to take."""
         return self._avail % self.layout.size
 
+    def places(self) -> tuple[int, int]:
+        """Return the descriptors that are taken and given back next, in their rounds."""
+        return self._avail, self._used
+
     def _is_available(self, position: int, flags: int) -> bool:
         """Say whether *flags* are those of an available descriptor.  Spec: virtio 1.3, 2.8.1."""
         expected = PACKED_DESC_F_AVAIL if self._first_round(position) else PACKED_DESC_F_USED

@@ -294,7 +294,7 @@ class ReferenceQueue:
 
     def counters(self) -> Counters:
         """Return what the queue has counted."""
-        return self._work.counters()
+        return self._service.counters()
 
     def samples(self) -> list[Sample]:
         """Return the samples there are, and forget them."""

@@ -170,6 +170,10 @@ class Ring(Protocol):
         """Return where the next chain begins, for who tells what is wrong."""
         ...
 
+    def places(self) -> tuple[int, int]:
+        """Return the next to take and to give back, as `Counters` has them."""
+        ...
+
     def pop(self, memory: GuestMemory, trace: Trace) -> Chain | None:
         """
         Look at the next chain; it is not taken before `take`.

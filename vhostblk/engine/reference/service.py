@@ -5,8 +5,9 @@ Everything here is whoever's the ring is: the control plane sets it up, the work
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from vhostblk.engine.api import Fault, Miss
+from vhostblk.engine.api import Counters, Fault, Miss
 from vhostblk.engine.reference.chain import Request, open_request
 from vhostblk.engine.reference.errors import Errors
 from vhostblk.engine.reference.ownership import Ask, News
@@ -80,6 +81,14 @@ class Service:
         if self._ring is None:
             self._ring = self.settings.open_ring(self._base)
         return self._ring
+
+    def counters(self) -> Counters:
+        """Return what was counted, and where the ring stands; legal at any time."""
+        counted, ring = self._work.counters(), self._ring
+        if ring is None:
+            return counted
+        avail, used = ring.places()
+        return replace(counted, next_avail=avail, next_used=used)
 
     def forget_region(self) -> None:
         """Note nothing more of what is taken, until `begin`."""

@@ -78,6 +78,10 @@ class SplitRing:
         """Return the next avail entry to take."""
         return self._next_avail
 
+    def places(self) -> tuple[int, int]:
+        """Return the avail entry and the used entry that are next."""
+        return self._next_avail, self._next_used
+
     def at(self) -> int:
         """Return the next avail entry to take."""
         return self._next_avail
