@@ -63,5 +63,4 @@ void vhb_order_give_up(struct vhb_queue *q)
             done_append(q, req);
         }
     }
-    q->order_stuck = false;
 }

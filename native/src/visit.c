@@ -58,6 +58,7 @@ static void meet_doom(struct vhb_queue *q)
         return;
     vhb_break(q, q->doom.reason, q->doom.index, q->doom.value);
     q->doom = (struct vhb_fault){0};
+    q->order_stuck = false; /* nothing goes back until there is another ring */
 }
 
 static void call_driver(struct vhb_queue *q)

@@ -203,6 +203,31 @@ static void test_withheld_request_is_not_spoken_for(void)
     }
 }
 
+/* The last request of a drain is kept: the queue is broken and drained at once, and serves its next
+ * life as any other does. */
+static void test_withheld_at_the_end_of_a_drain(void)
+{
+    struct slow s;
+    struct vhb_job jobs[HEADS];
+    open_in_order(&s, 0);
+    jobs[0] = start(&s, 0, BLK_IN, 0);
+    CHECK_EQ(vhb_queue_drain(s.rig.queue), 0);
+    settle(&s.rig);
+    CHECK_EQ(vhb_mailbox_break(s.box, jobs[0].tag), 0);
+    rig_wait(&s.rig, VHB_DRAINED);
+    CHECK_EQ(rig_broken(&s.rig).reason, VHB_DISK_KEPT_VIEW);
+    CHECK(!take_used(&s.rig));
+
+    rig_begin(&s.rig);
+    rig_run(&s.rig);
+    start_all(&s, jobs, BLK_IN);
+    for (int i = HEADS; i--;)
+        finish(&s, &jobs[i]);
+    settle(&s.rig);
+    check_used(&s.rig, all, HEADS, 1);
+    close_slow(&s);
+}
+
 /* A queue that breaks with requests done and waiting lets go of them when it is drained. */
 static void test_broken_queue_drains(void)
 {
@@ -320,5 +345,6 @@ static void test_batches_wrap(void)
 
 CHECK_MAIN(TEST(every_order_of_completion), TEST(nobody_is_skipped_who_was_not_used_completely),
            TEST(what_the_disk_never_sees_waits_too), TEST(cancelled_in_order),
-           TEST(withheld_request_is_not_spoken_for), TEST(broken_queue_drains),
+           TEST(withheld_request_is_not_spoken_for), TEST(withheld_at_the_end_of_a_drain),
+           TEST(broken_queue_drains),
            TEST(done_while_parked), TEST(driver_out_of_order), TEST(batches_wrap))
