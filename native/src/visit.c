@@ -136,11 +136,9 @@ static bool may_take(const struct vhb_queue *q, uint32_t ask)
     return ask == VHB_ASK_RUN ? q->enabled : ask == VHB_ASK_DRAIN && q->loaded && must_replay(q);
 }
 
-/* For who looks on: how far the slots are used, and that something is under way. */
+/* For who looks on: that something is under way. */
 static void note_taken(struct vhb_queue *q)
 {
-    if (slot_count(q) - q->n_free > q->touched)
-        store_relaxed(&q->touched, slot_count(q) - q->n_free);
     if (load_relaxed(&q->busy_asked)) {
         store_relaxed(&q->busy_asked, 0u);
         vhb_queue_post(q, VHB_BUSY);
@@ -164,6 +162,8 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
             break;
         q->n_free--;
         n++;
+        if (req->tag >= q->touched)
+            store_relaxed(&q->touched, req->tag + 1);
         store_relaxed(&req->popped, io->now);
         if (q->in_order)
             vhb_order_enter(req);

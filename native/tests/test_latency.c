@@ -151,6 +151,41 @@ static void test_held_requests_are_slow(void)
     close_slow(&s);
 }
 
+static int take(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)
+{
+    (void)disk, (void)req, (void)io;
+    return VHB_PENDING;
+}
+
+static void drop(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)
+{
+    (void)disk, (void)io;
+    vhb_req_done(req, -ECANCELED);
+}
+
+/* Whatever slot a request has got: behind a cancel that the disk obeys at once it is another. */
+static void test_any_slot_may_be_slow(void)
+{
+    static const struct vhb_disk_ops ops = {.submit = take, .cancel = drop};
+    struct vhb_disk disk = {.ops = &ops};
+    struct vhb_slow list[2];
+    struct rig rig;
+    rig_open(&rig, &(struct rig_config){.disk = &disk});
+    for (int round = 0; round < 3; round++) {
+        put_request(&rig, 0, BLK_IN, 8, RIG_DATA, 512);
+        put_avail(&rig, 0);
+        rig_kick(&rig);
+        settle(&rig);
+        CHECK_EQ(vhb_queue_slow(rig.queue, 0, list, 2), 1);
+        CHECK_EQ(list[0].offset, 8 * 512);
+        rig_cancel(&rig);
+        CHECK(take_used(&rig));
+        CHECK_EQ(vhb_queue_slow(rig.queue, 0, list, 2), 0);
+        rig_run(&rig);
+    }
+    rig_close(&rig);
+}
+
 /* ---- who looks on --------------------------------------------------------------------- */
 
 static bool busy(struct slow *s)
@@ -218,5 +253,6 @@ static void test_may_be_looked_at_any_time(void)
 
 CHECK_MAIN(TEST(buckets_are_where_their_bounds_say), TEST(counts_by_operation),
            TEST(measures_from_pop_to_push), TEST(counts_cancelled_requests_once),
-           TEST(lists_what_is_slow), TEST(held_requests_are_slow), TEST(tells_once_that_it_is_busy),
+           TEST(lists_what_is_slow), TEST(held_requests_are_slow),
+           TEST(any_slot_may_be_slow), TEST(tells_once_that_it_is_busy),
            TEST(may_be_looked_at_any_time))
