@@ -215,8 +215,7 @@ static void give(struct vhb_queue *q, uint32_t ask, uint32_t event)
 /* Do what the control plane asked, if its time has come. */
 static void answer(struct vhb_queue *q, uint32_t ask)
 {
-    bool idle =
-        q->in_flight == 0 && !q->done && !q->order_first && !(may_take(q, ask) && has_slot(q));
+    bool idle = q->in_flight == 0 && !q->done && !q->order_first && !may_take(q, ask);
     if (ask == VHB_ASK_PARK)
         give(q, ask, VHB_PARKED);
     else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle)
@@ -337,7 +336,7 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
     case VHB_ASK_PARK:
         return true;
     case VHB_ASK_DRAIN:
-        return q->done || q->in_flight == 0 || (may_take(q, ask) && has_slot(q));
+        return q->done || (may_take(q, ask) ? has_slot(q) : q->in_flight == 0);
     case VHB_ASK_CANCEL:
         return q->done || q->in_flight == 0 || !q->cancelled;
     case VHB_ASK_DETACH:

@@ -346,5 +346,5 @@ static void test_batches_wrap(void)
 CHECK_MAIN(TEST(every_order_of_completion), TEST(nobody_is_skipped_who_was_not_used_completely),
            TEST(what_the_disk_never_sees_waits_too), TEST(cancelled_in_order),
            TEST(withheld_request_is_not_spoken_for), TEST(withheld_at_the_end_of_a_drain),
-           TEST(broken_queue_drains),
-           TEST(done_while_parked), TEST(driver_out_of_order), TEST(batches_wrap))
+           TEST(broken_queue_drains), TEST(done_while_parked), TEST(driver_out_of_order),
+           TEST(batches_wrap))

@@ -253,6 +253,5 @@ static void test_may_be_looked_at_any_time(void)
 
 CHECK_MAIN(TEST(buckets_are_where_their_bounds_say), TEST(counts_by_operation),
            TEST(measures_from_pop_to_push), TEST(counts_cancelled_requests_once),
-           TEST(lists_what_is_slow), TEST(held_requests_are_slow),
-           TEST(any_slot_may_be_slow), TEST(tells_once_that_it_is_busy),
-           TEST(may_be_looked_at_any_time))
+           TEST(lists_what_is_slow), TEST(held_requests_are_slow), TEST(any_slot_may_be_slow),
+           TEST(tells_once_that_it_is_busy), TEST(may_be_looked_at_any_time))

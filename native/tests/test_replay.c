@@ -185,6 +185,40 @@ static void test_drain_takes_what_is_left(void)
     }
 }
 
+/* Where no request may be taken for a moment, as samples of the first wait to be read, a drain
+ * waits as well: what it left in the region would be lost with it. */
+static void test_drain_waits_for_room(void)
+{
+    enum { TABLE = 0x200000, ENTRIES = VHB_SAMPLES / 2 + 2 };
+    struct tracked t;
+    struct vhb_sample samples[512];
+    open_tracked(&t);
+    struct rig *rig = &t.slow.rig;
+    CHECK_EQ(vhb_queue_set_features(rig->queue, RIG_INDIRECT), 0);
+    CHECK_EQ(vhb_queue_set_sampling(rig->queue, 9, 0), 0);
+    leave_three(&t);
+    put_desc(rig, RIG_DESC, 6, rig_at(TABLE), 16 * ENTRIES, DESC_INDIRECT, 0);
+    for (uint16_t i = 0; i < ENTRIES; i++) /* more pieces than a request may have: it fails */
+        put_desc(rig, TABLE, i, rig_at(RIG_DATA), 512,
+                 (uint16_t)(DESC_WRITE | (i + 1 < ENTRIES ? DESC_NEXT : 0)), (uint16_t)(i + 1));
+    rig_run(rig);
+    CHECK_EQ(vhb_queue_drain(rig->queue), 0);
+    wait_used(rig);
+    CHECK_EQ(rig->last_id, 6);
+    expect_no_job(&t);
+    CHECK(!(vhb_queue_take_events(rig->queue) & VHB_DRAINED));
+    while (vhb_queue_take_samples(rig->queue, samples, 512))
+        ;
+    static const uint16_t heads[] = {0, 9};
+    for (int i = 0; i < 2; i++) {
+        struct vhb_job job = expect_job(&t, heads[i]);
+        finish_and_take(&t, &job, heads[i]);
+    }
+    rig_wait(rig, VHB_DRAINED);
+    CHECK_EQ(rig_base(rig), 43);
+    close_tracked(&t);
+}
+
 /* A ring that was never looked at has nothing to take: it says the base it was given. */
 static void test_drain_of_a_ring_that_never_ran(void)
 {
@@ -275,5 +309,6 @@ CHECK_MAIN(TEST(predecessors_requests_are_taken_first), TEST(equal_counters),
            TEST(last_batch_is_not_taken_again), TEST(region_whose_index_nobody_set),
            TEST(region_for_more_descriptors), TEST(miss_in_the_middle),
            TEST(drain_behind_a_miss_leaves_the_rest), TEST(drain_takes_what_is_left),
-           TEST(drain_of_a_ring_that_never_ran), TEST(cancelled_drain_leaves_the_rest),
-           TEST(chain_without_a_status), TEST(chain_that_leads_nowhere))
+           TEST(drain_waits_for_room), TEST(drain_of_a_ring_that_never_ran),
+           TEST(cancelled_drain_leaves_the_rest), TEST(chain_without_a_status),
+           TEST(chain_that_leads_nowhere))
