@@ -317,12 +317,17 @@ static uint32_t packed_save(const struct vhb_queue *q)
     return as_wire(q, q->next_avail) | (uint32_t)as_wire(q, q->next_used) << 16;
 }
 
-static bool base_fits(const struct vhb_queue *q)
+/* Whether there are such places: a base comes from the front-end, and a ring that stands somewhere
+ * may have got another size. */
+static bool places_fit(const struct vhb_queue *q)
 {
-    uint32_t avail, used;
-    places_of(q, &avail, &used);
-    return (q->base & (WRAP - 1)) < q->size && (q->base >> 16 & (WRAP - 1)) < q->size &&
-           between(q, used, avail) <= q->size;
+    uint32_t avail = q->next_avail, used = q->next_used;
+    if (!q->loaded) {
+        if ((q->base & (WRAP - 1)) >= q->size || (q->base >> 16 & (WRAP - 1)) >= q->size)
+            return false;
+        places_of(q, &avail, &used);
+    }
+    return avail < 2 * q->size && used < 2 * q->size && between(q, used, avail) <= q->size;
 }
 
 static bool packed_is_set(const struct vhb_queue *q)
@@ -330,7 +335,7 @@ static bool packed_is_set(const struct vhb_queue *q)
     const struct vhb_part *part = q->part;
     return q->size && part[VHB_PART_DESC].len >= DESC_SIZE * (size_t)q->size &&
            part[VHB_PART_AVAIL].len >= 4 && (uintptr_t)part_at(&part[VHB_PART_AVAIL], 0) % 4 == 0 &&
-           part[VHB_PART_USED].len >= 4 && (q->loaded || base_fits(q)) &&
+           part[VHB_PART_USED].len >= 4 && places_fit(q) &&
            vhb_inflight_fits(q, sizeof(struct packed_region), sizeof(struct packed_state));
 }
 

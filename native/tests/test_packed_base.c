@@ -109,5 +109,28 @@ static void test_format_changes_between_starts(void)
     close_slow(&s);
 }
 
+/* A ring that stands somewhere cannot become so short that it stands nowhere. */
+static void test_ring_does_not_shrink_under_its_places(void)
+{
+    struct slow s;
+    open_slow(&s, &(struct rig_config){.size = 9, .features = RIG_PACKED});
+    struct vhb_job job = start(&s, 0, BLK_IN, 0); /* three descriptors */
+    rig_park(&s.rig);
+    static const struct {
+        uint32_t size;
+        int runs;
+    } sizes[] = {{1, -EINVAL}, {2, -EINVAL}, {9, 0}};
+    for (size_t i = 0; i < 3; i++) {
+        CHECK_EQ(vhb_queue_set_size(s.rig.queue, sizes[i].size), 0);
+        CHECK_EQ(vhb_queue_run(s.rig.queue), sizes[i].runs);
+    }
+    finish(&s, &job);
+    wait_used(&s.rig);
+    rig_drain(&s.rig);
+    CHECK_EQ(vhb_queue_set_size(s.rig.queue, 1), 0); /* it stands at 3 */
+    CHECK_EQ(vhb_queue_run(s.rig.queue), -EINVAL);
+    close_slow(&s);
+}
+
 CHECK_MAIN(TEST(ring_goes_on_at_its_base), TEST(half_a_base), TEST(ring_must_fit),
-           TEST(format_changes_between_starts))
+           TEST(format_changes_between_starts), TEST(ring_does_not_shrink_under_its_places))
