@@ -1,7 +1,7 @@
 """
-Generate the cffi module's C source from the contract, `include/vhostblk.h`.
+Generate the cffi module's C source from the contract: `include/vhostblk.h` and its values.
 
-The text between the two ``cdef`` markers of the header is handed to cffi verbatim, so the
+The text between the two ``cdef`` markers of each header is handed to cffi verbatim, so the
 declarations exist once.
 """
 
@@ -20,14 +20,15 @@ def cdef_text(header: str) -> str:
 
 
 def main() -> None:
-    """Write the C source named on the command line."""
+    """Write the C source named last on the command line, out of the headers before it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("header", type=Path)
+    parser.add_argument("headers", type=Path, nargs="+")
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
 
     ffi = cffi.FFI()
-    ffi.cdef(cdef_text(args.header.read_text(encoding="utf-8")))
+    for header in args.headers:
+        ffi.cdef(cdef_text(header.read_text(encoding="utf-8")))
     # py_limited_api: one wheel for every CPython from 3.11 on.
     ffi.set_source(MODULE, '#include "vhostblk.h"', py_limited_api=True)
     ffi.emit_c_code(str(args.output))

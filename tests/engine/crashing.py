@@ -101,10 +101,11 @@ def build(cache: Path) -> Path:
     scratch = done.parent
     scratch.mkdir(parents=True)
     source, fresh = scratch / "_native.c", scratch / "fresh.so"
-    header = NATIVE / "include/vhostblk.h"
-    subprocess.run([sys.executable, NATIVE / "build.py", header, source], check=True)
+    include = NATIVE / "include"
+    headers = include / "vhostblk_values.h", include / "vhostblk.h"
+    subprocess.run([sys.executable, NATIVE / "build.py", *headers, source], check=True)
     command: list[str | Path] = [compiler, "-shared", "-fPIC", "-O1", "-std=gnu11"]
-    command += ["-D_GNU_SOURCE", "-DVHB_CRASH_POINTS", f"-I{header.parent}", f"-I{NATIVE / 'src'}"]
+    command += ["-D_GNU_SOURCE", "-DVHB_CRASH_POINTS", f"-I{include}", f"-I{NATIVE / 'src'}"]
     command += [f"-I{sysconfig.get_path('include')}", source, *sorted(NATIVE.glob("src/*.c"))]
     subprocess.run([*command, "-l:liburing.a", "-lpthread", "-o", fresh], check=True)
     return fresh.rename(done)
