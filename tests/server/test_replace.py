@@ -484,8 +484,11 @@ def test_queue_that_cannot_be_made_changes_nothing(
         with pytest.raises(OSError, match="Too many open files"):
             replace(server, Full(b"n"))
     assert until(lambda: open_fds() <= before[0] and threads() <= before[1])
+    device, front = server.devices[0], server.devices[0].attached
+    assert front is not None
     for queue in range(3):
         assert guest.read(0, 512, queue=queue) == b"o" * 512
+        assert device._slow._queues[queue] is front.rings[queue].queue
     replace(server, Full(b"n"))
     assert guest.read(0, 512, queue=2) == b"n" * 512
 

@@ -321,7 +321,7 @@ class Attachment:
             for queue in made:
                 await self.device.drop_queue(queue, backing)
             for ring in (one for one in self.rings if one.keeper.made):
-                self.device.troubles.watch(ring.index, ring.queue)
+                self.device.watch(ring.index, ring.queue)
             raise
         return [former.queue for _, former in formers]
 

@@ -116,9 +116,13 @@ class Device:
     ) -> Queue:
         """Make queue *index*; for the disk there is, or for the one in *backing*."""
         queue = (backing or self.backing).make_queue(index, on_broken=on_broken)
+        self.watch(index, queue)
+        return queue
+
+    def watch(self, index: int, queue: Queue) -> None:
+        """Tell of what goes wrong in a queue that serves *index* from now on."""
         self.troubles.watch(index, queue)
         self._slow.watch(index, queue)
-        return queue
 
     async def drop_queue(self, queue: Queue, backing: Backing | None = None) -> None:
         """Close a drained queue, of the disk there is or of the one in *backing*."""
