@@ -29,8 +29,8 @@ from vhostblk.guest.guest import Guest
 from vhostblk.server import upgrade
 from vhostblk.server.courier import Courier
 from vhostblk.server.handover import Answer
+from vhostblk.server.heir import Heir, Patience
 from vhostblk.server.status import status
-from vhostblk.server.upgrade import Patience
 
 Connect = Callable[..., Guest]
 SIZE = 1 << 20
@@ -333,11 +333,11 @@ def test_who_had_owned_the_rings_is_known_behind_its_death(owned: bool) -> None:
     """
     ours, theirs = Courier.pair()
     process = subprocess.Popen(["sleep", "60"])
-    successor = upgrade._Successor(process, ours, SHORT)
+    successor = Heir(process, ours, SHORT)
     other = Courier(theirs)
     if owned:
         other.send(Answer(), seconds=1)
-    assert successor.end() is owned
+    assert asyncio.run(successor.end()) is owned
     assert process.returncode == -signal.SIGKILL
     ours.hang_up()
     other.hang_up()
@@ -347,13 +347,13 @@ def test_rings_that_died_with_their_owner_are_nobodys(
     server: Serving, vhost_user_guest: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where they stand can only be guessed: we end, and do not touch them before that."""
-    end = upgrade._Successor.end
+    end = Heir.end
 
-    def owned(successor: upgrade._Successor) -> bool:
-        end(successor)
+    async def owned(successor: Heir) -> bool:
+        await end(successor)
         return True
 
-    monkeypatch.setattr(upgrade._Successor, "end", owned)
+    monkeypatch.setattr(Heir, "end", owned)
     guest = vhost_user_guest(server.add(Null(SIZE)))
     with pytest.raises(upgrade.Lost, match="front-ends have to connect again"):
         server.run(server.upgrade.run(successors.command("last:die")))

@@ -16,12 +16,13 @@ from vhostblk.engine.api import Engine
 from vhostblk.engine.choose import EngineName, load
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import Device
+from vhostblk.server.heir import Patience
 from vhostblk.server.listener import SocketOptions, listen
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
-from vhostblk.server.upgrade import Patience, Upgrade
+from vhostblk.server.upgrade import Upgrade
 
 _T = TypeVar("_T")
 PATIENCE = 10.0

@@ -31,7 +31,7 @@ class Failing:
 
     def __init__(self, step: str) -> None:
         from vhostblk.server.courier import Courier  # noqa: PLC0415
-        from vhostblk.server.upgrade import VARIABLE  # noqa: PLC0415
+        from vhostblk.server.heir import VARIABLE  # noqa: PLC0415
 
         self._step = step
         self._courier = Courier(socket.socket(fileno=int(os.environ[VARIABLE])))

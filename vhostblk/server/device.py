@@ -243,6 +243,9 @@ class Device:
             VhostBlkError: Completed writes may not be stable.
         """
         self._exhume()
+        if self._down:  # flushed and closed before
+            await self.backing.end()
+            return
         failure: OSError | None = None
         dead = self.dead()
         seconds = STUCK_SECONDS if dead else self.options.drain_seconds

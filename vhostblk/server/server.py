@@ -35,6 +35,8 @@ class Server:
         self._engine = engine
         self.services: dict[str, Service] = {}
         """What is served, by name."""
+        self.full: str | None = None
+        """Why no device can come; None: it can."""
         self._coming: set[str] = set()
         self._changed = asyncio.Event()
         raise_open_files()
@@ -80,11 +82,7 @@ class Server:
             VhostBlkError: The disk cannot be had, or not so.
         """
         try:
-            self._reserve(options.name)
-            try:
-                device = await open_device(disk, self._engine, options, source)
-            finally:
-                self._coming.discard(options.name)
+            device = await self._open(disk, options, source)
         except BaseException:
             listener.close()
             raise
@@ -101,7 +99,20 @@ class Server:
         )
         return device
 
+    async def _open(self, disk: object, options: DeviceOptions, source: DiskSpec | None) -> Device:
+        self._reserve(options.name)
+        try:
+            device = await open_device(disk, self._engine, options, source)
+        finally:
+            self._coming.discard(options.name)
+        if self.full is not None:
+            await device.close()
+            raise VhostBlkError(self.full)
+        return device
+
     def _reserve(self, name: str) -> None:
+        if self.full is not None:
+            raise VhostBlkError(self.full)
         if name in self.services or name in self._coming:
             raise VhostBlkError(f"a device is called {name!r} already: give this one another name")
         self._coming.add(name)

@@ -172,6 +172,12 @@ class Service:
             self.session.leave()
             self.session.attachment.leave()  # at once: whoever waits for its lock must not get it
 
+    def give_up(self) -> None:
+        """Take no front-end any more and hang up on the one there is: its disk is not open."""
+        self.device.tenure.hand_over()
+        self.listener.close()
+        self.device.hang_up()
+
     async def left(self) -> None:
         """Return when nothing is left here, after `leave`."""
         if self.task is not None:

@@ -19,11 +19,12 @@ from pathlib import Path
 from vhostblk.disk import carry
 from vhostblk.disk.grammar import DiskSpec, parse
 from vhostblk.disk.make import make
-from vhostblk.errors import Refused, VhostBlkError
+from vhostblk.errors import VhostBlkError
 from vhostblk.server import handover as h
 from vhostblk.server.connector import connect
 from vhostblk.server.courier import Courier, Gone
 from vhostblk.server.device import Device, open_device
+from vhostblk.server.heir import VARIABLE
 from vhostblk.server.listener import Listener
 from vhostblk.server.log import Log
 from vhostblk.server.notify import notify
@@ -34,7 +35,6 @@ from vhostblk.server.server import Server
 from vhostblk.server.service import Service
 from vhostblk.server.session import Session
 from vhostblk.server.source import Source, Spent
-from vhostblk.server.upgrade import VARIABLE
 from vhostblk.version import version
 
 SECONDS = 60.0
@@ -57,6 +57,7 @@ class _Plan:
         options: What is asked of it.
         source: The disk as it was written.
         state: What it was.
+        front_ends: Where they come from, once that is made.
         device: Once it is open.
         session: Once it is made, if a front-end is connected.
         rest: Once it is known.
@@ -66,6 +67,7 @@ class _Plan:
     options: DeviceOptions
     source: DiskSpec | None
     state: h.DeviceState
+    front_ends: Source | None = None
     device: Device | None = None
     session: Session | None = None
     rest: h.Rest | None = None
@@ -169,6 +171,7 @@ class Takeover:
                 "it there first, or afterwards"
             )
         for plan in self._plans:
+            plan.front_ends = source(plan.state.source, Log(__name__, plan.options.name))
             if (fds := plan.state.disk) is not None:
                 await _open(server, plan, partial(carry.adopt, fds=fds))
         self._courier.send(h.Answer(), seconds=SECONDS)
@@ -199,19 +202,21 @@ async def _open(server: Server, plan: _Plan, before: Before) -> None:
 
 def _run(server: Server, plan: _Plan) -> None:
     device, session, front_end = plan.device, plan.session, plan.state.front_end
-    if device is None or plan.rest is None:
+    if device is None or plan.rest is None or plan.front_ends is None:
         raise AssertionError("all of them are open by now")
-    service = Service(device, source(plan.state.source, Log(__name__, plan.options.name)))
+    service = Service(device, plan.front_ends)
     server.services[service.name] = service
     if session is not None and front_end is not None:
         try:
             resume(session, front_end, plan.rest)
-        except Refused:  # was checked: a bug, but the guests of others wait
+        except Exception:
             device.log.exception("a bug of ours, going on with its queues")
     service.take_over(session)
 
 
 async def _drop(plan: _Plan) -> None:
+    if plan.front_ends is not None:
+        plan.front_ends.leave()
     if plan.device is not None:
         plan.device.tenure.hand_over()  # back
     if plan.session is not None:

@@ -12,48 +12,23 @@ The other side is `vhostblk.server.takeover`, what is told is `vhostblk.server.h
 import asyncio
 import logging
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import handover as h
-from vhostblk.server.courier import Courier, Gone
 from vhostblk.server.export import bases, device_state
+from vhostblk.server.heir import Heir, Patience, start
 from vhostblk.server.listener import Listener
 from vhostblk.server.notify import notify, reloading
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
 from vhostblk.version import version
 
-VARIABLE = "VHOSTBLK_HANDOVER_FD"
-"""Where a process that was started to take over finds the socket to us."""
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """
-    How long each step may take, in seconds.
-
-    Args:
-        start: Until the new process says anything: an interpreter and its imports, on a busy host.
-        hold: Until the messages in hand are answered.
-        prepare: Until it is ready; front-ends get no answers meanwhile, but their guests run.
-        quiet: Until requests in flight have ended: a guest waits for no longer than that.
-        own: Until it says that it owns the rings.
-    """
-
-    start: float = 30.0
-    hold: float = 5.0
-    prepare: float = 30.0
-    quiet: float = 3.0
-    own: float = 10.0
 
 
 class Lost(VhostBlkError):  # noqa: N818 - a state
@@ -85,62 +60,6 @@ class Successor:
 
 
 @dataclass(slots=True)
-class _Successor:
-    """The new process, until it owns everything or is dead."""
-
-    process: subprocess.Popen[bytes]
-    courier: Courier
-    patience: Patience
-
-    async def send(self, document: object, seconds: float) -> None:
-        await self._within(asyncio.to_thread(self.courier.send, document, seconds=seconds))
-
-    async def receive(self, kind: type[_T], seconds: float, doing: str) -> _T:
-        try:
-            return await self._within(
-                asyncio.to_thread(self.courier.receive, kind, seconds=seconds)
-            )
-        except TimeoutError:
-            raise VhostBlkError(
-                f"the new process takes more than {seconds:g} s to {doing}"
-            ) from None
-
-    async def _within(self, work: Coroutine[object, object, _T]) -> _T:
-        try:
-            return await work
-        except Gone:
-            status = await asyncio.to_thread(self.process.wait, self.patience.own)
-            raise VhostBlkError(f"the new process has ended with status {status}") from None
-
-    async def answer(self, seconds: float, doing: str) -> None:
-        """
-        Return when it says yes.
-
-        Raises:
-            VhostBlkError: It refuses, is silent, or dead.
-        """
-        said = await self.receive(h.Answer, seconds, doing)
-        if said.refused is not None:
-            raise VhostBlkError(f"the new process cannot take over: {said.refused}")
-
-    async def done(self) -> float | None:
-        """Return how long guests were paused; None: it does not say."""
-        try:
-            said = await self.receive(h.Done, self.patience.own, "run the rings")
-        except VhostBlkError:
-            return None
-        return said.paused_seconds
-
-    def end(self) -> bool:
-        """Make sure that it is dead; return whether it had owned the rings before."""
-        self.process.kill()
-        self.process.wait()
-        with suppress(VhostBlkError, TimeoutError, OSError):
-            return self.courier.receive(h.Answer, seconds=0.1).refused is None
-        return False
-
-
-@dataclass(slots=True)
 class _Undo:
     """What has to be undone if the new process does not take over."""
 
@@ -162,11 +81,18 @@ class _Undo:
                     raise VhostBlkError(f"{service.name}: the disk: {error}") from error
 
     async def all(self) -> None:
-        """Go on as if nothing had happened."""
+        """Go on as if nothing had happened; a device that cannot keeps no other from it."""
         for service in self.services:
-            if (saved := self.saved.pop(service.name, None)) is not None:
-                await service.device.take_up(saved)
-            await service.go_on()
+            try:
+                if (saved := self.saved.pop(service.name, None)) is not None:
+                    await service.device.take_up(saved)
+                await service.go_on()
+            except Exception:
+                service.device.log.exception(
+                    "the disk cannot be opened again, so it is served no longer: "
+                    "stop and start the server"
+                )
+                service.give_up()
 
 
 class Upgrade:
@@ -192,6 +118,7 @@ class Upgrade:
         self._ended = ended
         self._patience = patience or Patience()
         self._task: asyncio.Task[Successor] | None = None
+        self._over = asyncio.Event()
         self.successor: int | None = None
         """The process that has taken over."""
         self.lost: Lost | None = None
@@ -207,10 +134,14 @@ class Upgrade:
 
     async def cancel(self) -> None:
         """Give up what is under way; returns when we serve on, or another does."""
-        if self._task is not None:
-            if self.successor is None:
-                self._task.cancel()
-            await asyncio.wait([self._task])
+        if self._task is None:
+            return
+        if self.successor is None:
+            self._task.cancel()
+        # Not for the task alone: it is a client's, who may go on with other requests.
+        over = asyncio.ensure_future(self._over.wait())
+        await asyncio.wait({self._task, over}, return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
 
     async def run(self, command: Sequence[str]) -> Successor:
         """
@@ -225,7 +156,8 @@ class Upgrade:
         """
         if self._task is not None and not self._task.done() and self._task is not _current():
             raise VhostBlkError("an upgrade is under way already")
-        self._task = _current()
+        self._task, self._over = _current(), asyncio.Event()
+        self._server.full = "another process takes over now: try again when it has"
         _log.info("upgrade: starting %s", " ".join(command))
         notify(*reloading(), "STATUS=upgrading")
         try:
@@ -233,6 +165,9 @@ class Upgrade:
         except BaseException as error:
             self._failed(error)
             raise
+        finally:
+            self._task = None
+            self._over.set()
         _log.info("upgrade: process %d has taken over", successor.pid)
         self._ended()
         return successor
@@ -242,6 +177,7 @@ class Upgrade:
             self.lost = error
             self._ended()
             return
+        self._server.full = None
         why = "told to stop" if isinstance(error, asyncio.CancelledError) else str(error)
         _log.error("upgrade: not done, serving on: %s", why)
         if not isinstance(error, VhostBlkError | asyncio.CancelledError):
@@ -252,7 +188,7 @@ class Upgrade:
         services = list(self._server.services.values())
         for service in services:
             _check(service)
-        successor = _start(command, self._patience)
+        successor = start(command, self._patience)
         try:
             await self._greet(successor)
             async with AsyncExitStack() as held:
@@ -261,19 +197,19 @@ class Upgrade:
                 await self._commit(successor, services)
                 self.successor = successor.process.pid
                 self._leave(services)
-            paused = await successor.done()
         except BaseException:
-            await asyncio.to_thread(successor.end)
-            raise
-        finally:
+            await successor.end()
             successor.courier.hang_up()
+            raise
+        paused = await successor.done()
+        successor.courier.hang_up()
         self._server.services.clear()
         for service in services:
             await service.left()
         successor.process.returncode = 0  # nobody waits for it here: it is not our child for long
         return Successor(successor.process.pid, paused)
 
-    async def _greet(self, successor: _Successor) -> None:
+    async def _greet(self, successor: Heir) -> None:
         hello = await successor.receive(h.Hello, self._patience.start, "start")
         if h.VERSION not in hello.versions:
             raise VhostBlkError(
@@ -293,15 +229,17 @@ class Upgrade:
             raise VhostBlkError(
                 f"a front-end's message takes longer than {self._patience.hold:g} s now"
             ) from None
+        if list(self._server.services.values()) != services:
+            raise VhostBlkError("a device has been removed meanwhile: ask for it again")
 
-    async def _prepare(self, successor: _Successor, services: Sequence[Service]) -> None:
+    async def _prepare(self, successor: Heir, services: Sequence[Service]) -> None:
         control = None if self._operators is None else self._operators.share()
         devices = tuple(device_state(service) for service in services)
         state = h.ServerState(program=version(), devices=devices, control=control)
         await successor.send(state, self._patience.prepare)
         await successor.answer(self._patience.prepare, "get ready")
 
-    async def _commit(self, successor: _Successor, services: Sequence[Service]) -> None:
+    async def _commit(self, successor: Heir, services: Sequence[Service]) -> None:
         undo = _Undo(services)
         since = time.monotonic()
         try:
@@ -316,7 +254,7 @@ class Upgrade:
                         os.close(one.saved)
             await successor.answer(self._patience.own, "take over")
         except BaseException as error:
-            if await asyncio.to_thread(successor.end):
+            if await successor.end():
                 for service in services:
                     service.device.tenure.hand_over()  # nothing here may touch a ring again
                 raise Lost(
@@ -365,20 +303,3 @@ def _in_memory(data: bytes) -> int:
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(data)
     return fd
-
-
-def _start(command: Sequence[str], patience: Patience) -> _Successor:
-    courier, theirs = Courier.pair()
-    with theirs:
-        fd = theirs.fileno()
-        try:
-            process = subprocess.Popen(  # noqa: S603 - ourselves, or what an operator said
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[fd],
-                env={**os.environ, VARIABLE: str(fd)},
-            )
-        except OSError as error:
-            courier.hang_up()
-            raise VhostBlkError(f"cannot start {command[0]}: {error.strerror}") from error
-    return _Successor(process, courier, patience)
