@@ -23,6 +23,7 @@ import uvloop
 from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Abilities, Calls, locks_while_running, run, starts_writeback
 from vhostblk.engine.api import Job, Mailbox, Op
+from vhostblk.errors import VhostBlkError
 from vhostblk.server import jobs, registers
 from vhostblk.server.log import Log, Told
 
@@ -128,7 +129,7 @@ class Pump:
         """Take no more jobs of *mailbox*; gives up, and says so, when the disk is stuck."""
         self._loop.call_soon_threadsafe(self._forget, mailbox)
         # Comes to its turn behind it; giving up must not undo it.
-        await self._bounded(_nothing(), seconds, "a queue is left to it")
+        await self._bounded(asyncio.sleep(0), seconds, "a queue is left to it")
 
     async def flush(self, *, seconds: float) -> None:
         """
@@ -140,17 +141,28 @@ class Pump:
         if not self.calls.can.flush:
             return
         try:
-            await asyncio.wait_for(self.on_thread(run(self.calls.flush)), seconds)
+            await asyncio.wait_for(self._asked("flush", self.calls.flush), seconds)
+        except VhostBlkError as error:
+            raise OSError(errno.EIO, str(error)) from error
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, f"flush took more than {seconds:g} s") from None
 
     async def lock(self) -> None:
-        """Take a disk that is locked while running; raises what it does."""
-        await self.on_thread(run(self.calls.lock))
+        """Take a disk that is locked while running; raises OSError, or what it says itself."""
+        await self._asked("lock", self.calls.lock)
 
     async def unlock(self) -> None:
-        """Let others have such a disk."""
-        await self.on_thread(run(self.calls.unlock))
+        """Let others have such a disk; raises the same."""
+        await self._asked("unlock", self.calls.unlock)
+
+    async def _asked(self, name: str, method: Callable[[], Awaitable[None] | None]) -> None:
+        try:
+            await self.on_thread(run(method))
+        except (OSError, VhostBlkError):
+            raise
+        except Exception as error:
+            self._told.tell(ERROR, "the disk raised in %s", name, error=error)
+            raise OSError(errno.EIO, f"the disk raised in {name}") from error
 
     async def look(self) -> DiskInfo:
         """
@@ -375,10 +387,6 @@ class Pump:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-async def _nothing() -> None:
-    pass
 
 
 async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
