@@ -1,10 +1,12 @@
-"""Disks that raise what no disk should."""
+"""Disks that raise what no disk should, or are asked for two things at once."""
 
+import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
 from server_kit.disks import Ram, Saving
-from server_kit.serving import Serving, names, serving
+from server_kit.serving import Serving, names, serving, until
 
 from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
@@ -15,12 +17,13 @@ X = b"x" * 512
 
 
 class Shared(Ram):
-    """Locked while rings run."""
+    """Locked while rings run; takes its time to become larger."""
 
     lock_while_running = True
 
     def __init__(self) -> None:
         super().__init__()
+        self.go_on = threading.Event()
         self.bugs = 0
 
     def lock(self) -> None:
@@ -31,6 +34,33 @@ class Shared(Ram):
 
     def unlock(self) -> None:
         self._note("unlock")
+
+    async def resize(self, size: int) -> None:
+        self._note("resize")
+        await asyncio.to_thread(self.go_on.wait, 10)
+        self._note("resized")
+        self.data = self.data.ljust(size, b"\0")
+
+
+def test_a_disk_whose_size_changes_is_not_left_to_others(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """A guest that stops meanwhile is answered at once; the other end has the disk behind it."""
+    disk = Shared()
+    guest = vhost_user_guest(server.add(disk))
+    assert until(lambda: "lock" in names(disk.calls))
+
+    async def resize() -> object:
+        return await server.operations.resize("s1", 2 * len(disk.data))
+
+    resizing = threading.Thread(target=lambda: server.run(resize()))
+    resizing.start()
+    assert until(lambda: "resize" in names(disk.calls))
+    guest.stop()
+    assert "unlock" not in names(disk.calls)
+    disk.go_on.set()
+    resizing.join(10)
+    assert names(disk.calls)[-3:] == ["resized", "flush", "unlock"]
 
 
 def test_a_lock_that_raises_anything_is_tried_again(

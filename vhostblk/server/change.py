@@ -52,7 +52,12 @@ async def resize(device: Device, size: int | None) -> int:
         if old.read_only and new != old:
             raise VhostBlkError("it is read-only, and so is its size: name none to look at it")
         if new != old:
-            new = await _change_size(device, new)
+            changing = object()
+            device.tenure.want(changing)  # a guest that stops meanwhile leaves it to nobody else
+            try:
+                new = await _change_size(device, new)
+            finally:
+                await device.tenure.leave(changing)
     if new != old:
         _tell(device, old, new)
     return new.capacity_sectors * SECTOR_SIZE
