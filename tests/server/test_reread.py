@@ -1,5 +1,6 @@
 """The configuration file is read again: devices come and go, sizes change, nobody is disturbed."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from server_kit.serving import Serving, until
 
 from vhostblk.guest import Guest
 from vhostblk.server.config_file import read_config
+from vhostblk.server.device import Device
 from vhostblk.server.reread import Rereader
 from vhostblk.server.settings import add_device
 
@@ -150,3 +152,45 @@ def test_what_an_operator_did_stays(followed: Followed) -> None:
     assert followed.follow(a) == ["hand"]
     assert followed.follow("") == ["hand"]
     assert followed.follow(a) == ["hand", "a"]
+
+
+def test_the_end_waits_for_what_the_file_began(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device on its way out is flushed and closed before the data plane goes; nothing follows."""
+    flushed: list[str] = []
+
+    async def slowly(device: Device) -> None:
+        await asyncio.sleep(0.02)
+        flushed.append(device.options.name)
+
+    monkeypatch.setattr(Device, "close", slowly)
+    followed.write(followed.device("b", "memory:1M"))
+
+    async def end() -> list[str]:
+        followed.rereader.ask()
+        await asyncio.sleep(0)
+        followed.rereader.ask()
+        await followed.rereader.close()
+        followed.rereader.ask()
+        return [*flushed]
+
+    assert followed.server.run(end()) == ["a"]
+
+
+def test_a_device_that_another_process_has_is_left_alone(followed: Followed) -> None:
+    """Who waited for it while it was handed over does nothing to it any more."""
+    service = followed.server.services["a"]
+    followed.write(followed.device("a", "memory:2M"))
+
+    async def meanwhile() -> int:
+        async with service.lock:
+            followed.rereader.ask()
+            await asyncio.sleep(0.01)
+            services = {**followed.server.services}
+            followed.server.services.clear()
+        await followed.rereader.close()
+        followed.server.services.update(services)
+        return service.device.blk.capacity_sectors * 512
+
+    assert followed.server.run(meanwhile()) == MIB

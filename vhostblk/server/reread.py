@@ -13,6 +13,7 @@ from vhostblk.disk.grammar import parse, parse_size
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import change
 from vhostblk.server.config_file import Config, read_config
+from vhostblk.server.control import CLOSE_SECONDS
 from vhostblk.server.server import Server
 from vhostblk.server.settings import Settings, add_device
 
@@ -36,17 +37,28 @@ class Rereader:
         self._known = {one.name: one for one in config.devices}
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def ask(self) -> None:
-        """Read it again, soon."""
+        """Read it again, soon; not behind `close`."""
+        if self._closed:
+            return
         task = asyncio.ensure_future(self.reread())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Heed the file no more; what is under way is done first, as a disk may be in its hands."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
 
     async def reread(self) -> None:
         """Read it again, and follow what it says now."""
         path = self._config.path
         async with self._lock:
+            if self._closed:
+                return
             try:
                 config = read_config(path)
             except VhostBlkError as error:
@@ -81,6 +93,8 @@ class Rereader:
             del self._known[name]
             return
         async with service.lock:
+            if self._server.services.get(name) is not service:
+                return  # an operator did, or another process serves it
             if service.device.attached is not None:
                 raise VhostBlkError(
                     "is not in the file any more, and a front-end is connected: it stays until "
@@ -94,6 +108,8 @@ class Rereader:
         before = self._known[settings.name]
         service = self._server.services[settings.name]
         async with service.lock:
+            if self._server.services.get(settings.name) is not service:
+                return
             size = _new_size(before, settings)
             await change.resize(service.device, size)
         if size is not None:

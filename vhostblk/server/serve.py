@@ -116,8 +116,10 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
         )
     takeover = Takeover.begin(os.environ)
 
-    def follow(server: Server) -> None:
-        _on_signals(Rereader(server, config).ask, REREAD_SIGNAL)
+    def follow(server: Server) -> Rereader:
+        rereader = Rereader(server, config)
+        _on_signals(rereader.ask, REREAD_SIGNAL)
+        return rereader
 
     with ExitStack() as sockets:
         if takeover is not None:
@@ -163,7 +165,7 @@ async def _serve(  # noqa: PLR0913 - two callers, here
     ready: Callable[[], None] | None,
     *,
     workers: int | None = None,
-    follow: Callable[[Server], None] = lambda _: None,
+    follow: Callable[[Server], Rereader | None] = lambda _: None,
 ) -> None:
     told, handed_over = asyncio.Event(), asyncio.Event()
     _on_signals(told.set, *SIGNALS)
@@ -173,12 +175,14 @@ async def _serve(  # noqa: PLR0913 - two callers, here
         await add(server)
         async with _controlled(server, operators, upgrade, told.set):
             _on_signals(upgrade.ask, UPGRADE_SIGNAL)
-            follow(server)
+            rereader = follow(server)
             if ready is not None:
                 ready()
             notify("READY=1", f"STATUS=serving {_names(server)}")
             await _first(told.wait(), handed_over.wait(), server.wait())
             await upgrade.cancel()
+            if rereader is not None:
+                await rereader.close()
             if upgrade.lost is not None:
                 raise upgrade.lost
             if upgrade.successor is None:
