@@ -318,10 +318,12 @@ static uint32_t packed_save(const struct vhb_queue *q)
 }
 
 /* Whether there are such places: a base comes from the front-end, and a ring that stands somewhere
- * may have got another size. */
+ * may have got another size.  One that is broken is not touched. */
 static bool places_fit(const struct vhb_queue *q)
 {
     uint32_t avail = q->next_avail, used = q->next_used;
+    if (q->broken)
+        return true;
     if (!q->loaded) {
         if ((q->base & (WRAP - 1)) >= q->size || (q->base >> 16 & (WRAP - 1)) >= q->size)
             return false;
