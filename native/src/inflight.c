@@ -69,11 +69,11 @@ bool vhb_inflight_header(struct vhb_queue *q, uint64_t features, uint16_t versio
 void vhb_inflight_forget(struct vhb_queue *q)
 {
     struct vhb_inflight *in = &q->inflight;
-    if (!in->live || q->broken || must_replay(q) || q->in_flight || q->done)
+    if (!in->live)
         return;
     /* The base is the front-end's word for the ring, or for another one, if the driver has reset
      * the queue.  The region itself may be gone until the next run. */
-    in->anew = true;
+    in->anew = !q->broken && !must_replay(q);
     in->live = false;
 }
 
