@@ -7,11 +7,10 @@
 #include "crash.h"
 #include "vq.h"
 
-/* The queue is about to break, and the head must not be given back before. */
+/* Of a live request: the queue is about to break, and the head must not be given back before. */
 static void withhold(struct vhb_req *req)
 {
-    if (req->state == VHB_REQ_LIVE)
-        req->queue->in_flight--;
+    req->queue->in_flight--;
     if (req->queue->in_order)
         vhb_order_withhold(req);
     vhb_req_release(req);
@@ -37,8 +36,7 @@ void vhb_blk_finish(struct vhb_req *req, uint8_t result)
         return;
     }
     let_go(req);
-    if (req->state == VHB_REQ_LIVE)
-        q->in_flight--;
+    q->in_flight--;
     store_relaxed(&req->state, VHB_REQ_DONE);
     if (q->in_order)
         vhb_order_done(q);

@@ -208,13 +208,10 @@ static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch,
     return first_flags;
 }
 
-static int packed_push(struct vhb_queue *q)
+static void packed_push(struct vhb_queue *q)
 {
-    struct vhb_req *batch = q->done, *next;
+    const struct vhb_req *batch = q->done;
     uint16_t first = q->next_used;
-    int n = 0;
-    if (!batch)
-        return 0;
     if (is_tracked(q))
         vhb_packed_prepare(q, batch);
     uint16_t flags = write_elements(q, batch, &q->next_used);
@@ -226,14 +223,8 @@ static int packed_push(struct vhb_queue *q)
         log_desc(q, first);
     if (is_tracked(q))
         vhb_packed_commit(q, batch);
-    for (struct vhb_req *req = batch; req; req = next, n++) {
-        next = req->next;
+    for (const struct vhb_req *req = batch; req; req = req->next)
         *id_word(q, req->head) &= ~id_bit(req->head);
-        vhb_req_release(req);
-    }
-    q->done = NULL;
-    q->done_tail = &q->done;
-    return n;
 }
 
 /* Spec: virtio 1.3, 2.8.10. */

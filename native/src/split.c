@@ -151,15 +151,12 @@ static uint16_t write_elements(struct vhb_queue *q, const struct vhb_req *batch)
     return n;
 }
 
-static int split_push(struct vhb_queue *q)
+static void split_push(struct vhb_queue *q)
 {
-    struct vhb_req *batch = q->done, *next;
-    if (!batch)
-        return 0;
+    const struct vhb_req *batch = q->done;
     if (is_tracked(q))
         vhb_split_prepare(q, batch);
-    uint16_t n = write_elements(q, batch);
-    q->next_used = (uint16_t)(q->next_used + n);
+    q->next_used = (uint16_t)(q->next_used + write_elements(q, batch));
     /* Published last: the driver must not see the index before the elements.
      * pair: used-idx (driver) */
     store_release(used_idx(q), q->next_used);
@@ -168,13 +165,6 @@ static int split_push(struct vhb_queue *q)
         vhb_log_part(q, VHB_PART_USED, 2, 2);
     if (is_tracked(q))
         vhb_split_commit(q, batch);
-    for (struct vhb_req *req = batch; req; req = next) {
-        next = req->next;
-        vhb_req_release(req);
-    }
-    q->done = NULL;
-    q->done_tail = &q->done;
-    return n;
 }
 
 /* Spec: virtio 1.3, 2.7.10. */

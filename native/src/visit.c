@@ -69,27 +69,36 @@ static void call_driver(struct vhb_queue *q)
     count(&q->counters.calls, 1);
 }
 
-/* Publish what is done.  A broken ring gets nothing more: its slots are simply free again. */
+/* The slots of the done list are free again; how many. */
+static int release_done(struct vhb_queue *q)
+{
+    int n = 0;
+    for (struct vhb_req *req = q->done, *next; req; req = next, n++) {
+        next = req->next;
+        vhb_req_release(req);
+    }
+    q->done = NULL;
+    q->done_tail = &q->done;
+    return n;
+}
+
+/* Publish what is done; how many.  A broken ring gets nothing more. */
 static int push_done(struct vhb_queue *q, struct vhb_io *io)
 {
     if (q->broken)
         vhb_order_give_up(q);
+    if (!q->done)
+        return 0;
     if (q->log)
         vhb_log_done(q);
     if (q->broken) {
-        struct vhb_req *next;
-        for (struct vhb_req *req = q->done; req; req = next) {
-            next = req->next;
-            vhb_req_release(req);
-        }
-        q->done = NULL;
-        q->done_tail = &q->done;
+        release_done(q);
         return 0;
     }
-    if (q->done)
-        vhb_latency_done(q, io);
-    int n = q->ring->push(q);
-    if (n && q->ring->should_call(q))
+    vhb_latency_done(q, io);
+    q->ring->push(q);
+    int n = release_done(q);
+    if (q->ring->should_call(q))
         call_driver(q);
     return n;
 }

@@ -215,8 +215,8 @@ struct vhb_ring_ops {
      * 1: taken; 0: none; -EAGAIN: it needs more pieces than are free now; -ENODATA: it needs what
      * space.miss says; -EPROTO: broken now.  Nothing is consumed but where it returns 1. */
     int (*pop)(struct vhb_queue *queue, struct vhb_req *req);
-    /* Give back every request of the done list with one publication; how many. */
-    int (*push)(struct vhb_queue *queue);
+    /* Give back every request of the done list, which is not empty, with one publication. */
+    void (*push)(struct vhb_queue *queue);
     /* Whether the driver wants to be told of what was pushed since the last look. */
     bool (*should_call)(struct vhb_queue *queue);
     /* Ask for kicks again; whether entries slipped in meanwhile. */
