@@ -3,6 +3,7 @@ import os
 import select
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -167,7 +168,7 @@ def test_a_lock_on_the_whole_file_is_named(image: Path) -> None:
     """Somebody's exclusive lock over all bytes is a conflict too, not a crash."""
     fd = os.open(image, os.O_RDWR)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock._FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock.FLOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
         text = refused(image, write=True)
     finally:
         os.close(fd)
@@ -288,9 +289,8 @@ def test_a_lock_without_a_living_owner_is_waited_for(
             os.close(other)
 
     monkeypatch.setattr(lock, "_holder", lambda *_: None)
-    monkeypatch.setattr(time, "sleep", look)
     fd = os.open(image, os.O_RDWR)
-    lock.acquire(fd, str(image), write=True, seconds=2.0)
+    lock.acquire(fd, str(image), write=True, seconds=2.0, pause=look)
     assert len(looks) == 3
     assert held_bytes(image) == {100, 101, 201}
     os.close(fd)
@@ -308,13 +308,64 @@ def test_a_lock_nobody_is_seen_to_have_is_not_waited_for_for_ever(
         os.close(fd)
 
 
-def test_a_living_owner_is_named_at_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_waited_for_is_said_once(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a second of patience an operator learns why a server does not start."""
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(lock, "_holder", lambda *_: None)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with locked(image, write=True):
+        fd = os.open(image, os.O_RDWR)
+        with pytest.raises(VhostBlkError, match="in use: another process writes to it"):
+            lock.acquire(fd, str(image), write=True, seconds=lock.ORPHAN_SECONDS, pause=wait)
+        os.close(fd)
+    assert 30 <= now[0] < 31
+    (record,) = caplog.records
+    assert "no living process is seen to have it" in record.message
+    assert "up to 30 s" in record.message
+
+
+def test_a_short_wait_is_not_told_of(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A restart that waits for less than a second has nothing to say."""
+    monkeypatch.setattr(lock, "_holder", lambda *_: None)
+    other = os.open(image, os.O_RDWR)
+    lock.acquire(other, str(image), write=True)
+    fd = os.open(image, os.O_RDWR)
+    lock.acquire(fd, str(image), write=True, seconds=30, pause=lambda _: os.close(other))
+    os.close(fd)
+    assert not caplog.records
+
+
+def test_a_wait_can_be_called_off(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told to stop while its `open` waits is refused at once, and leaves no lock."""
+    monkeypatch.setattr(lock, "_holder", lambda *_: None)
+    file = File(image)
+    with locked(image, write=True):
+        thread = threading.Timer(0.03, file.call_off)
+        thread.start()
+        begun = time.monotonic()
+        with pytest.raises(VhostBlkError, match="in use"):
+            file.open()
+        assert time.monotonic() - begun < lock.ORPHAN_SECONDS / 3
+        thread.join()
+    assert held_bytes(image) == set()
+
+
+def test_a_living_owner_is_named_at_once(image: Path) -> None:
     """A process that goes on using the image is not waited for."""
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits"))
     with locked(image, write=True):
         fd = os.open(image, os.O_RDWR)
         with pytest.raises(VhostBlkError, match="this process itself"):
-            lock.acquire(fd, str(image), write=True, seconds=2.0)
+            lock.acquire(
+                fd, str(image), write=True, seconds=30, pause=lambda _: pytest.fail("it waits")
+            )
         os.close(fd)
 
 

@@ -172,6 +172,11 @@ class Calls:
         """Get the disk ready; on the thread that will serve it, before everything else."""
         return _pending(self.disk.open()) if defines(self.disk, "open") else None
 
+    def call_off(self) -> None:
+        """Have an `open` that waits give up, if the disk can; from any thread."""
+        if callable(call_off := getattr(self.disk, "call_off", None)):
+            call_off()
+
     def close(self) -> Pending:
         """Let the disk go; nothing is called afterwards."""
         return _pending(self.disk.close()) if defines(self.disk, "close") else None

@@ -9,6 +9,7 @@ for the reference engine and for layers written in Python.
 import fcntl
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class File(Disk):
         self._adopted: int | None = None
         self._locked = False
         self._before: File | None = None
+        self._called_off = threading.Event()
 
     @property
     def path(self) -> str:
@@ -190,6 +192,10 @@ class File(Disk):
         except BaseException:
             self.close()
             raise
+
+    def call_off(self) -> None:
+        """Have an `open` that waits for the lock of a dead process give up; from any thread."""
+        self._called_off.set()
 
     def close(self) -> None:
         """Close the file, and with it give its lock back."""
@@ -313,7 +319,8 @@ class File(Disk):
         try:
             write, before = not self._read_only, self._before
             ours = before is not None and before.has_locked(fd, write=write)
-            lock.acquire(fd, self._path, write=write, alone=not ours, seconds=seconds)
+            pause = self._called_off.wait
+            lock.acquire(fd, self._path, write=write, alone=not ours, seconds=seconds, pause=pause)
             self._locked = True
         except lock.LockUnavailableError as error:
             if self._locking is Locking.ON:

@@ -14,15 +14,18 @@ else write: what QEMU's own virtio-blk does.
 
 import errno
 import fcntl
+import logging
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
 from vhostblk.errors import VhostBlkError
+
+log = logging.getLogger(__name__)
 
 
 class Permission(IntEnum):
@@ -37,15 +40,20 @@ class Permission(IntEnum):
 USED_BASE = 100
 DENIED_BASE = 200
 
-_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, len, pid
+FLOCK = struct.Struct("hhqqi4x")
+"""struct flock: type, whence, start, len, pid."""
 
 # A file system that has no such locks says one of these.
 _UNABLE = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
-ORPHAN_SECONDS = 2.0
+ORPHAN_SECONDS = 30.0
 """How long a lock is waited for that no living process has: of one that was killed it lives until
-the last of its I/O has returned."""
+the last of its I/O has returned.  Slow drives take seconds for what they have queued; a service
+manager gives a start 90 s."""
+SAY_SECONDS = 1.0
+"""When an operator is told what is waited for."""
 _LOOK_SECONDS = 0.02
+_LOOK_LATER_SECONDS = 0.2
 _SIGKILL = 1 << 8
 """In the masks of /proc/<pid>/status."""
 
@@ -70,7 +78,15 @@ class InUseError(VhostBlkError):
         self.living = living
 
 
-def acquire(fd: int, path: str, *, write: bool, alone: bool = True, seconds: float = 0) -> None:
+def acquire(  # noqa: PLR0913 - two callers, which name them
+    fd: int,
+    path: str,
+    *,
+    write: bool,
+    alone: bool = True,
+    seconds: float = 0,
+    pause: Callable[[float], object] = time.sleep,
+) -> None:
     """
     Lock an image as a device does; the lock lasts until the last copy of *fd* is closed.
 
@@ -81,22 +97,33 @@ def acquire(fd: int, path: str, *, write: bool, alone: bool = True, seconds: flo
         alone: Look for others; False: this process has the same locks on another open file of it
             and gives those up for these.
         seconds: How long to wait for the lock of a process that is not there any more.
+        pause: Waits that long, in between; returns True when the whole is to be given up.
 
     Raises:
         InUseError: Somebody uses it in a way that does not go with that; says who if it can.
         LockUnavailableError: Cannot be told on this file system.
         OSError: The kernel refuses for a reason that has nothing to do with others.
     """
-    deadline = time.monotonic() + seconds
+    since, said = time.monotonic(), False
     while True:
         try:
             _acquire(fd, path, write=write, alone=alone)
         except InUseError as error:
-            if error.living or time.monotonic() >= deadline:
+            waited = time.monotonic() - since
+            if error.living or waited >= seconds:
+                raise
+            if waited >= SAY_SECONDS and not said:
+                log.warning(
+                    "%s: it is locked, and no living process is seen to have it: of one that was "
+                    "killed the last I/O may be under way, which is waited for, up to %g s",
+                    path,
+                    seconds,
+                )
+                said = True
+            if pause(_LOOK_LATER_SECONDS if said else _LOOK_SECONDS):
                 raise
         else:
             return
-        time.sleep(_LOOK_SECONDS)
 
 
 def _acquire(fd: int, path: str, *, write: bool, alone: bool) -> None:
@@ -107,10 +134,10 @@ def _acquire(fd: int, path: str, *, write: bool, alone: bool) -> None:
     opposite = [USED_BASE + p for p in denied] + [DENIED_BASE + p for p in used]
     try:
         for byte in mine:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, 0, byte, 1, 0))
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, 0, byte, 1, 0))
         # Only now: of two that come at the same time, each has locked before it looks.
         looked_at = opposite if alone else ()
-        conflict = next((byte for byte in looked_at if _held_by_others(fd, byte)), None)
+        conflict = next((byte for byte in looked_at if held_by_others(fd, byte)), None)
     except OSError as error:
         if error.errno in _UNABLE:
             raise LockUnavailableError(
@@ -135,13 +162,13 @@ def _in_use(fd: int, path: str, byte: int | None, held: int, *, write: bool) -> 
 def release(fd: int) -> None:
     """Give every byte back."""
     for base in (USED_BASE, DENIED_BASE):
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, base, len(Permission), 0))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, 0, base, len(Permission), 0))
 
 
-def _held_by_others(fd: int, byte: int) -> bool:
+def held_by_others(fd: int, byte: int) -> bool:
     """Say whether another open file has locked *byte*; asks as a writer would, locks nothing."""
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, byte, 1, 0))
-    kind: int = _FLOCK.unpack(answer)[0]
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, 0, byte, 1, 0))
+    kind: int = FLOCK.unpack(answer)[0]
     return kind != fcntl.F_UNLCK
 
 

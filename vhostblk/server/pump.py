@@ -117,7 +117,9 @@ class Pump:
             if before is not None:
                 await self.on_thread(before(self.calls.disk))
             return await self.on_thread(self._open())
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self.calls.call_off()
             await self.end()
             raise
 

@@ -136,8 +136,17 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
                 await add_device(server, one, passed)
 
         begin = add if takeover is None else takeover.go_on
-        work = _serve(begin, config.engine, operators, ready, workers=config.workers, follow=follow)
-        uvloop.run(work)
+        uvloop.run(
+            _serve(
+                begin,
+                config.engine,
+                operators,
+                ready,
+                workers=config.workers,
+                follow=follow,
+                interruptible=takeover is None,
+            )
+        )
 
 
 def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
@@ -155,7 +164,7 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     with ExitStack() as sockets:
         if operators is not None:
             sockets.callback(operators.close)
-        uvloop.run(_serve(takeover.go_on, engine, operators, ready))
+        uvloop.run(_serve(takeover.go_on, engine, operators, ready, interruptible=False))
 
 
 async def _serve(  # noqa: PLR0913 - two callers, here
@@ -166,13 +175,17 @@ async def _serve(  # noqa: PLR0913 - two callers, here
     *,
     workers: int | None = None,
     follow: Callable[[Server], Rereader | None] = lambda _: None,
+    interruptible: bool = True,
 ) -> None:
     told, handed_over = asyncio.Event(), asyncio.Event()
     _on_signals(told.set, *SIGNALS)
     async with Server(load(engine, workers=workers)) as server:
         upgrade = Upgrade(server, operators, handed_over.set)
         _on_signals(server.report, STATUS_SIGNAL)
-        await add(server)
+        # A disk may have to be waited for.  Who takes over is not interrupted: the other one waits.
+        never = asyncio.Event()
+        if not await _unless(add(server), told if interruptible else never):
+            return
         async with _controlled(server, operators, upgrade, told.set):
             _on_signals(upgrade.ask, UPGRADE_SIGNAL)
             rereader = follow(server)
@@ -193,6 +206,23 @@ async def _serve(  # noqa: PLR0913 - two callers, here
 
 def _names(server: Server) -> str:
     return ", ".join(server.services)
+
+
+async def _unless(work: Awaitable[None], told: asyncio.Event) -> bool:
+    """Do *work* unless *told* to stop; whether it was done."""
+    doing = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(told.wait())
+    try:
+        await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait([doing])
+    if doing.cancelled():
+        return False
+    doing.result()
+    return True
 
 
 async def _first(*waits: Coroutine[object, object, object]) -> None:

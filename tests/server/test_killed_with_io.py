@@ -1,0 +1,53 @@
+"""A server that is killed while the kernel has I/O of its, and the next one; for real."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import running
+from server_kit.dead import killed, wait_until_open
+
+from vhostblk.disk.lock import ORPHAN_SECONDS
+from vhostblk.guest import Guest
+from vhostblk.guest.blk import Request
+
+X = b"x" * 4096
+SOON_S = ORPHAN_SECONDS / 3
+"""Much less than the wait, and enough for a loaded machine."""
+
+
+@pytest.fixture(autouse=True)
+def _core() -> None:
+    pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
+
+
+def test_a_writer_starts_when_the_last_write_of_a_dead_one_has_landed(image: Path) -> None:
+    """Its lock has no owner any more, and is waited for; then all is as ever."""
+    path = image.with_name("s")
+    with running.serving(image, socket=path) as first, Guest.connect(path) as guest:
+        guest.write(0, X)
+        with killed(first, image) as under_way, running.serving(image, socket=path) as second:
+            guest.submit(Request.read(0, 512))
+            wait_until_open(second, image)
+            under_way.end()
+            guest.reconnect(timeout=running.TIMEOUT_S)
+            assert guest.read(0, 4096) == X
+            running.end(second)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_waits_for_a_lock_ends_when_told_to(sig: signal.Signals, image: Path) -> None:
+    """SIGTERM, and Ctrl-C: at once, with status 0, and nothing left."""
+    path = image.with_name("s")
+    with (
+        running.serving(image, socket=path) as first,
+        killed(first, image),
+        running.serving(image, socket=path) as second,
+    ):
+        wait_until_open(second, image)
+        begun = time.monotonic()
+        log = running.end(second, sig)
+        assert time.monotonic() - begun < SOON_S
+    assert "bytes on 1 queue" not in log
+    assert not path.exists()
