@@ -11,6 +11,7 @@ from server_kit.dead import killed, wait_until_open
 from vhostblk.disk.lock import ORPHAN_SECONDS
 from vhostblk.guest import Guest
 from vhostblk.guest.blk import Request
+from vhostblk.guest.errors import DeadlineError
 
 X = b"x" * 4096
 SOON_S = ORPHAN_SECONDS / 3
@@ -20,6 +21,29 @@ SOON_S = ORPHAN_SECONDS / 3
 @pytest.fixture(autouse=True)
 def _core() -> None:
     pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("words", ["--read-only", "locking=off"])
+def test_what_a_dead_server_reads_is_not_read_again_meanwhile(words: str, image: Path) -> None:
+    """
+    The request would come back, and the kernel write to memory that is the guest's again.
+
+    QEMU's locks show nothing of it: those of readers are shared, and here others are not taken.
+    """
+    image.write_bytes(X * 256)
+    path = image.with_name("s")
+    disk = (words, str(image)) if words.startswith("--") else (f"file:{image},{words}",)
+    with running.serving(*disk, socket=path) as first, Guest.connect(path) as guest:
+        assert guest.read(0, 4096) == X
+        with killed(first, image) as under_way, running.serving(*disk, socket=path) as second:
+            read = guest.submit(Request.read(0, 4096))
+            guest.reconnect(timeout=running.TIMEOUT_S)
+            with pytest.raises(DeadlineError):
+                guest.wait(read, timeout=0.1)
+            under_way.end()
+            assert guest.wait(read, timeout=running.TIMEOUT_S).data == X
+            log = running.end(second)
+    assert log.count("the queues wait") == 1
 
 
 def test_a_writer_starts_when_the_last_write_of_a_dead_one_has_landed(image: Path) -> None:

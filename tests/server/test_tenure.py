@@ -32,6 +32,16 @@ class Locked:
     async def unlock(self) -> None:
         self.calls.append("unlock")
 
+    async def mark(self, number: int) -> None:
+        self.calls.append(f"mark {number}")
+
+    def unmark(self, number: int) -> None:
+        self.calls.append(f"unmark {number}")
+
+    async def marked_by_others(self, number: int) -> bool:
+        self.calls.append(f"look for {number}")
+        return False
+
     async def flush(self) -> None:
         self.calls.append("flush")
         if self.error is not None:

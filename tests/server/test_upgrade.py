@@ -1,11 +1,9 @@
 import asyncio
 import errno
-import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from server_kit import successors
 from server_kit.disks import Ram, Saving, Slow
 from server_kit.left import open_fds
 from server_kit.serving import Serving, names, serving, until
+from server_kit.taking_over import taken_over
 
 from vhostblk.disk.file import File
 from vhostblk.disk.grammar import parse
@@ -37,17 +36,6 @@ SIZE = 1 << 20
 X, Y = b"x" * 4096, b"y" * 4096
 SHORT = Patience(start=5, hold=0.2, prepare=0.2, quiet=0.2, own=0.2)
 """As the start of an interpreter takes what it takes."""
-
-
-@contextmanager
-def taken_over(server: Serving, *words: str) -> Iterator[None]:
-    """Have another process take over; end that afterwards."""
-    successor = server.run(server.upgrade.run(successors.command("take-over", *words)))
-    try:
-        yield
-    finally:
-        os.kill(successor.pid, signal.SIGTERM)
-        assert os.waitpid(successor.pid, 0)[1] == 0
 
 
 FAILURES = {

@@ -11,7 +11,7 @@ which is also logged with its traceback, and the disk goes on being served.
 import errno
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vhostblk.errors import VhostBlkError
 
@@ -173,6 +173,28 @@ class SharedDisk(Protocol):
 
     def unlock(self) -> Awaitable[None] | None:
         """Let others have it; may be called without a `lock` before."""
+        ...
+
+
+@runtime_checkable
+class MarkedDisk(Protocol):
+    """
+    A disk on which can be seen what a process that was killed still has under way there.
+
+    A mark belongs to one inflight region, of which *number* is made.  It outlives the process
+    until its last I/O has returned.  All methods are plain, and none waits for anybody.
+    """
+
+    def mark(self, number: int) -> None:
+        """Put the mark on: from now on, requests of that region may be under way."""
+        ...
+
+    def unmark(self, number: int) -> None:
+        """Take it off: none is."""
+        ...
+
+    def marked_by_others(self, number: int) -> bool:
+        """Whether it is on, and is of another process, or of another open disk in this one."""
         ...
 
 

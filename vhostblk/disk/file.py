@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vhostblk.disk import holes, lock, signature, transfer
+from vhostblk.disk import holes, lock, mark, signature, transfer
 from vhostblk.disk.api import Disk, DiskInfo, Extent, NativeFile
 from vhostblk.disk.geometry import Geometry, measure, open_image, size_of
 from vhostblk.errors import VhostBlkError
@@ -312,6 +312,23 @@ class File(Disk):
         if self._locking is not Locking.OFF:
             with suppress(OSError):  # a file system without locks
                 lock.release(self._open.fd)
+
+    def mark(self, number: int) -> None:
+        """Mark the open file, which the core's I/O goes through; where it can be."""
+        with suppress(OSError):  # a file system without locks
+            mark.put(self._open.fd, number)
+
+    def unmark(self, number: int) -> None:
+        """Take the mark off; one of a file that is closed is gone."""
+        if self._opened is not None:
+            with suppress(OSError):
+                mark.take_off(self._opened.fd, number)
+
+    def marked_by_others(self, number: int) -> bool:
+        """Whether another open file of the same image has that mark; False: or nobody can tell."""
+        with suppress(OSError):
+            return mark.by_others(self._open.fd, number)
+        return False
 
     def _lock(self, fd: int, *, seconds: float) -> None:
         if self._locking is Locking.OFF:

@@ -11,6 +11,7 @@ from vhostblk.server.iommu import Iommu
 from vhostblk.server.observer import Observer
 from vhostblk.server.peer import Peer
 from vhostblk.server.ring import Ring
+from vhostblk.server.turn import Turn
 from vhostblk.spec.vhost_user import ProtocolFeature
 
 
@@ -27,6 +28,7 @@ class Attached(Protocol):
         lock: Held by a message while it is handled, and while the device is changed.
         peer: Who it is; None: not known.
         gone: Set when its queues are dropped.
+        turn: When its queues may run.
     """
 
     features: int
@@ -37,6 +39,7 @@ class Attached(Protocol):
     lock: asyncio.Lock
     peer: Peer | None
     gone: asyncio.Event
+    turn: Turn
 
     @property
     def rings(self) -> Sequence[Ring]:

@@ -64,7 +64,7 @@ class Attachment:
         self.status = 0
         self.space = AddressSpace.build(RegionTable())
         self.iommu = Iommu(seconds=device.options.miss_seconds, log=device.log)
-        self._turn = Turn(device.tenure, after=after, resume=self._resume, log=device.log)
+        self.turn = Turn(device.tenure, after=after, resume=self._resume, log=device.log)
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
         self.lock = asyncio.Lock()
         """Held by a message while it is handled, and by an answer of the IOMMU's."""
@@ -113,7 +113,7 @@ class Attachment:
 
         def started() -> None:
             self.device.served = True
-            self._turn.begin()
+            self.turn.begin()
             self.enforcement.begin()
             self.observer.begin(self.rings[index])
 
@@ -123,7 +123,7 @@ class Attachment:
         keeper = Keeper(
             index,
             make_queue=make,
-            may_run=self._turn.may_run,
+            may_run=self.turn.may_run,
             on_dead=dead,
             drain_seconds=self.device.options.drain_seconds,
             log=self.device.log,
@@ -276,7 +276,7 @@ class Attachment:
             self.iommu.iotlb.clear()
         if not self.running:
             self.enforcement.end()
-            await self._turn.end()
+            await self.turn.end()
 
     @property
     def tracks(self) -> bool:
@@ -339,7 +339,7 @@ class Attachment:
 
     def leave(self) -> None:
         """Heed that the front-end is gone: watch it no more, ask it nothing."""
-        self._turn.leave()
+        self.turn.leave()
         self.detector.close()
         self.observer.end(drained=False)
         for verdict in self._verdicts:
@@ -368,7 +368,7 @@ class Attachment:
             self.inflight.close()
             if self.dirty_log is not None:
                 self.dirty_log.release()
-            await self._turn.end()
+            await self.turn.end()
         for result in results:
             if isinstance(result, BaseException):
                 raise result

@@ -6,15 +6,18 @@ A device can get another one while it is served; queues belong to the one they w
 
 import asyncio
 from collections.abc import Callable
+from typing import TypeVar
 
 from vhostblk.disk import carry
-from vhostblk.disk.api import DiskInfo, NativeMemory
+from vhostblk.disk.api import DiskInfo, MarkedDisk, NativeMemory
 from vhostblk.disk.call import run
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import DeviceEngine, Engine, Queue
 from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.pump import Before, Opened, Pump
+
+_T = TypeVar("_T")
 
 
 class Backing:
@@ -120,6 +123,27 @@ class Backing:
         """Let others have such a disk."""
         await self._pump.unlock()
 
+    async def mark(self, number: int) -> None:
+        """Say that requests of an inflight region may be under way, as far as it can be said."""
+        if isinstance(disk := self.disk, MarkedDisk):
+            await self._pump.on_thread(_called(disk.mark, number))
+
+    def unmark(self, number: int) -> None:
+        """Say that none is; takes its turn behind every `mark` before."""
+        if isinstance(disk := self.disk, MarkedDisk):
+            work = _called(disk.unmark, number)
+            try:
+                self._pump.on_thread(work)
+            except RuntimeError:  # the thread has ended: the disk is closed
+                work.close()
+
+    async def marked_by_others(self, number: int) -> bool:
+        """Whether somebody else's may be; False: or it cannot be told."""
+        disk = self.disk
+        if not isinstance(disk, MarkedDisk):
+            return False
+        return await self._pump.on_thread(_called(disk.marked_by_others, number))
+
     async def flush(self, *, seconds: float) -> None:
         """
         Make every completed write stable.
@@ -180,6 +204,10 @@ class Backing:
         """Close the disk; every queue was closed before."""
         await self._share.close()
         await self._pump.close(seconds=seconds)
+
+
+async def _called(method: Callable[[int], _T], number: int) -> _T:
+    return method(number)
 
 
 async def open_backing(  # noqa: PLR0913 - as `open_device`

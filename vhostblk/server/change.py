@@ -170,6 +170,11 @@ async def _open(device: Device, disk: object, source: DiskSpec | None) -> Backin
 async def _exchange(device: Device, new: Backing, blk: BlkDevice, *, inherit: bool) -> list[Queue]:
     async with _at_rest(device, drain=True) as front:
         _check_dead(device)
+        if front is not None and front.turn.left:
+            raise VhostBlkError(
+                "what another process had in flight for this guest is still under way on the disk: "
+                "try again later"
+            )
         try:
             await device.flush()
         except OSError as error:

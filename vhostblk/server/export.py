@@ -70,6 +70,7 @@ def front_end_state(session: Session) -> h.FrontEndState:
         translations=_translations(attachment.iommu),
         inflight=_inflight(attachment),
         inflight_asked=attachment.inflight.asked,
+        left=tuple(attachment.turn.left),
         dirty_log=_dirty_log(attachment),
         learned=None if learned is None else _ranges(learned),
         partial=h.Partial(data=data.hex(), fds=fds),

@@ -17,16 +17,19 @@ async def set_inflight_fd(attachment: Attachment, message: SetInflightFd) -> Non
     """
     Take a region into use, before memory and rings come.
 
-    One that was not asked for on this connection has a past: its driver goes on with what it had.
+    One that was not asked for on this connection has a past: its driver goes on with what it had,
+    once the kernel has done with what a dead process had in flight.
     """
     if attachment.running:
         raise Refused(EBUSY, "an inflight region cannot come while rings run")
-    attachment.inflight.take(
+    area = attachment.inflight.take(
         message.fd,
         mmap_size=message.mmap_size,
         mmap_offset=message.mmap_offset,
         num_queues=message.num_queues,
         queue_size=message.queue_size,
     )
-    if not attachment.inflight.asked:
+    past = not attachment.inflight.asked
+    if past:
         attachment.device.resume()
+    await attachment.turn.note(area, past=past)

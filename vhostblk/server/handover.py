@@ -165,6 +165,7 @@ class FrontEndState:
         translations: Of its IOMMU.
         inflight: Region in use.
         inflight_asked: A region was made for this connection.
+        left: Numbers of such regions of which others may have requests under way.
         dirty_log: In use.
         learned: Guest memory that ``confidential require`` has learned; None: not (yet).
         partial: Of the next message.
@@ -182,6 +183,7 @@ class FrontEndState:
     translations: tuple[TranslationState, ...] = ()
     inflight: AreaState | None = None
     inflight_asked: bool = False
+    left: tuple[int, ...] = ()
     dirty_log: AreaState | None = None
     learned: tuple[RangeState, ...] | None = None
     partial: Partial = Partial()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EINVAL
+from hashlib import blake2b
+from pathlib import Path
 
 from vhostblk.engine.api import Piece, Queue
 from vhostblk.errors import Refused
@@ -35,6 +37,7 @@ MAX_ENTRIES = 32768
 """The largest ring of either format: no region of a queue is longer than for that."""
 _STRIDE_MAX = PACKED_HEADER + PACKED_ENTRY * MAX_ENTRIES + 4096
 _LOWEST_FD = 3
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -53,6 +56,19 @@ class Area:
     mapping: Mapping
     num_queues: int
     queue_size: int
+
+    @property
+    def number(self) -> int:
+        """
+        What tells it from any other, here and on other hosts, and stays when it is handed on.
+
+        A file in memory has a number of its own only within one kernel's life.
+        """
+        boot = b""
+        with suppress(OSError):
+            boot = _BOOT_ID.read_bytes()
+        named = f"{boot.hex()} {self.mapping.file} {self.mapping.offset}"
+        return int.from_bytes(blake2b(named.encode(), digest_size=8).digest())
 
     @property
     def stride(self) -> int:
@@ -173,7 +189,7 @@ class Inflight:
 
     def take(
         self, fd: Fd, *, mmap_size: int, mmap_offset: int, num_queues: int, queue_size: int
-    ) -> None:
+    ) -> Area:
         """
         Take a region into use, made by us or by somebody else; the one before it goes.
 
@@ -183,6 +199,9 @@ class Inflight:
             mmap_offset: Where it begins in the file.
             num_queues: It is for so many.
             queue_size: Of so many descriptors or more.
+
+        Returns:
+            It, as long as it is in use.
 
         Raises:
             Refused: That cannot be, or the file is shorter; the one before it stays.
@@ -194,6 +213,7 @@ class Inflight:
         self._guard(mapping)
         self.forget()
         self.area = Area(mapping=mapping, num_queues=num_queues, queue_size=queue_size)
+        return self.area
 
     def forget(self) -> None:
         """Use none any more: the driver begins anew, and there will be a new one."""

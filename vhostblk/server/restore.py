@@ -117,14 +117,16 @@ def _restore_channel(attachment: Attachment, state: h.FrontEndState) -> None:
 
 def _restore_areas(attachment: Attachment, state: h.FrontEndState) -> None:
     attachment.inflight.asked = state.inflight_asked
-    if (area := state.inflight) is not None:
-        attachment.inflight.take(
-            Fd(area.fd),
-            mmap_size=area.size,
-            mmap_offset=area.offset,
-            num_queues=area.num_queues,
-            queue_size=area.queue_size,
+    attachment.turn.left.update(state.left)
+    if (one := state.inflight) is not None:
+        area = attachment.inflight.take(
+            Fd(one.fd),
+            mmap_size=one.size,
+            mmap_offset=one.offset,
+            num_queues=one.num_queues,
+            queue_size=one.queue_size,
         )
+        attachment.turn.go_on(area)
     if (log := state.dirty_log) is not None:
         attachment.dirty_log = Mapping(log.fd, offset=log.offset, length=log.size)
         attachment.device.guard(attachment.dirty_log)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.log import Log
+from vhostblk.server.marks import Marked, Marks
 
 RETRY_SECONDS = 0.1
 """How often a lock is tried that somebody else has: the source of a migration lets it go within
@@ -24,7 +25,7 @@ SLOW_RETRY_SECONDS = 1.0
 """How often it is tried after that."""
 
 
-class Locked(Protocol):
+class Locked(Marked, Protocol):
     """What a tenure needs of a disk."""
 
     async def lock(self) -> None:
@@ -45,6 +46,9 @@ class Tenure:
         needed: It is locked while running; else it is ours as long as it is open.
         flush: Makes every completed write stable; raises OSError.
         log: For what an operator should know.
+
+    Attributes:
+        marks: What it has under way there, as others see it.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Tenure:
     ) -> None:
         self.held = not needed
         """Whether requests may be taken."""
+        self.marks = Marks(disk)
         self._needed = needed
         self._tried = False
         self._disk = disk
@@ -107,6 +112,7 @@ class Tenure:
 
         Another process has the same open file, and with it the lock.
         """
+        self.marks.hand_over()
         self._needed = self.held = False
 
     def adopt(self) -> None:
@@ -158,7 +164,9 @@ class Tenure:
             self._tried = needed and bool(self._users)
             self.held = self._tried or not needed
             try:
+                await self.marks.move(disk)
                 yield
             except BaseException:
+                self.marks.disk = before[0]
                 self._disk, self._needed, self.held, self._tried = before
                 raise
