@@ -114,7 +114,7 @@ class ReferenceQueue:
         Say where the ring lives.
 
         Raises:
-            Refused: Its size is none; or a part is too short, of a ring that has run.
+            Refused: Its size is none.
         """
         self._ours().set_ring(size, desc, avail, used)
         self._service.move_ring()

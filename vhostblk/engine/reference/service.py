@@ -5,6 +5,7 @@ Everything here is whoever's the ring is: the control plane sets it up, the work
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from vhostblk.engine.api import Counters, Fault, Miss
@@ -15,6 +16,7 @@ from vhostblk.engine.reference.record import Trace
 from vhostblk.engine.reference.ring import Broken, Ring
 from vhostblk.engine.reference.settings import Settings
 from vhostblk.engine.reference.work import Work
+from vhostblk.errors import Refused
 from vhostblk.memory.space import Missing
 
 BUDGET = 4
@@ -47,6 +49,7 @@ class Service:
         self._loaded = False  # the ring knows where it stands
         self._anew = False  # what the region says is over
         self._owed = False  # a call, if the driver turns out to want it
+        self._places = 0, 0  # where the ring stood
         self.settings = Settings()
         self.fault: Fault | None = None
         self.miss: Miss | None = None
@@ -55,9 +58,14 @@ class Service:
     # ---- the control plane ----------------------------------------------------------------
 
     def move_ring(self) -> None:
-        """Have a ring that stands somewhere go on there by the new settings."""
+        """
+        Have a ring that stands somewhere go on there by the new settings.
+
+        They may make none yet, when another driver's come one by one: `open_ring` asks for all.
+        """
         if self._ring is not None:
-            self._ring.layout = self.settings.layout()
+            with suppress(Refused):
+                self._ring.layout = self.settings.layout()
 
     def begin(self, base: int) -> None:
         """Make a new ring at the next `open_ring`, which is whole."""
@@ -80,15 +88,17 @@ class Service:
         """
         if self._ring is None:
             self._ring = self.settings.open_ring(self._base)
+        else:
+            self._ring.layout = self.settings.layout()
         return self._ring
 
     def counters(self) -> Counters:
         """Return what was counted, and where the ring stands; legal at any time."""
-        counted, ring = self._work.counters(), self._ring
-        if ring is None:
-            return counted
-        avail, used = ring.places()
-        return replace(counted, next_avail=avail, next_used=used)
+        ring = self._ring
+        if ring is not None:
+            self._places = ring.places()
+        avail, used = self._places
+        return replace(self._work.counters(), next_avail=avail, next_used=used)
 
     def forget_region(self) -> None:
         """Note nothing more of what is taken, until `begin`."""
@@ -103,6 +113,7 @@ class Service:
 
     def forget_ring(self) -> None:
         """Let go of the ring, for good."""
+        self.counters()  # remembers where it stood
         self._ring = None
 
     def base(self) -> int:
