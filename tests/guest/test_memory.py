@@ -1,3 +1,4 @@
+import gc
 import os
 import resource
 from pathlib import Path
@@ -9,6 +10,7 @@ from vhostblk.guest.layout import PAGE
 
 
 def open_fds() -> int:
+    gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
