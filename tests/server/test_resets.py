@@ -1,6 +1,7 @@
 """Resets of all kinds, memory that comes and goes, and features that change, under load."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from vhostblk.guest import (
     Region,
     Request,
 )
+from vhostblk.guest.errors import BrokenQueueError
 from vhostblk.spec import virtio_ring as vr
 from vhostblk.spec.vhost_user import VHOST_F_LOG_ALL
 from vhostblk.spec.vhost_user import Request as Message
@@ -163,7 +165,11 @@ def test_memory_comes_and_goes_under_load(guest: Guest) -> None:
 
 
 def test_a_region_in_use_is_waited_for(guest: Guest) -> None:
-    """REM_MEM_REG is acknowledged when no request uses the region any more, whoever erred."""
+    """
+    REM_MEM_REG is acknowledged when no request uses the region any more, whoever erred.
+
+    What the device had not taken by then lies in memory that is gone: its queue breaks.
+    """
     plugged = Region(1 << 32, 1 << 20)
     guest.add_region(plugged)
     mapping = next(m for m in guest.memory.mappings if m.region == plugged)
@@ -173,5 +179,7 @@ def test_a_region_in_use_is_waited_for(guest: Guest) -> None:
     guest.frontend.get_features()
     assert bytes(mapping.data) == before
     guest.frontend.add_mem_reg(mapping)
-    assert {guest.wait(ticket).status for ticket in tickets} <= {0, 1}
+    with suppress(BrokenQueueError):
+        assert {guest.wait(ticket).status for ticket in tickets} <= {0, 1}
+    guest.reboot()
     assert guest.read(0, 4096) == bytes(4096)
