@@ -213,11 +213,8 @@ class Relay:
                     ready = select.select([front, back], [], [], 0.05)[0]
                     if front in ready and not self._pass_on(front, back):
                         return
-                    if back in ready:
-                        data = back.recv(1 << 16)
-                        if not data:
-                            return
-                        front.sendall(data)
+                    if back in ready and not _answer(back, front):
+                        return
 
     def _pass_on(self, front: socket.socket, back: socket.socket) -> bool:
         head, fds, _, _ = socket.recv_fds(front, _HEADER.size, 16)
@@ -267,3 +264,14 @@ class Relay:
     def _gpa(self, uva: int) -> int:
         ram = next(r for r in self._ram if r.uva <= uva < r.uva + r.size)
         return uva - ram.uva + ram.gpa
+
+
+def _answer(back: socket.socket, front: socket.socket) -> bool:
+    """Pass a reply on, with its descriptor if it has one (GET_INFLIGHT_FD); whether there was."""
+    data, fds, _, _ = socket.recv_fds(back, 1 << 16, 16)
+    if not data:
+        return False
+    socket.send_fds(front, [data], fds)
+    for fd in fds:
+        os.close(fd)
+    return True
