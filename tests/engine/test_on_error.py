@@ -174,3 +174,18 @@ def test_lost_memory_is_not_held(rig: Rig, told: Told) -> None:
     rig.pump()
     assert asked.status == 1
     assert told.stalled == []
+
+
+@pytest.mark.parametrize("number", [4096, 1 << 20, -EIO])
+def test_number_that_is_no_errno_is_eio(rig: Rig, told: Told, number: int) -> None:
+    """Whatever a disk makes up: it is held like any other error, and told of as one."""
+    lane = lane_with(rig, told, OnError.STOP)
+    rig.fail = lambda _: number
+    asked = lane.write(8, OUT)
+    rig.pump()
+    assert asked.used is None
+    assert lane.queue.stall() == Stall(op=Op.WRITE, offset=4096, length=512, errno=EIO)
+    rig.fail = lambda _: 0
+    rig.call(lane.queue.resume)
+    rig.pump()
+    assert asked.status == 0

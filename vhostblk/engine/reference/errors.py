@@ -12,9 +12,6 @@ from functools import partial
 from vhostblk.engine.errors import OnError, Stall
 from vhostblk.engine.reference.chain import Request
 
-MAX_ERRNO = 4095
-"""The largest error number of Linux; what is above comes of no disk."""
-
 
 class Errors:
     """
@@ -39,8 +36,6 @@ class Errors:
 
     def holds(self, request: Request, error: Stall) -> bool:
         """Say whether a request that failed is held; else its driver is to be told."""
-        if error.errno > MAX_ERRNO:
-            return False
         stops = self.policy is OnError.STOP
         stops |= self.policy is OnError.ENOSPC and error.errno == errno.ENOSPC
         # Memory of the guest's that is gone does not come back.

@@ -5,9 +5,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import EIO
 from weakref import finalize
 
 from vhostblk.engine.api import Job, Op
+
+MAX_ERRNO = 4095
+"""The largest error number of Linux; whatever else a disk says is EIO."""
 
 
 class Bell:
@@ -83,7 +87,7 @@ class JobBox:
         Raises:
             ValueError: No such job, or it was ended before.
         """
-        self._end(Result(tag, errno))
+        self._end(Result(tag, errno if 0 <= errno <= MAX_ERRNO else EIO))
 
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept: it fails, and its queue breaks."""
