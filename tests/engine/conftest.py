@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from engine.crashing import ROOT, Crashing, build, load
 from engine.driver import Lane
 from engine.harness import Rig, SteppedEngine
 
@@ -56,3 +57,10 @@ def packed_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 def lane(rig: Rig) -> Lane:
     """Return a running queue."""
     return rig.lane()
+
+
+@pytest.fixture(scope="session")
+def crashing() -> Crashing:
+    """Return the core with places to die at."""
+    pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
+    return load(build(ROOT / "build/crash-points"))

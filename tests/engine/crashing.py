@@ -65,7 +65,13 @@ class Crashing:
             if passed == number:
                 hook(name)
 
-        self._set_hook(count)
+        with self.everywhere(count):
+            yield
+
+    @contextmanager
+    def everywhere(self, hook: Hook) -> Iterator[None]:
+        """Call *hook* with the name of each place that is passed."""
+        self._set_hook(hook)
         try:
             yield
         finally:

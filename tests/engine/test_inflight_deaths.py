@@ -14,7 +14,7 @@ import pytest
 from engine.conftest import PACKED, SPLIT
 from engine.driver import Asked
 from engine.harness import FEATURES
-from engine.tracked import Tracked
+from engine.tracked import Moment, Tracked
 
 from vhostblk.spec.virtio_blk import RequestType, Status
 from vhostblk.spec.virtio_ring import F_IN_ORDER
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 BOTH = SPLIT + PACKED
 TRACED = ("split.py", "packed.py", "inflight_split.py", "inflight_packed.py", "service.py")
 
-Moment = tuple[bytes, bytes]
-"""The bytes of ring and region."""
-
 
 def moments(tracked: Tracked, act: Callable[[], object]) -> list[Moment]:
     """Return what ring and region looked like between any two lines of *act*, each once."""
@@ -36,7 +33,7 @@ def moments(tracked: Tracked, act: Callable[[], object]) -> list[Moment]:
     def look(frame: FrameType, _event: str, _arg: object) -> "TraceFunction | None":
         if not frame.f_code.co_filename.endswith(TRACED):
             return None
-        seen[_ring(tracked), bytes(tracked.region.bytes)] = None
+        seen[tracked.moment()] = None
         return look
 
     before = sys.gettrace()
@@ -48,19 +45,9 @@ def moments(tracked: Tracked, act: Callable[[], object]) -> list[Moment]:
     return list(seen)
 
 
-def _ring(tracked: Tracked) -> bytes:
-    at, length = tracked.lane.ring.span()
-    return tracked.lane.memory.read(at, length)
-
-
 def go_on(tracked: Tracked, successor: str, moment: Moment, asked: list[Asked]) -> None:
     """Let *successor* go on from *moment*; every request comes back, once, when it has ended."""
-    ring, region = moment
-    tracked.die(successor, run=False)
-    tracked.rig.memory.write(tracked.lane.ring.span()[0], ring)
-    tracked.region.bytes[:] = region
-    tracked.rig.call(tracked.lane.queue.run)
-    tracked.rig.step()
+    tracked.take_over(successor, *moment)
     for job in reversed(tracked.rig.take(tracked.lane)):
         before = len(tracked.lane.used())
         tracked.rig.finish(tracked.lane, job)
@@ -131,6 +118,32 @@ def test_death_at_taking(param: str) -> None:
     lane, rig, region = tracked.lane, tracked.rig, tracked.region
     for moment in moments(tracked, rig.step):
         go_on(tracked, successor, moment, asked)
+        tracked.rig.close()
+        tracked.lane, tracked.rig, tracked.region = lane, rig, region
+        tracked.forget_death()
+    tracked.close()
+
+
+@pytest.mark.parametrize("param", BOTH)
+def test_death_at_taking_what_was_used_before(param: str) -> None:
+    """
+    What its entry says of long ago does not put a chain in front of those taken before it.
+
+    Spec: vhost-user, "Inflight I/O tracking".
+    """
+    successor, form = param.split("-")
+    tracked = Tracked("reference", packed=form == "packed")
+    tracked.use_every_entry()
+    tracked.lane.read(8)
+    tracked.rig.step()
+    tracked.lane.read(16)
+    lane, rig, region = tracked.lane, tracked.rig, tracked.region
+    for moment in moments(tracked, rig.step):
+        tracked.take_over(successor, *moment)
+        jobs = tracked.rig.take(tracked.lane)
+        assert [job.offset for job in jobs] == [4096, 8192]
+        for job in jobs:
+            tracked.rig.finish(tracked.lane, job)
         tracked.rig.close()
         tracked.lane, tracked.rig, tracked.region = lane, rig, region
         tracked.forget_death()

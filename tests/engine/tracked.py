@@ -7,6 +7,9 @@ from engine.region import Region
 
 SIZE = 16
 
+Moment = tuple[bytes, bytes]
+"""The bytes of ring and region."""
+
 
 class Tracked:
     """
@@ -39,6 +42,25 @@ class Tracked:
         self.region = self.region.copy()
         ring = lane.ring.adopt(self.rig.memory)
         self.lane = self.rig.lane(ring=ring, region=self.region, features=self.features, run=run)
+
+    def use_every_entry(self) -> None:
+        """Have every entry that a chain may begin with hold an old counter."""
+        for _ in range(SIZE):  # of three descriptors each, a number that goes round
+            self.lane.read()
+            self.rig.pump()
+
+    def moment(self) -> Moment:
+        """Return what a successor would find."""
+        at, length = self.lane.ring.span()
+        return self.lane.memory.read(at, length), bytes(self.region.bytes)
+
+    def take_over(self, engine: str, ring: bytes, region: bytes) -> None:
+        """Die, and let a successor take what there was at some moment."""
+        self.die(engine, run=False)
+        self.rig.memory.write(self.lane.ring.span()[0], ring)
+        self.region.bytes[:] = region
+        self.rig.call(self.lane.queue.run)
+        self.rig.step()
 
     def forget_death(self) -> None:
         """Let the one who died last live on."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
 import pytest
-from engine.crashing import ROOT, Crashing, build, load
+from engine.crashing import Crashing
 from engine.driver import GPA, HEAP, NEXT, WRITE, Entry
 from engine.driver_split import SplitDriver
 from engine.harness import BLK, FEATURES, LANE, Nowhere, Rig, SteppedEngine
@@ -39,13 +39,6 @@ Copy = tuple[bytes, bytes, bytes]
 
 def _reference() -> SteppedEngine:
     return ReferenceEngine(threaded=False)
-
-
-@pytest.fixture(scope="module")
-def crashing() -> Crashing:
-    """Return the core with places to die at."""
-    pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
-    return load(build(ROOT / "build/crash-points"))
 
 
 @dataclass
