@@ -97,6 +97,7 @@ def test_the_standards_own_examples() -> None:
         ("1" * 60000, (-32700, None)),
         (b"\xff\xfe{}", (-32700, None)),
         ('{"jsonrpc": "2.0", "method": "note", "params": [NaN], "id": 1}', (-32700, None)),
+        ('{"jsonrpc": "2.0", "method": "note", "params": ["x"], "id": 1e999}', (-32700, None)),
         ('{"jsonrpc": "2.0", "id": 1, "id": 2, "method": "note"}', (-32700, None)),
         (json.dumps([1] * (MAX_BATCH + 1)), (-32600, None)),
     ],

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import isfinite
 from types import NoneType
 from typing import NoReturn, TypeAlias, get_args
 
@@ -242,7 +243,10 @@ def _check_text(method_name: str, name: str, value: Json) -> None:
 def _parse(line: bytes) -> Json:
     try:
         asked: Json = json.loads(
-            line.decode(), parse_constant=_no_constant, object_pairs_hook=_once
+            line.decode(),
+            parse_constant=_no_constant,
+            parse_float=_number,
+            object_pairs_hook=_once,
         )
     except RpcError:
         raise
@@ -255,6 +259,11 @@ def _parse(line: bytes) -> Json:
 
 def _no_constant(name: str) -> NoReturn:
     raise RpcError(Code.PARSE, f"the line is no JSON: {name} is not a number")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if isfinite(value) else _no_constant(text)  # nothing JSON could answer with
 
 
 def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
