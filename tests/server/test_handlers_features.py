@@ -98,6 +98,21 @@ def test_other_features_are_refused_while_rings_run() -> None:
     uvloop.run(change())
 
 
+def test_protocol_features_stay_while_rings_run() -> None:
+    """A ring behind an IOMMU would go on without one; the same once more changes nothing."""
+
+    async def change() -> None:
+        async with wired() as wire:
+            await wire.start()
+            wire.tell(16, u64(ALL_PROTOCOL_FEATURES))
+            await wire.done()
+            assert wire.queue.running
+            wire.tell(16, u64(ALL_PROTOCOL_FEATURES & ~(1 << 5)))
+            assert await wire.gone()
+
+    uvloop.run(change())
+
+
 def test_features_are_derived_again_at_each_start() -> None:
     """After a reset firmware may ack less than Linux did: the next start obeys it."""
 

@@ -81,6 +81,9 @@ async def set_protocol_features(attachment: Attachment, message: SetProtocolFeat
     unknown = message.features & ~protocol_features(attachment.device)
     if unknown:
         raise Refused(EINVAL, f"protocol feature bits {int(unknown):#x} were not offered")
+    if message.features != attachment.protocol_features and attachment.running:
+        # Rings behind an IOMMU would have lost it.
+        raise Refused(EBUSY, "protocol features cannot change while rings run")
     attachment.protocol_features = message.features
 
 
