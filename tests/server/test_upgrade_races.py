@@ -170,6 +170,23 @@ def test_no_device_comes_while_another_process_takes_over(server: Serving) -> No
     server.add(Null(SIZE))
 
 
+def test_only_a_process_of_ours_takes_over(
+    server: Serving, engine: str, vhost_user_guest: Connect
+) -> None:
+    """
+    What a script has started outlives the script: killed in vain it could run the rings, as we do.
+
+    It is refused before it has anything.
+    """
+    guest = vhost_user_guest(server.add(Memfd(SIZE)))
+    command = successors.command("take-over", engine, f"s1=memory:{SIZE},memfd=on")
+    script = ["sh", "-c", '"$@"; exit $?', "sh"]
+    with pytest.raises(VhostBlkError, match="out of our hands: name that program itself"):
+        server.run(server.upgrade.run([*script, *command]))
+    guest.write(0, X)
+    assert guest.read(0, 4096) == X
+
+
 class Waiting(Saving):
     """Takes its time to open."""
 

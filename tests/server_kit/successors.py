@@ -54,7 +54,8 @@ class Failing:
 
         self._at("hello")
         version = 99 if self._step == "version" else handover.VERSION
-        self._courier.send(handover.Hello(versions=(version,), program="9.9"), seconds=5)
+        hello = handover.Hello(versions=(version,), program="9.9", pid=os.getpid())
+        self._courier.send(hello, seconds=5)
         self._at("state")
         self._courier.receive(handover.ServerState, seconds=5)
         self._at("ready")

@@ -279,10 +279,12 @@ class Hello:
     Args:
         versions: Of the document, that it reads.
         program: Its version of vhostblk.
+        pid: Its id; None: it does not say.
     """
 
     versions: tuple[int, ...]
     program: str
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

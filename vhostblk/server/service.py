@@ -152,7 +152,9 @@ class Service:
         )
         if not all(ended):
             await self.go_on()
-            raise VhostBlkError(f"{self.name}: requests take longer than {seconds:g} s now")
+            raise VhostBlkError(
+                f"{self.name}: requests take longer than {seconds:g} s now: try again later"
+            )
 
     async def go_on(self) -> None:
         """End a `quiet`."""

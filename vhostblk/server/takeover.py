@@ -109,7 +109,8 @@ class Takeover:
         sock.set_inheritable(False)
         courier = Courier(sock)
         try:
-            courier.send(h.Hello(versions=(h.VERSION,), program=version()), seconds=SECONDS)
+            hello = h.Hello(versions=(h.VERSION,), program=version(), pid=os.getpid())
+            courier.send(hello, seconds=SECONDS)
             state = courier.receive(h.ServerState, seconds=SECONDS)
         except (VhostBlkError, TimeoutError) as error:
             raise VhostBlkError(f"the process we were to take over from: {error}") from error

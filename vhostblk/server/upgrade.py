@@ -216,6 +216,12 @@ class Upgrade:
                 f"vhostblk {hello.program} reads state documents of version "
                 f"{', '.join(map(str, hello.versions))}, and ours is {h.VERSION}: stop and start"
             )
+        if hello.pid != successor.process.pid:
+            # Before we go on in its place we kill it: that must be it, or two would run the rings.
+            raise VhostBlkError(
+                f"what was started has started vhostblk as process {hello.pid}, which is out of "
+                "our hands: name that program itself, or have a script exec it"
+            )
 
     async def _hold(self, services: Sequence[Service], held: AsyncExitStack) -> None:
         try:
@@ -227,7 +233,8 @@ class Upgrade:
                     await self._operators.brake.hold()
         except TimeoutError:
             raise VhostBlkError(
-                f"a front-end's message takes longer than {self._patience.hold:g} s now"
+                "a front-end's message, or a change of a device, takes longer than "
+                f"{self._patience.hold:g} s now: try again later"
             ) from None
         if list(self._server.services.values()) != services:
             raise VhostBlkError("a device has been removed meanwhile: ask for it again")
