@@ -337,14 +337,29 @@ def test_rings_that_died_with_their_owner_are_nobodys(
     """Where they stand can only be guessed: we end, and do not touch them before that."""
     end = Heir.end
 
+    guest = vhost_user_guest(server.add(Null(SIZE)))
+    told: list[object] = []
+
+    def stop() -> None:
+        try:
+            told.append(guest.stop())
+        except GuestError:
+            told.append(None)
+
+    stopping = threading.Thread(target=stop)
+
     async def owned(successor: Heir) -> bool:
+        if stopping.ident is None:
+            stopping.start()
+            await asyncio.sleep(0.01)  # its first message waits
         await end(successor)
         return True
 
     monkeypatch.setattr(Heir, "end", owned)
-    guest = vhost_user_guest(server.add(Null(SIZE)))
     with pytest.raises(upgrade.Lost, match="front-ends have to connect again"):
         server.run(server.upgrade.run(successors.command("last:die")))
     assert server.upgrade.lost is not None
+    stopping.join(10)
+    assert told == [None]
     with pytest.raises(GuestError):
         guest.read(0, 512)

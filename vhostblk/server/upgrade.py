@@ -264,6 +264,7 @@ class Upgrade:
             if await successor.end():
                 for service in services:
                     service.device.tenure.hand_over()  # nothing here may touch a ring again
+                    service.device.hang_up()  # nor say where one stands, which nobody knows
                 raise Lost(
                     "the new process has died with the rings: front-ends have to connect again"
                 ) from error
