@@ -226,6 +226,7 @@ class Work:
 
     def cancel(self) -> None:
         """End everything with IOERR now; what the disk has of it is dead."""
+        self.give_up_held()  # first: in any order, but in that of the C core
         live, self._live = self._live, {}
         for tag, request in live.items():
             grave = self._graveyard.bury(request.todo[0], request.chain.name)
@@ -235,7 +236,7 @@ class Work:
         for request in live.values():
             request.fail()
             self._finish(request)
-        self._abandon([*held, *self._errors.take_held()])
+        self._abandon(held)
 
     def give_up_held(self) -> None:
         """End what is held for its error with IOERR."""
