@@ -68,10 +68,18 @@ class Side:
     greeted: bool = False  # a new call fd is written when the ring runs
 
     def look(self, *, sort: bool, ours: bool) -> Seen:
-        """Return what is new; *sort*: in any order; *ours*: the control plane has the ring."""
+        """
+        Return what is new.
+
+        Args:
+            sort: In any order; a driver that is lost then finds who knows what.
+            ours: The control plane has the ring.
+        """
         lane = self.lane
         fault = lane.queue.fault()
         used = self._used()
+        if sort and self.lost:
+            used = []
         jobs = [self._describe(job) for job in self.rig.take(lane)]
         seen = Seen(
             used=sorted(used) if sort else used,

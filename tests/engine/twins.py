@@ -121,6 +121,10 @@ class Twins:
         """Say whether queue *n* is broken."""
         return self.pairs[n][0].lane.queue.fault() is not None
 
+    def lost(self, n: int) -> bool:
+        """Say whether the driver of queue *n* takes for used what may not be."""
+        return self.pairs[n][0].lost
+
     def waits(self, n: int) -> bool:
         """Say whether queue *n* may wait for an answer."""
         return bool(self.pairs[n][0].missed)
