@@ -88,6 +88,11 @@ class Region:
         header = self.header()
         return header[4] if not self.packed else header[5] | 0x8000 * header[7]
 
+    def under_way(self) -> tuple[object, ...]:
+        """Return what has a meaning whichever order chains were given back in."""
+        counters = [self.entry(i).counter for i in self.in_flight()]
+        return self.names(), counters, self.used()
+
     def meaning(self) -> tuple[object, ...]:
         """
         Return all that has a meaning.

@@ -65,6 +65,7 @@ class Side:
     pushed: int = 0  # chains that came back since the look before
     quiet: bool = False  # the driver did not want to be called at the last look
     lost: bool = False  # the driver broke rules: what it takes for used may not be
+    mixed: bool = False  # chains came back in any order, which their region's lists show
     greeted: bool = False  # a new call fd is written when the ring runs
 
     def look(self, *, sort: bool, ours: bool) -> Seen:
@@ -78,6 +79,7 @@ class Side:
         lane = self.lane
         fault = lane.queue.fault()
         used = self._used()
+        self.mixed |= sort and (self.lost or len(used) > 1)
         if sort and self.lost:
             used = []
         jobs = [self._describe(job) for job in self.rig.take(lane)]
@@ -95,11 +97,16 @@ class Side:
             jobs=sorted(jobs, key=repr) if sort else jobs,
             told=self.told_of_samples,
             samples=lane.queue.samples(),
-            region=None if self.region is None else self.region.meaning(),
+            region=self._region_says(),
         )
         self.told_of_samples = False
         self.rig.jobs.clear()
         return seen
+
+    def _region_says(self) -> tuple[object, ...] | None:
+        if self.region is None:
+            return None
+        return self.region.under_way() if self.mixed else self.region.meaning()
 
     def _used(self) -> list[tuple[int, int]]:
         used = self.lane.used(self.told)
@@ -122,7 +129,7 @@ class Side:
         if self.region is not None:
             self.region.bytes[:] = bytes(self.region.length)
         lane.broken.clear()
-        self.lost = False
+        self.lost = self.mixed = False
         self.missed.clear()
         lane.queue.set_base(on_wire)
         lane.queue.set_ring(size=size, **lane.place())
@@ -135,7 +142,9 @@ class Side:
         lane = rig.lane(ring=ring, features=self.lane.acked, region=region, run=False)
         rig.call(lambda: lane.queue.set_space(space(lane)))
         rig.call(lane.queue.run)
-        return Side(rig, lane, region, told=self.told, lost=self.lost, greeted=True)
+        made = Side(rig, lane, region, told=self.told, lost=self.lost, mixed=self.mixed)
+        made.greeted = True
+        return made
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         """Give the queue another table of memory; what it asked for is answered."""
