@@ -225,12 +225,14 @@ class Both(RuleBasedStateMachine):
 
     @rule(n=queues, requests=st.lists(plans() | hostile_plans(), min_size=1, max_size=3))
     def ask_badly(self, n: int, requests: list[Plan]) -> None:
-        self.offer(n, requests, careful=False)
+        """Ask what no honest driver asks, of names in use too: see `break_rules`."""
+        if n not in self.long:
+            self.offer(n, requests, careful=False)
 
     @rule(n=queues, kind=transfers, pieces=st.sampled_from(PIECES))
     def ask_at_length(self, n: int, kind: int, pieces: int) -> None:
         """Ask for more than fits; the C core lends room for four, the others wait."""
-        if not any(self.twins.open(i) for i in range(QUEUES)):
+        if not any(self.twins.open(i) or self.twins.in_flight(i) for i in range(QUEUES)):
             self.ask(n, [long_plan(kind, pieces)], [])
             self.long.add(n)
 
