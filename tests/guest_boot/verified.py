@@ -107,11 +107,6 @@ def operations(vm: Vm) -> int:
     return beats(vm)[-1][0]
 
 
-def longest_us(vm: Vm) -> int:
-    """Return the longest that any request took, in microseconds."""
-    return max(took for _, took in beats(vm))
-
-
 def end(vm: Vm, image: Path, timeout_s: float = 120.0) -> None:
     """Stop the load, and find in the image what the guest found on its disk."""
     stop(image)
