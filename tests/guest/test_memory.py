@@ -1,6 +1,7 @@
 import gc
 import os
 import resource
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from vhostblk.guest.layout import PAGE
 def open_fds() -> int:
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def limit_that_leaves(n: int) -> int:
+    """Return the limit under which *n* numbers are free: it is one of numbers, not of files."""
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = (number for number in count() if number not in used)
+    return next(islice(free, n, None))
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -141,7 +149,7 @@ def test_kernel_refusals_are_guest_errors() -> None:
     """Without descriptors there is no memory, an error that says so, and nothing left open."""
     before = open_fds()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 5, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit_that_leaves(5), hard))
     try:
         with pytest.raises(GuestError, match=r"guest memory: .*Too many open files"):
             GuestMemory(slots_layout(10, PAGE), own_memfds=True)

@@ -169,12 +169,12 @@ def test_a_front_end_that_dies_before_its_answer_leaves_nothing() -> None:
     """What it has asked for is done all the same, and an answer that nobody takes ends it."""
 
     async def die(number: int, payload: bytes) -> None:
-        before = open_fds()
+        before, regions = open_fds(), mappings("vhostblk-inflight")
         async with wired() as wire:
             await wire.start()
             wire.tell(number, payload, ack=True)
         assert mappings() == 0
-        assert mappings("vhostblk-inflight") == 0
+        assert mappings("vhostblk-inflight") <= regions  # another test's may still go
         assert open_fds() <= before
 
     config = struct.pack("=III", 0, 60, 0) + bytes(60)

@@ -89,7 +89,7 @@ async def take_over(engine: str, devices: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    sys.path.insert(0, str(HERE))  # the package is the one that is installed
     if sys.argv[1] == "take-over":
         asyncio.run(take_over(sys.argv[2], sys.argv[3:]))
     else:
