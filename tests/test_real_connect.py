@@ -41,5 +41,6 @@ def test_qemu_listens_and_comes_back(tmp_path: Path) -> None:
     finally:
         server.kill()
         server.communicate()
-    assert log.count(f"s: connected to {path}") == 2
+    # Once more where a QEMU that ends has hung up but still listens for a moment.
+    assert log.count(f"s: connected to {path}") >= 2
     assert "WARNING" not in log
