@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import pytest
 import uvloop
 from server_kit.serving import Serving
 from server_kit.wire import LINUX, REGION_SIZE, wired
@@ -17,7 +16,6 @@ from vhostblk.guest import Guest
 from vhostblk.guest.negotiate import DEFAULT_FEATURES
 from vhostblk.server.status import Status, status
 from vhostblk.spec.virtio_blk import CONFIG_WRITEBACK_OFFSET
-from vhostblk.spec.virtio_ring import F_RING_PACKED
 
 Connect = Callable[..., Guest]
 MIB = 1 << 20
@@ -116,8 +114,6 @@ def test_where_the_rings_stand(server: Serving, vhost_user_guest: Connect) -> No
 def test_where_a_packed_ring_stands(server: Serving, vhost_user_guest: Connect) -> None:
     """In descriptors of the ring, whichever round it is in."""
     path = server.add(Memory(MIB))
-    if not server.devices[0].features & F_RING_PACKED:
-        pytest.skip("the engine offers no packed rings")
     guest = vhost_user_guest(path, packed=True, queue_size=10)
     for _ in range(12):  # one descriptor each
         guest.read(0, 512)
