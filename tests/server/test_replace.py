@@ -128,12 +128,10 @@ def test_any_disk_can_follow_any(
     "kind", [{}, {"packed": True}, {"in_order": True}, {"packed": True, "in_order": True}], ids=str
 )
 def test_each_request_is_served_once_and_in_order(
-    kind: dict[str, bool], server: Serving, engine: str, vhost_user_guest: Connect
+    kind: dict[str, bool], server: Serving, vhost_user_guest: Connect
 ) -> None:
     """Under load: what the old disks have served and what the new ones have is what was asked."""
     disks = [Full() for _ in range(6)]
-    if engine != "native" and kind:
-        pytest.skip("the reference engine offers split rings that are used in any order")
     guest = vhost_user_guest(server.add(disks[0]), **kind)
     failures: list[BaseException] = []
     over = threading.Event()
