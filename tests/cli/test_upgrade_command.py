@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import running
-from upgrading import TAKEN_OVER, Upgraded
+from upgrading import TAKEN_OVER, Upgraded, served
 
 from vhostblk.cli import main
 from vhostblk.guest import Guest
@@ -45,6 +45,31 @@ def test_by_the_control_socket(
             guest.write(0, bytes(512))
     server.end()
     assert not (tmp_path / "c").exists()
+
+
+def test_devices_that_were_added_go_on_again_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file has one device, and operators have added another: three processes serve both."""
+    config = tmp_path / "vhostblk.toml"
+    config.write_text(
+        'control = "c"\nengine = "reference"\n[[device]]\ndisk = "null:1M"\nsocket_path = "s"\n'
+    )
+    control = ["--control", str(tmp_path / "c")]
+    added = ["memory:1M,memfd=on", f"socket_path={tmp_path / 't'}", "num_queues=2"]
+    with served("--config", config, cwd=tmp_path) as server:
+        assert main.main(["ctl", *control, "add", *added]) == 0
+        with Guest.connect(tmp_path / "t", queues=2) as guest:
+            guest.write(0, b"x" * 512)
+            for _ in range(2):
+                behind = len(server.log)
+                assert main.main(["upgrade", *control]) == 0
+                server.pid = int(server.wait_for(TAKEN_OVER, behind)[1])
+                assert guest.read(0, 512, queue=1) == b"x" * 512
+        capsys.readouterr()
+        assert main.main(["ctl", *control, "list"]) == 0
+        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][1:] == ["s", "t"]
+        server.end()
 
 
 def test_by_its_process(

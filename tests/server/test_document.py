@@ -67,6 +67,7 @@ STATE = ServerState(
             served=False,
             locked=False,
             disk=None,
+            added={"name": "vm1", "disk": "null:1G", "fd": 3, "num_queues": 2, "packed": False},
         ),
     ),
 )

@@ -21,7 +21,7 @@ from vhostblk.memory.mapping import Mapping
 from vhostblk.server.backing import Backing, open_backing
 from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
-from vhostblk.server.promise import DeviceOptions, promise
+from vhostblk.server.promise import DeviceOptions, keep, promise
 from vhostblk.server.pump import Before
 from vhostblk.server.slow import SlowWatch
 from vhostblk.server.tenure import Tenure
@@ -171,10 +171,10 @@ class Device:
         Raises:
             VhostBlkError: It cannot be carried over.
         """
-        if self.replaced:
+        if self.replaced and self.backing.source is None:
             raise VhostBlkError(
-                f"{self.options.name}: its disk was replaced, and a new process would serve the "
-                "one it was started with: stop and start the server with the new one"
+                "its disk was replaced, and a new process would serve the one it was started with: "
+                "stop and start the server with the new one"
             )
         return self.backing.shared()
 
@@ -270,13 +270,14 @@ class Device:
         atexit.register(self._buried.clear)
 
 
-async def open_device(
+async def open_device(  # noqa: PLR0913 - as `open_backing`
     disk: object,
     engine: Engine,
     options: DeviceOptions,
     source: DiskSpec | None = None,
     *,
     before: Before | None = None,
+    promised: BlkDevice | None = None,
 ) -> Device:
     """
     Open a disk and make a device of it.
@@ -287,6 +288,7 @@ async def open_device(
         options: What the operator asks.
         source: The disk as it was written, if it was.
         before: Done with the disk before it is opened, on its thread.
+        promised: What the device has to keep that another disk has promised.
 
     Raises:
         VhostBlkError: The disk cannot be had, or not so.
@@ -295,6 +297,8 @@ async def open_device(
     backing = await open_backing(disk, engine, options, source, log, before=before)
     try:
         blk = promise(backing.opened, options)
+        if promised is not None:
+            blk = keep(promised, blk)
     except BaseException:
         await backing.close(seconds=options.drain_seconds)
         raise

@@ -49,15 +49,22 @@ def _read(kind: object, value: object, where: str) -> object:
         return None if value is None else _read(kinds[0], value, where)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_read(get_args(kind)[0], one, where) for one in value)
-    if get_origin(kind) is Literal and value in get_args(kind):
-        return value
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
         return _read_fields(kind, value, where)
     if kind is float and type(value) is int:
         return float(value)
-    if isinstance(kind, type) and type(value) is kind:
+    if _as_it_is(kind, value):
         return value
     raise VhostBlkError(f"the state document has {value!r} for {where}")
+
+
+def _as_it_is(kind: object, value: object) -> bool:
+    """Tell whether JSON has such a value as we do; a table's are whoever reads it to check."""
+    if get_origin(kind) is Mapping:
+        return isinstance(value, dict)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return isinstance(kind, type) and type(value) is kind
 
 
 def _read_fields(kind: type, value: Mapping[str, object], where: str) -> object:

@@ -4,7 +4,8 @@ From what is served to the state document.
 What is read stays as it is: its descriptors are named, not taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import handover as h
@@ -15,6 +16,9 @@ from vhostblk.server.ring import Ring
 from vhostblk.server.service import Service
 from vhostblk.server.session import Session
 from vhostblk.spec.virtio_blk import CONFIG_SIZE
+
+ASKED = frozenset({"serial", "num_queues"})
+"""Fields of a `vhostblk.blk.device.BlkDevice` that say what the operator has asked for."""
 
 
 def device_state(service: Service) -> h.DeviceState:
@@ -40,6 +44,8 @@ def device_state(service: Service) -> h.DeviceState:
         disk=device.shared(),
         spec=None if device.backing.source is None else str(device.backing.source),
         front_end=None if session is None else front_end_state(session),
+        added=service.added,
+        promised=promised(device) if device.replaced else None,
     )
 
 
@@ -50,6 +56,12 @@ def told(device: Device) -> bytes:
         return device.config.read(0, CONFIG_SIZE)
     finally:
         device.config.writeback = before
+
+
+def promised(device: Device) -> Mapping[str, object]:
+    """Return what a device promises, but for what is asked of it and not of its disk."""
+    fields = asdict(device.blk)
+    return {name: value for name, value in fields.items() if name not in ASKED}
 
 
 def front_end_state(session: Session) -> h.FrontEndState:

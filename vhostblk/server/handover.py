@@ -9,6 +9,7 @@ so that an older document is read; one with fields we do not know is of a newer 
 refused, as what they say would be lost.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -204,6 +205,9 @@ class DeviceState:
         disk: Descriptors of its disk; None: it is closed here, and opened by who takes over.
         spec: The disk as it was written, or changed to since; None: a program's own object.
         front_end: Who is connected.
+        added: The table by which an operator has added it; None: who takes over knows of it.
+        promised: Fields of the `vhostblk.blk.device.BlkDevice` that the disk before the one there
+            is has promised; None: it is the first one.
     """
 
     name: str
@@ -215,6 +219,8 @@ class DeviceState:
     disk: tuple[int, ...] | None
     spec: str | None = None
     front_end: FrontEndState | None = None
+    added: Mapping[str, object] | None = None
+    promised: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

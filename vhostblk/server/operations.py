@@ -82,7 +82,9 @@ class Operations:
         """Serve one more device; *settings* are the keys of a `[[device]]` table."""
         chosen = read_settings({"disk": disk, **settings})
         await add_device(self._server, chosen)
-        return _row(self._find(chosen.name))
+        service = self._find(chosen.name)
+        service.added = chosen.table  # nothing else knows, when another process takes over
+        return _row(service)
 
     async def resume(self, device: str) -> Json:
         """Have the queues of a device that an error has stopped try again."""

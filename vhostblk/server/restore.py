@@ -6,8 +6,10 @@ what remains: the rings run on.  A process in which any of it fails takes over n
 """
 
 import socket
+from dataclasses import replace
 from errno import EINVAL
 
+from vhostblk.blk.device import BlkDevice
 from vhostblk.errors import ProtocolError, Refused, VhostBlkError
 from vhostblk.memory.iotlb import checked
 from vhostblk.memory.mapping import Mapping
@@ -23,6 +25,7 @@ from vhostblk.server.export import told
 from vhostblk.server.handlers_features import protocol_features
 from vhostblk.server.peer import peer_of
 from vhostblk.server.place import Addresses, Place
+from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.ring import Ring
 from vhostblk.server.session import Session
 from vhostblk.server.transport import Transport
@@ -50,6 +53,22 @@ def check_device(device: Device, state: h.DeviceState) -> None:
         raise VhostBlkError(
             f"{state.name}: the front-end has acked protocol feature bits {unknown:#x}"
         )
+
+
+def promised(state: h.DeviceState, options: DeviceOptions) -> BlkDevice | None:
+    """
+    Return what a device has promised whose disk is another one since; None: it is the first.
+
+    Raises:
+        VhostBlkError: It cannot be read.
+    """
+    if state.promised is None:
+        return None
+    try:
+        blk = BlkDevice(**state.promised)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise VhostBlkError(f"{state.name}: the state document's promise: {error}") from error
+    return replace(blk, serial=options.serial.encode(), num_queues=options.num_queues)
 
 
 def restore(device: Device, state: h.FrontEndState) -> Session:

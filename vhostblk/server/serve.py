@@ -158,7 +158,7 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     ready: Callable[[], None] | None,
 ) -> None:
     if options.name == TAKEN_OVER:
-        options = replace(options, name=takeover.names[0])
+        options = replace(options, name=takeover.only)
     takeover.add(disk, options, source)
     operators = takeover.control()
     with ExitStack() as sockets:

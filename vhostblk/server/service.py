@@ -6,7 +6,7 @@ What is changed at run time is changed under the service's lock, one thing after
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -38,6 +38,8 @@ class Service:
         task: The accept loop.
         lock: Held while the device is changed, and by its end.
         leaving: What waits for requests of front-ends that are gone.
+        added: The table by which an operator has added it; None: it is in the command line, or in
+            a file.
     """
 
     device: Device
@@ -46,6 +48,7 @@ class Service:
     task: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     leaving: set[asyncio.Task[None]] = field(default_factory=set)
+    added: Mapping[str, object] | None = None
 
     @property
     def name(self) -> str:

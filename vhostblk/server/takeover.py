@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,10 +30,11 @@ from vhostblk.server.log import Log
 from vhostblk.server.notify import notify
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.pump import Before
-from vhostblk.server.restore import check_device, restore, resume
+from vhostblk.server.restore import check_device, promised, restore, resume
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
 from vhostblk.server.session import Session
+from vhostblk.server.settings import read_settings
 from vhostblk.server.source import Source, Spent
 from vhostblk.version import version
 
@@ -117,9 +118,17 @@ class Takeover:
         return cls(courier, state)
 
     @property
-    def names(self) -> Sequence[str]:
-        """Return what the other process serves."""
-        return [one.name for one in self._state.devices]
+    def only(self) -> str:
+        """
+        Return the name of the device of a process that was started with one.
+
+        Raises:
+            VhostBlkError: It is not served any more.
+        """
+        started_with = [one.name for one in self._state.devices if one.added is None]
+        if not started_with:
+            raise VhostBlkError("what that process was started with was removed: stop and start")
+        return started_with[0]
 
     def control(self) -> Listener | None:
         """Return the control socket."""
@@ -164,13 +173,17 @@ class Takeover:
 
     async def _get_ready(self, server: Server) -> h.Last:
         """Open and map, and have the rest told; what must be closed there is opened here last."""
-        if left := set(self.names) - {plan.options.name for plan in self._plans}:
-            raise VhostBlkError(f"{', '.join(sorted(left))} would not be served any more")
+        await self._add_added()
+        if left := self._left():
+            names = ", ".join(one.name for one in left)
+            raise VhostBlkError(f"{names} would not be served any more")
         if self._unknown:
             raise VhostBlkError(
                 f"{', '.join(self._unknown)} is not served by the process we take over from: add "
                 "it there first, or afterwards"
             )
+        order = self._state.devices
+        self._plans.sort(key=lambda plan: order.index(plan.state))
         for plan in self._plans:
             plan.front_ends = source(plan.state.source, Log(__name__, plan.options.name))
             if (fds := plan.state.disk) is not None:
@@ -184,6 +197,23 @@ class Takeover:
                 await _open(server, plan, partial(carry.restore, data=_saved(plan.rest)))
         return last
 
+    def _left(self) -> list[h.DeviceState]:
+        """Return devices that are not planned yet."""
+        planned = {plan.options.name for plan in self._plans}
+        return [one for one in self._state.devices if one.name not in planned]
+
+    async def _add_added(self) -> None:
+        """Plan devices that an operator has added: nothing we were started with knows of them."""
+        for state in self._left():
+            if state.added is None:
+                continue
+            try:
+                settings = read_settings(state.added)
+                disk = await asyncio.to_thread(make, settings.source)
+            except VhostBlkError as error:
+                raise VhostBlkError(f"{state.name}: {error}") from error
+            self.add(disk, settings.options, settings.source)
+
 
 async def _open(server: Server, plan: _Plan, before: Before) -> None:
     engine, state = server.engine, plan.state
@@ -191,7 +221,15 @@ async def _open(server: Server, plan: _Plan, before: Before) -> None:
         # An operator has replaced it since that process was started.
         plan.source = parse(state.spec)
         plan.disk = make(plan.source)
-    plan.device = await open_device(plan.disk, engine, plan.options, plan.source, before=before)
+    plan.device = await open_device(
+        plan.disk,
+        engine,
+        plan.options,
+        plan.source,
+        before=before,
+        promised=promised(state, plan.options),
+    )
+    plan.device.replaced = state.promised is not None
     check_device(plan.device, state)
     plan.device.config.writeback = state.writeback
     plan.device.served = state.served
@@ -205,7 +243,7 @@ def _run(server: Server, plan: _Plan) -> None:
     device, session, front_end = plan.device, plan.session, plan.state.front_end
     if device is None or plan.rest is None or plan.front_ends is None:
         raise AssertionError("all of them are open by now")
-    service = Service(device, plan.front_ends)
+    service = Service(device, plan.front_ends, added=plan.state.added)
     server.services[service.name] = service
     if session is not None and front_end is not None:
         try:
