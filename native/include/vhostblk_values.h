@@ -193,6 +193,7 @@ struct vhb_counters {
     uint64_t errors; /* requests that ended with IOERR */
     uint64_t unsupported; /* requests that ended with UNSUPP */
     uint64_t malformed; /* chains without room for a status, given back with length 0 */
+    uint64_t late_calls; /* the driver asked for only when the ring was quiet, or got in vain */
     uint64_t kicks;
     uint64_t calls;
     uint64_t faults; /* SIGBUS or EFAULT on guest memory */

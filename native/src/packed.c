@@ -246,6 +246,11 @@ static bool packed_should_call(struct vhb_queue *q)
            between(q, old, from_wire(q, wanted)) < between(q, old, new);
 }
 
+static void packed_look_back(struct vhb_queue *q)
+{
+    q->signalled_used = behind(q, q->next_used, q->size);
+}
+
 static void ask_for_kicks(struct vhb_queue *q, uint16_t off_wrap, uint16_t mode)
 {
     struct vring_packed_desc_event event = {.off_wrap = off_wrap, .flags = mode};
@@ -336,6 +341,7 @@ const struct vhb_ring_ops vhb_packed_ops = {
     .pop = packed_pop,
     .push = packed_push,
     .should_call = packed_should_call,
+    .look_back = packed_look_back,
     .arm = packed_arm,
     .quiet = packed_quiet,
     .load = packed_load,

@@ -182,6 +182,11 @@ static bool split_should_call(struct vhb_queue *q)
     return (uint16_t)(new - load_relaxed(used_event(q)) - 1) < (uint16_t)(new - old);
 }
 
+static void split_look_back(struct vhb_queue *q)
+{
+    q->signalled_used = (uint16_t)(q->next_used - q->size);
+}
+
 /* The word by which kicks are asked for was written. */
 static void log_event(struct vhb_queue *q)
 {
@@ -247,6 +252,7 @@ const struct vhb_ring_ops vhb_split_ops = {
     .pop = split_pop,
     .push = split_push,
     .should_call = split_should_call,
+    .look_back = split_look_back,
     .arm = split_arm,
     .quiet = split_quiet,
     .load = split_load,

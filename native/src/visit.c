@@ -12,6 +12,9 @@
  * a disk does inside submit. */
 enum { BUDGET = 4, BUDGET_BYTES = 4 << 20 };
 
+/* When a ring is looked at again that has gone quiet: look_again(). */
+enum { LOOK_US = 10000 };
+
 void vhb_queue_post(struct vhb_queue *q, uint32_t event)
 {
     struct vhb_worker *worker = q->worker; /* q may be freed behind VHB_DETACHED */
@@ -100,7 +103,26 @@ static int push_done(struct vhb_queue *q, struct vhb_io *io)
     int n = release_done(q);
     if (q->ring->should_call(q))
         call_driver(q);
+    q->look_at = io->now + LOOK_US * 1000ull;
     return n;
+}
+
+/* Once more, when the ring has gone quiet.  QEMU emulates a machine on one thread, and one of one
+ * CPU, without the barrier between what the driver stores (used_event) and then loads (the used
+ * index): each side may miss what the other has just said, and both would sleep for good.  By now
+ * both are visible.  Requests that were missed that way are popped by the visit itself. */
+static void look_again(struct vhb_queue *q, struct vhb_io *io)
+{
+    if (!q->look_at || io->now < q->look_at)
+        return;
+    q->look_at = 0;
+    if (q->broken)
+        return;
+    q->ring->look_back(q);
+    if (!q->ring->should_call(q))
+        return;
+    call_driver(q);
+    count(&q->counters.late_calls, 1);
 }
 
 struct vhb_req *vhb_slot_peek(struct vhb_queue *q)
@@ -292,6 +314,7 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (q->broken && is_stalled(q))
         vhb_errors_give_up(q);
     n += push_done(q, io);
+    look_again(q, io);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     store_relaxed(&q->counters.next_avail, q->next_avail);
     store_relaxed(&q->counters.next_used, q->next_used);
@@ -353,4 +376,11 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
     default:
         return false; /* the control plane's */
     }
+}
+
+int64_t vhb_queue_patience(const struct vhb_queue *q)
+{
+    if (load_acquire(&q->state) & VHB_OWNED_BY_CONTROL) /* pair: state */
+        return -1;
+    return q->look_at ? LOOK_US : -1;
 }

@@ -114,6 +114,7 @@ struct vhb_queue {
     uint32_t base; /* as set, until the ring is loaded */
     uint16_t next_avail, next_used; /* split: indexes; packed: places on two laps of the ring */
     uint16_t signalled_used; /* next_used at the last call decision */
+    uint64_t look_at; /* when that is looked at again; 0: it was */
     bool was_run; /* since the base was set */
     bool loaded; /* base has become the indexes */
     bool quiet; /* the driver was told not to kick */
@@ -219,6 +220,8 @@ struct vhb_ring_ops {
     void (*push)(struct vhb_queue *queue);
     /* Whether the driver wants to be told of what was pushed since the last look. */
     bool (*should_call)(struct vhb_queue *queue);
+    /* Make the last look one that was a lap of the ring ago. */
+    void (*look_back)(struct vhb_queue *queue);
     /* Ask for kicks again; whether entries slipped in meanwhile. */
     bool (*arm)(struct vhb_queue *queue);
     void (*quiet)(struct vhb_queue *queue);
@@ -260,6 +263,8 @@ void vhb_req_release(struct vhb_req *req); /* the slot is free again */
 int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io, uint32_t state);
 /* The worker is about to sleep: whether it must not. */
 bool vhb_queue_wants_visit(struct vhb_queue *queue);
+/* How long it may sleep on for this queue: microseconds; -1: for ever. */
+int64_t vhb_queue_patience(const struct vhb_queue *queue);
 void vhb_queue_quiet(struct vhb_queue *queue); /* the worker is awake: kicks are not needed */
 
 /* ---- blk.c ---- */

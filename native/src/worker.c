@@ -311,6 +311,12 @@ static bool is_polled(const struct vhb_queue *q)
            !q->watching && q->enabled && !q->broken && !q->missing && !is_stalled(q);
 }
 
+/* The shorter of two sleeps; -1: for ever. */
+static int64_t sooner(int64_t a, int64_t b)
+{
+    return b < 0 || (a >= 0 && a < b) ? a : b;
+}
+
 /* How long the sleep may last in microseconds; 0: there is work; -1: for ever. */
 static int64_t sleep_limit(struct vhb_worker *w)
 {
@@ -323,10 +329,11 @@ static int64_t sleep_limit(struct vhb_worker *w)
             continue;
         if (vhb_queue_wants_visit(q))
             return 0;
+        limit = sooner(limit, vhb_queue_patience(q));
         if (q->held)
-            limit = limit < 0 || limit > HELD_US ? HELD_US : limit;
+            limit = sooner(limit, HELD_US);
         if (is_polled(q)) {
-            limit = POLLED_US;
+            limit = sooner(limit, POLLED_US);
             q->deaf = false; /* tried again after this sleep */
         }
     }

@@ -12,7 +12,7 @@ from vhostblk.engine.api import Counters, Fault, Job, Miss, OnError, Op, Stall
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
 
-_TIMING = ("kicks", "calls", "slots_high", "next_avail", "next_used")
+_TIMING = ("kicks", "calls", "late_calls", "slots_high", "next_avail", "next_used")
 """
 Counters of how often an engine happened to look, and of how much it took in one look; the places
 are those of the last look, and compared by the base.

@@ -45,6 +45,8 @@ class Counters:
     What a queue has done since it was made; names as in ``struct vhb_counters``.
 
     Args:
+        late_calls: Given only when the ring had gone quiet: the driver said that it sleeps behind
+            its last look, so its barriers do not work, or it was just about to look.
         descriptors: Of its requests; one that names an indirect table is not counted.
         segment_max: Bytes of the longest of them.
         outside: Chains that named an address that is denied or NOTED.
@@ -68,6 +70,7 @@ class Counters:
     errors: int = 0
     unsupported: int = 0
     malformed: int = 0
+    late_calls: int = 0
     kicks: int = 0
     calls: int = 0
     faults: int = 0
