@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -50,7 +51,11 @@ def test_by_the_control_socket(
 def test_devices_that_were_added_go_on_again_and_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The file has one device, and operators have added another: three processes serve both."""
+    """
+    The file has one device, and operators have added another: three processes serve both.
+
+    The guest's requests are counted through all of them.
+    """
     config = tmp_path / "vhostblk.toml"
     config.write_text(
         'control = "c"\nengine = "reference"\n[[device]]\ndisk = "null:1M"\nsocket_path = "s"\n'
@@ -66,7 +71,12 @@ def test_devices_that_were_added_go_on_again_and_again(
                 assert main.main(["upgrade", *control]) == 0
                 server.pid = int(server.wait_for(TAKEN_OVER, behind)[1])
                 assert guest.read(0, 512, queue=1) == b"x" * 512
-        capsys.readouterr()
+            capsys.readouterr()
+            assert main.main(["ctl", "--json", *control, "status", "t"]) == 0
+            queues = json.loads(capsys.readouterr().out)["queues"]
+            assert [one["counters"]["writes"] for one in queues] == [1, 0]
+            assert [one["counters"]["reads"] for one in queues] == [0, 2]
+            assert queues[1]["latency"]["read"]["count"] == 2
         assert main.main(["ctl", *control, "list"]) == 0
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][1:] == ["s", "t"]
         server.end()

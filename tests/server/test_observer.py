@@ -182,6 +182,22 @@ def test_descriptors_of_translated_queues_are_hits() -> None:
     assert uvloop.run(walks()) == [7, 7, 7]
 
 
+def test_hits_of_another_process_are_added_and_its_descriptors_are_none() -> None:
+    """What its queues had walked counts for ours from then on, and is not walked again."""
+
+    async def goes_on() -> int:
+        async with iommu() as front:
+            queue = await front.up()
+            queue.done = Counters(descriptors=7)
+            attached = front.device.attached
+            assert attached is not None
+            attached.rings[0].keeper.recall(Counters(descriptors=50), {})
+            attached.observer.recall(hits=40, walked={0: 50, 1: 3})
+            return status(front.device)["iotlb_hits"]
+
+    assert uvloop.run(goes_on()) == 47
+
+
 def test_slots_and_segments_are_added_up() -> None:
     """Slots of all queues, their marks, the longest segment of any; outside ones, gone or not."""
 

@@ -315,3 +315,61 @@ class Done:
     """
 
     paused_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Took:
+    """How long requests took; see `vhostblk.engine.latency.Latency`."""
+
+    op: str
+    sum_ns: int
+    max_ns: int
+    buckets: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RingTotals:
+    """
+    What a ring has counted.
+
+    Args:
+        index: Its number.
+        counters: Fields of a `vhostblk.engine.told.Counters`.
+        took: How long its requests took, by kind.
+    """
+
+    index: int
+    counters: Mapping[str, object]
+    took: tuple[Took, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTotals:
+    """
+    What a device has counted.
+
+    Args:
+        name: Of the device.
+        guest: Fields of a `vhostblk.server.guest_counters.GuestCounters`.
+        iommu: Fields of a `vhostblk.server.iommu.IommuCounters`, for the front-end there is.
+        hits: Descriptors walked behind its IOMMU.
+        rings: Those that it uses.
+    """
+
+    name: str
+    guest: Mapping[str, object]
+    iommu: Mapping[str, object]
+    hits: int = 0
+    rings: tuple[RingTotals, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """
+    What all devices have counted: what the old process says last, when the new one serves.
+
+    Args:
+        devices: In order.
+    """
+
+    devices: tuple[DeviceTotals, ...]

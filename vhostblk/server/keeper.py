@@ -33,11 +33,13 @@ class Former:
         queue: Drained.
         done: What those before it had done.
         fault: Why one of those was broken.
+        took: How long requests took that it had not counted itself.
     """
 
     queue: Queue
     done: Counters
     fault: Fault | None
+    took: Mapping[Op, Latency]
 
 
 class Keeper:
@@ -78,6 +80,7 @@ class Keeper:
         self._made: Queue | None = None
         self._done = Counters()
         self._fault: Fault | None = None
+        self._took: Mapping[Op, Latency] = {}
 
     @property
     def made(self) -> bool:
@@ -109,11 +112,18 @@ class Keeper:
 
     def latency(self) -> Mapping[Op, Latency]:
         """Return how long its requests took, by kind; of another disk it begins anew."""
-        return {} if self._made is None else self._made.latency()
+        took = dict(self._took)
+        for op, one in ({} if self._made is None else self._made.latency()).items():
+            took[op] = took[op] + one if op in took else one
+        return took
 
     def counters(self) -> Counters:
         """Return what it and those before it have done; nothing if there was none."""
         return self._done if self._made is None else total(self._done, self._made.counters())
+
+    def recall(self, done: Counters, took: Mapping[Op, Latency]) -> None:
+        """Add what a queue of another process has done that was ours, and how long that took."""
+        self._done, self._took = total(done, self._done), took
 
     # ---- in whose hands -------------------------------------------------------------------
 
@@ -207,16 +217,17 @@ class Keeper:
         Returns:
             What `put_back` needs; its queue is the caller's.
         """
-        former = Former(self.queue, self._done, self._fault)
+        former = Former(self.queue, self._done, self._fault, self._took)
         for kind, number in former.queue.eventfds().items():
             _give(queue, kind, number)
         self._done, self._fault = self.counters(), self.fault()
-        self._made = queue
+        self._made, self._took = queue, {}
         return former
 
     def put_back(self, former: Former) -> None:
         """Undo an exchange; the other queue is the caller's."""
         self._made, self._done, self._fault = former.queue, former.done, former.fault
+        self._took = former.took
 
 
 def total(before: Counters, now: Counters) -> Counters:

@@ -7,7 +7,7 @@ SET_FEATURES and a reset end it, too: nothing runs then.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -172,6 +172,18 @@ class Observer:
             self._rings[index].counters().descriptors - before
             for index, before in self._walked.items()
         )
+
+    def recall(self, *, hits: int, walked: Mapping[int, int]) -> None:
+        """
+        Add what another process has counted of the same front-end.
+
+        Args:
+            hits: As `hits` said there.
+            walked: Descriptors that its queues had walked, which ours now count, by queue.
+        """
+        self._hits += hits
+        for index in self._walked:
+            self._walked[index] += walked.get(index, 0)
 
     def _fold(self, ring: Ring) -> None:
         before = self._walked.pop(ring.index, None)

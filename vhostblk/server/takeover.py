@@ -36,10 +36,13 @@ from vhostblk.server.service import Service
 from vhostblk.server.session import Session
 from vhostblk.server.settings import read_settings
 from vhostblk.server.source import Source, Spent
+from vhostblk.server.totals import recall
 from vhostblk.version import version
 
 SECONDS = 60.0
 """How long the other process may take for a step; it gives up long before."""
+TOTALS_SECONDS = 5.0
+"""How long is waited, with guests that run, for what the other process has counted."""
 _log = logging.getLogger(__name__)
 
 
@@ -169,7 +172,17 @@ class Takeover:
         notify(f"MAINPID={os.getpid()}")  # while the other process is there to vouch for us
         with suppress(VhostBlkError, TimeoutError):
             self._courier.send(h.Done(paused_seconds=paused), seconds=SECONDS)
+            await self._recall(server)
         self._courier.hang_up()
+
+    async def _recall(self, server: Server) -> None:
+        """Add what the other process has counted; rings run, so nothing of it may fail us."""
+        told = await asyncio.to_thread(self._courier.receive, h.Totals, seconds=TOTALS_SECONDS)
+        try:
+            for one in told.devices:
+                recall(server.services[one.name], one)
+        except Exception:  # noqa: BLE001 - rings run: nothing here may fail them
+            _log.exception("upgrade: a bug of ours, and what was counted before is lost")
 
     async def _get_ready(self, server: Server) -> h.Last:
         """Open and map, and have the rest told; what must be closed there is opened here last."""

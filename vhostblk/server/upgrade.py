@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from vhostblk.errors import VhostBlkError
@@ -26,6 +26,7 @@ from vhostblk.server.listener import Listener
 from vhostblk.server.notify import notify, reloading
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
+from vhostblk.server.totals import device_totals
 from vhostblk.version import version
 
 _log = logging.getLogger(__name__)
@@ -197,11 +198,14 @@ class Upgrade:
                 await self._commit(successor, services)
                 self.successor = successor.process.pid
                 self._leave(services)
+                totals = _totals(services)
         except BaseException:
             await successor.end()
             successor.courier.hang_up()
             raise
         paused = await successor.done()
+        with suppress(VhostBlkError):
+            await successor.send(totals, self._patience.own)
         successor.courier.hang_up()
         self._server.services.clear()
         for service in services:
@@ -296,6 +300,14 @@ def _check(service: Service) -> None:
         service.device.shared()
     except VhostBlkError as error:
         raise VhostBlkError(f"{service.name}: {error}") from error
+
+
+def _totals(services: Sequence[Service]) -> h.Totals:
+    try:
+        return h.Totals(devices=tuple(map(device_totals, services)))
+    except Exception:  # noqa: BLE001 - another process has the rings: nothing here may fail that
+        _log.exception("upgrade: a bug of ours, and what was counted is lost")
+        return h.Totals(devices=())
 
 
 def _rest(service: Service, saved: bytes | None) -> h.Rest:
