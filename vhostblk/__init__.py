@@ -17,6 +17,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     fd: int | None = None,
     connect: str | os.PathLike[str] | None = None,
     engine: Literal["auto", "native", "reference"] = "auto",
+    poll: str = "auto",
     serial: str = "",
     num_queues: int = 1,
     queue_size: int = 1024,
@@ -48,6 +49,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         connect: Instead: where a front-end listens; connected to, now and whenever it is back.
             Without any of the three: the socket that systemd has passed.
         engine: ``auto``, ``native`` (the compiled core) or ``reference`` (Python).
+        poll: How long a thread looks on for the next request before it sleeps: ``auto``,
+            ``always``, ``0``, or microseconds, ``50us``.
         serial: What the guest sees as the disk's serial, 20 bytes at most.
         num_queues: How many queues a guest may use, 1 to 64.
         queue_size: Descriptors a queue may have, a power of two up to 1024.
@@ -78,6 +81,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     from vhostblk.disk.grammar import parse  # noqa: PLC0415
     from vhostblk.disk.make import make  # noqa: PLC0415
     from vhostblk.engine.api import OnError  # noqa: PLC0415
+    from vhostblk.engine.poll import Poll  # noqa: PLC0415
     from vhostblk.memory.ranges import OnViolation  # noqa: PLC0415
     from vhostblk.server.activation import passed_sockets  # noqa: PLC0415
     from vhostblk.server.listener import SocketOptions  # noqa: PLC0415
@@ -100,6 +104,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         disk if source is None else make(source),
         place,
         engine=engine,
+        poll=Poll.parse(poll),
         socket=SocketOptions(mode=socket_mode, uid=uid, gid=gid),
         options=DeviceOptions(
             name=place.name,

@@ -82,10 +82,12 @@ enum { VHB_WORKER_NO_URING = 1 };
 
 struct vhb_worker_config {
     uint32_t flags; /* VHB_WORKER_* */
-    uint32_t spin_us; /* how long to look on after the last request before sleeping */
+    uint32_t poll; /* VHB_POLL_* */
+    uint32_t poll_us;
 };
 
-/* Falls back to preadv/pwritev and epoll where io_uring is refused: vhb_worker_uring(). */
+/* -EINVAL: no such way to poll.  Falls back to preadv/pwritev and epoll where io_uring is refused:
+ * vhb_worker_uring(). */
 int vhb_worker_new(const struct vhb_worker_config *config, struct vhb_worker **out);
 int vhb_worker_uring(struct vhb_worker *worker); /* 1: io_uring; 0 or -errno: why not */
 
@@ -98,6 +100,8 @@ int vhb_worker_run(struct vhb_worker *worker);
 
 /* One pass that never blocks, for tests: how many requests were popped or completed. */
 int vhb_worker_step(struct vhb_worker *worker);
+
+int vhb_worker_counters(struct vhb_worker *worker, struct vhb_worker_counters *out);
 
 int vhb_worker_stop(struct vhb_worker *worker); /* any thread; run returns after its pass */
 int vhb_worker_free(struct vhb_worker *worker); /* -EBUSY while queues are attached or it runs */

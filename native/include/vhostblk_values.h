@@ -210,6 +210,24 @@ struct vhb_counters {
     uint64_t next_used; /* more while the wrap counter is 0 */
 };
 
+/* How long a worker looks on for the next request before it sleeps, behind the last one. */
+enum {
+    VHB_POLL_AUTO = 0, /* for a window that grows while it pays; poll_us at most */
+    VHB_POLL_FIXED = 1, /* for poll_us; 0: not at all */
+    VHB_POLL_ALWAYS = 2 /* for ever: it takes a whole CPU */
+};
+
+/* Counted by a worker, read at any time; each only grows but window_us. */
+struct vhb_worker_counters {
+    uint64_t polls_hit; /* it looked on, and found work */
+    uint64_t polls_missed; /* it looked on, and slept all the same */
+    uint64_t polled_ns; /* in which it looked on */
+    uint64_t sleeps;
+    uint64_t passes; /* over all its queues */
+    uint64_t enters; /* calls of io_uring_enter or epoll_wait */
+    uint64_t window_us; /* how long it looks on now; for ever: UINT64_MAX */
+};
+
 /* cdef: end */
 
 #endif

@@ -18,6 +18,7 @@ struct vhb_io {
     int epoll;   /* without uring */
     struct io_uring ring;
     uint64_t now;     /* ns; of this pass, or as late as its last batch */
+    uint64_t enters; /* calls of io_uring_enter or epoll_wait so far; read by anyone */
     uint32_t pending; /* requests that the kernel has, or gets at the next turn */
 
     /* Aligned memory for misaligned O_DIRECT requests; untouched until it is needed. */

@@ -71,11 +71,17 @@ void vhb_io_free(struct vhb_io *io)
 
 /* ---- submission ---------------------------------------------------------------------- */
 
+static void submit(struct vhb_io *io)
+{
+    count(&io->enters, 1);
+    io_uring_submit(&io->ring);
+}
+
 struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io)
 {
     struct io_uring_sqe *sqe;
     while (!(sqe = io_uring_get_sqe(&io->ring)))
-        io_uring_submit(&io->ring);
+        submit(io);
     return sqe;
 }
 
@@ -124,7 +130,7 @@ void vhb_io_unwatch(struct vhb_io *io, int fd, uint64_t token)
     io_uring_prep_poll_remove(sqe, token | TAG_WATCH);
     io_uring_sqe_set_data64(sqe, TAG_NOBODY);
     /* Now: the caller is about to let the control plane close the descriptor. */
-    io_uring_submit(&io->ring);
+    submit(io);
 }
 
 /* ---- completion ---------------------------------------------------------------------- */
@@ -148,12 +154,26 @@ static int take_completion(struct vhb_io *io, const struct io_uring_cqe *cqe, vh
     }
 }
 
+/* Whether there is a completion.  Some are made only when we enter the kernel, which says so: left
+ * there they would end the next sleep at once. */
+static bool is_ready(struct vhb_io *io)
+{
+    if (io_uring_cq_ready(&io->ring))
+        return true;
+    if (!(load_relaxed(io->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)))
+        return false;
+    count(&io->enters, 1);
+    io_uring_get_events(&io->ring);
+    return io_uring_cq_ready(&io->ring);
+}
+
 static int reap(struct vhb_io *io, vhb_io_ready ready, void *context)
 {
     int requests = 0;
     struct io_uring_cqe *cqe;
     /* Bounded: a driver that never stops kicking must not keep us here. */
-    for (int i = 0; i < CQ_ENTRIES && io_uring_peek_cqe(&io->ring, &cqe) == 0 && cqe; i++) {
+    for (int i = 0; i < CQ_ENTRIES && is_ready(io) && io_uring_peek_cqe(&io->ring, &cqe) == 0;
+         i++) {
         struct io_uring_cqe copy = *cqe; /* its place is free for the kernel before we act on it */
         io_uring_cqe_seen(&io->ring, cqe);
         requests += take_completion(io, &copy, ready, context);
@@ -167,8 +187,10 @@ static int turn_uring(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready,
         struct __kernel_timespec ts = {.tv_sec = timeout_us / 1000000,
                                        .tv_nsec = timeout_us % 1000000 * 1000};
         struct io_uring_cqe *cqe;
+        count(&io->enters, 1);
         io_uring_submit_and_wait_timeout(&io->ring, &cqe, 1, timeout_us < 0 ? NULL : &ts, NULL);
     } else if (io_uring_sq_ready(&io->ring)) {
+        count(&io->enters, 1);
         io_uring_submit_and_get_events(&io->ring);
     }
     return reap(io, ready, context);
@@ -178,6 +200,7 @@ static int turn_epoll(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready,
 {
     struct epoll_event events[EPOLL_EVENTS];
     int timeout_ms = timeout_us <= 0 ? (int)timeout_us : (int)((timeout_us + 999) / 1000);
+    count(&io->enters, 1);
     int n = epoll_wait(io->epoll, events, EPOLL_EVENTS, timeout_ms);
     for (int i = 0; i < n; i++)
         ready(context, events[i].data.u64, true);

@@ -54,6 +54,13 @@ def test_version_is_the_distributions(
                 " See 'vhostblk qemu-args --help'."
             ),
         ),
+        (
+            ["serve", "--poll", "50", "x"],
+            (
+                "vhostblk serve: Invalid value for '--poll': poll '50': give auto, always, 0, or"
+                " microseconds up to 1000000, like 50us. See 'vhostblk serve --help'."
+            ),
+        ),
     ],
 )
 def test_a_usage_error_is_one_line(

@@ -102,6 +102,21 @@ def test_sigusr1_logs_the_status(image: Path, program: str) -> None:
             server.kill()
 
 
+def test_poll_reaches_the_workers(image: Path) -> None:
+    """What --poll says is the window that the status document shows."""
+    pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
+    path = image.with_name("s")
+    with running.serving("--poll", "7us", image, socket=path) as server:
+        with Guest.connect(path) as guest:
+            guest.read(0, 512)
+            server.send_signal(signal.SIGUSR1)
+            line = next(line for line in server.stderr or () if " status: " in line)
+        assert [
+            one["window_us"] for one in json.loads(line.partition(" status: ")[2])["workers"]
+        ] == [7]
+        running.end(server)
+
+
 def test_options_reach_the_device(image: Path) -> None:
     """Serial, queues, read-only, cache and block size are what the guest finds."""
     path = image.with_name("s")

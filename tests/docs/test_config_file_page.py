@@ -14,7 +14,7 @@ PAGE = (running.ROOT / "docs/reference/config-file.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 ROWS = {key: (kind, default, text) for key, kind, default, text in ROW.findall(PAGE)}
 TYPES = {kind: text.removeprefix("a ") for kind, text in KINDS.items()}
-OF_THE_SERVER = {"control", "engine", "workers"}
+OF_THE_SERVER = {"control", "engine", "workers", "poll"}
 NOT_IN_A_FILE = {"config", "check", "verbose", "quiet", "help"}
 
 

@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 
 from vhostblk.engine.choose import load
+from vhostblk.engine.poll import Poll
 from vhostblk.engine.reference.engine import ReferenceEngine
 from vhostblk.errors import VhostBlkError
 
@@ -42,17 +43,17 @@ def test_auto_prefers_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the core can be imported it is taken, without a word."""
     core = ModuleType(NATIVE)
     made = ReferenceEngine(threaded=False)
-    asked: list[int | None] = []
+    asked: list[tuple[int | None, Poll | None]] = []
 
-    def make(workers: int | None) -> ReferenceEngine:
-        asked.append(workers)
+    def make(workers: int | None, *, poll: Poll | None) -> ReferenceEngine:
+        asked.append((workers, poll))
         return made
 
     monkeypatch.setattr(core, "NativeEngine", make, raising=False)
     monkeypatch.setitem(sys.modules, NATIVE, core)
     assert load("auto") is made
-    assert load("native", workers=3) is made
-    assert asked == [None, 3]
+    assert load("native", workers=3, poll=Poll.parse("always")) is made
+    assert asked == [(None, None), (3, Poll.parse("always"))]
 
 
 def test_an_engine_that_is_none_is_refused() -> None:

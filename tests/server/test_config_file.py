@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.config_file import Config, read_config
 from vhostblk.server.policy import Confidential, IommuMode
@@ -22,7 +23,7 @@ def test_every_key_reaches_its_device(tmp_path: Path) -> None:
     """Numbers may be whole where fractions are taken; what is not said has its default."""
     config = read(
         tmp_path,
-        'control = "c"\nengine = "reference"\nworkers = 3\n[[device]]\n'
+        'control = "c"\nengine = "reference"\nworkers = 3\npoll = "5us"\n[[device]]\n'
         'name = "n"\ndisk = "file:a,,b"\nsocket_path = "s"\nsocket_mode = "660"\n'
         'socket_owner = "7:8"\nserial = "S"\nnum_queues = 2\nqueue_size = 64\npacked = false\n'
         "ring_reset = true\nread_only = true\n"
@@ -32,6 +33,7 @@ def test_every_key_reaches_its_device(tmp_path: Path) -> None:
         'on_violation = "break"\niommu = "off"\naccess_platform = false\n' + ONE,
     )
     assert (str(config.control), config.engine, config.workers) == ("c", "reference", 3)
+    assert config.poll == Poll.parse("5us")
     full, plain = config.devices
     options = full.options
     assert str(full.source) == "file:a,,b,cache=none,lock=while-running,read-only=on"
@@ -58,11 +60,15 @@ def test_no_device_is_a_file_too(tmp_path: Path) -> None:
     [
         ("x", "not TOML"),
         (b"\xff", "not TOML"),
-        ("x = 1", "there is no key 'x' above the devices; there are control, engine, workers, and"),
+        (
+            "x = 1",
+            "there is no key 'x' above the devices; there are control, engine, workers, poll,",
+        ),
         ('disk = "a"', "what is about one device stands in its [[device]]"),
         ("device = 1", "device is a list of tables: write [[device]] above each"),
         ("[device]", "device is a list of tables"),
         ('engine = "fast"', "engine is one of auto, native, reference, not 'fast'"),
+        ("poll = '5'", "poll '5': give auto, always, 0, or microseconds"),
         ("workers = 0", "workers is 1 to 256, not 0"),
         ("workers = true", "workers is a whole number, not True"),
         ("control = 1", "control is a text, not 1"),

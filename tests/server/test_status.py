@@ -69,6 +69,7 @@ def test_device_at_work() -> None:
     assert "VIRTIO_F_VERSION_1" in found["acked_features"]
     assert "VIRTIO_BLK_F_FLUSH" in found["acked_features"]
     assert found["guest_mem_faults_total"] == 2
+    assert [one["polls_hit"] for one in found["workers"]] == [2]
     one, other = found["queues"]
     assert not one["running"]
     assert other["running"]

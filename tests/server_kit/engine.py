@@ -19,6 +19,7 @@ from vhostblk.engine.api import (
     Piece,
     Slow,
     Stall,
+    WorkerCounters,
 )
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
@@ -313,6 +314,9 @@ class FakeEngine:
         mailbox = FakeMailbox() if self.mailboxes else None
         self.queues.append(FakeQueue(index, on_broken, mailbox))
         return self.queues[-1]
+
+    def workers(self) -> Sequence[WorkerCounters]:
+        return [WorkerCounters(polls_hit=2)]
 
     def guard(self, host: int, length: int, page: int) -> Callable[[], None]:
         assert 0 not in {host, length, page}

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 
 import click
 
+from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import takeover
 from vhostblk.server.activation import expected
@@ -193,6 +194,28 @@ def engine(command: _F) -> _F:
         show_default=True,
         help="Data plane: native is C, reference is Python, auto is native where it was built.",
     )(command)
+
+
+def poll(command: _F) -> _F:
+    """Give a command ``--poll``; see `vhostblk.serve`."""
+    return click.option(
+        "--poll",
+        metavar="auto|0|always|Nus",
+        default="auto",
+        show_default=True,
+        callback=parsed(_poll),
+        help="How long a thread looks on for the next request before it sleeps: auto is as long as "
+        "it pays, always takes a whole CPU, 50us is 50 microseconds.",
+    )(command)
+
+
+def _poll(text: str) -> str:
+    """Make sure that a poll can be read; it goes on as it is."""
+    try:
+        Poll.parse(text)
+    except VhostBlkError as error:
+        raise click.BadParameter(f"{error}.") from error
+    return text
 
 
 def shared_ranges(text: str) -> str:

@@ -81,6 +81,7 @@ from vhostblk.disk.make import beside, make
     help="What the guest's requests are a multiple of.  [default: what the disk says]",
 )
 @options.engine
+@options.poll
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -131,6 +132,7 @@ def serve(
     lock: str | None,
     block_size: int,
     engine: options.Engine,
+    poll: str,
     drain_timeout: float | None,
     on_error: options.OnError,
     slow_request: float,
@@ -180,6 +182,7 @@ def serve(
         fd=fd,
         connect=connect,
         engine=engine,
+        poll=poll,
         serial=serial,
         num_queues=num_queues,
         queue_size=queue_size,

@@ -17,7 +17,7 @@ from vhostblk.engine.errors import OnError, Stall
 from vhostblk.engine.job import Job, Mailbox
 from vhostblk.engine.latency import Latency, Slow
 from vhostblk.engine.op import Op
-from vhostblk.engine.told import Counters, Fault, Miss
+from vhostblk.engine.told import Counters, Fault, Miss, WorkerCounters
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
@@ -39,6 +39,7 @@ __all__ = [
     "Queue",
     "Slow",
     "Stall",
+    "WorkerCounters",
 ]
 
 Piece = tuple[int, int]
@@ -339,6 +340,10 @@ class Engine(Protocol):
         Returns:
             What ends the guard; to be called before the mapping goes.
         """
+        ...
+
+    def workers(self) -> Sequence[WorkerCounters]:
+        """Return what each of its workers has counted; legal at any time."""
         ...
 
     async def close(self) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Literal, get_args
 
 from vhostblk.engine.api import Engine
+from vhostblk.engine.poll import Poll
 from vhostblk.engine.reference.engine import ReferenceEngine
 from vhostblk.errors import VhostBlkError
 
@@ -15,13 +16,14 @@ _NATIVE = "vhostblk.engine.native"
 _log = logging.getLogger(__name__)
 
 
-def load(name: EngineName, *, workers: int | None = None) -> Engine:
+def load(name: EngineName, *, workers: int | None = None, poll: Poll | None = None) -> Engine:
     """
     Make a data plane.
 
     Args:
         name: ``auto``: the C core, or with one warning the reference engine where it is missing.
         workers: Threads of the C core at most; None: as many as there are CPUs.
+        poll: How long a worker of the C core looks on before it sleeps; None: as it pays.
 
     Raises:
         VhostBlkError: ``native`` was asked for and is missing, or there is no such engine.
@@ -31,7 +33,7 @@ def load(name: EngineName, *, workers: int | None = None) -> Engine:
     if name == "reference":
         return ReferenceEngine()
     try:
-        return _native(workers)
+        return _native(workers, poll)
     except ImportError as error:
         if name == "native":
             raise VhostBlkError(
@@ -49,8 +51,8 @@ def preload(name: EngineName) -> None:
             importlib.import_module(_NATIVE)
 
 
-def _native(workers: int | None) -> Engine:
+def _native(workers: int | None, poll: Poll | None) -> Engine:
     # Imported here and by name: where there was no compiler the module's own import fails.
     module = importlib.import_module(_NATIVE)
-    engine: Engine = module.NativeEngine(workers)
+    engine: Engine = module.NativeEngine(workers, poll=poll)
     return engine

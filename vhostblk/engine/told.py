@@ -84,3 +84,27 @@ class Counters:
     dead: int = 0
     next_avail: int = 0
     next_used: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCounters:
+    """
+    What a worker has done since it was made; names as in ``struct vhb_worker_counters``.
+
+    Args:
+        polls_hit: It looked on behind the last request, and found work.
+        polls_missed: It looked on, and slept all the same.
+        polled_ns: Nanoseconds in which it looked on.
+        sleeps: It had nothing to do.
+        passes: Over all its queues.
+        enters: Calls of io_uring_enter or epoll_wait.
+        window_us: Microseconds it looks on now; None: without an end.
+    """
+
+    polls_hit: int = 0
+    polls_missed: int = 0
+    polled_ns: int = 0
+    sleeps: int = 0
+    passes: int = 0
+    enters: int = 0
+    window_us: int | None = 0

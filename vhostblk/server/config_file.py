@@ -13,6 +13,7 @@ from typing import get_args
 
 from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName
+from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.settings import Key, Settings, check, read_settings
 
@@ -21,6 +22,7 @@ SERVER_KEYS: Mapping[str, Key] = {
     "control": Key(str),
     "engine": Key(str, "auto", get_args(EngineName)),
     "workers": Key(int),
+    "poll": Key(str, "auto"),
 }
 
 
@@ -34,6 +36,7 @@ class Config:
         control: Where to listen for operators; None: nowhere.
         engine: The data plane.
         workers: Threads of the native one at most; None: one for each CPU.
+        poll: How long one looks on before it sleeps.
         devices: What to serve.
     """
 
@@ -41,12 +44,13 @@ class Config:
     control: Path | None
     engine: EngineName
     workers: int | None
+    poll: Poll
     devices: tuple[Settings, ...]
 
     @property
     def shared(self) -> tuple[object, ...]:
         """What no running server can change."""
-        return self.control, self.engine, self.workers
+        return self.control, self.engine, self.workers, self.poll
 
 
 def read_config(path: Path) -> Config:
@@ -83,6 +87,7 @@ def _config(path: Path, document: Mapping[str, object]) -> Config:
         control=None if control is None else Path(str(control)),
         engine=next(name for name in get_args(EngineName) if name == engine),
         workers=workers if isinstance(workers, int) else None,
+        poll=Poll.parse(str(said.get("poll", "auto"))),
         devices=devices,
     )
     _check(config)

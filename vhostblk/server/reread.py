@@ -65,7 +65,9 @@ class Rereader:
                 _log.error("%s; nothing is changed", error)
                 return
             if config.shared != self._config.shared:
-                _log.warning("%s: control, engine and workers change with a new start only", path)
+                _log.warning(
+                    "%s: control, engine, workers and poll change with a new start only", path
+                )
             wanted = {one.name: one for one in config.devices}
             for name in [name for name in self._known if name not in wanted]:
                 await self._carefully(name, self._remove(name))

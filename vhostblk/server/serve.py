@@ -15,6 +15,7 @@ from vhostblk.disk.grammar import DiskSpec
 from vhostblk.disk.make import make
 from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName, load, preload
+from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.activation import passed_sockets
 from vhostblk.server.config_file import Config
@@ -45,6 +46,7 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     place: Where,
     *,
     engine: EngineName = "auto",
+    poll: Poll | None = None,
     socket: SocketOptions | None = None,
     options: DeviceOptions | None = None,
     control: str | os.PathLike[str] | None = None,
@@ -61,6 +63,7 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         disk: Any object that meets the `Disk` contract; closed at the end.
         place: Where front-ends come from.
         engine: ``auto``, ``native`` or ``reference``.
+        poll: How long the native one looks on before it sleeps; None: as it pays.
         socket: Who may connect to a socket path.
         options: What to ask of the device.
         control: Where to listen for operators; None: nowhere.
@@ -79,7 +82,7 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     preload(engine)
     takeover = Takeover.begin(os.environ)
     if takeover is not None:
-        _take_over(takeover, disk, engine, options, source, ready)
+        _take_over(takeover, disk, engine, options, source, ready, poll=poll)
         return
     # The sockets first: who asks for a taken one should not have locked the disk meanwhile.
     with ExitStack() as sockets:
@@ -92,7 +95,7 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         async def add(server: Server) -> None:
             await server.add(disk, listener, options, source)
 
-        uvloop.run(_serve(add, engine, operators, ready))
+        uvloop.run(_serve(add, engine, operators, ready, poll=poll))
 
 
 def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> None:
@@ -143,6 +146,7 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
                 operators,
                 ready,
                 workers=config.workers,
+                poll=config.poll,
                 follow=follow,
                 interruptible=takeover is None,
             )
@@ -156,6 +160,8 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     options: DeviceOptions,
     source: DiskSpec | None,
     ready: Callable[[], None] | None,
+    *,
+    poll: Poll | None,
 ) -> None:
     if options.name == TAKEN_OVER:
         options = replace(options, name=takeover.only)
@@ -164,7 +170,8 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     with ExitStack() as sockets:
         if operators is not None:
             sockets.callback(operators.close)
-        uvloop.run(_serve(takeover.go_on, engine, operators, ready, interruptible=False))
+        begin = takeover.go_on
+        uvloop.run(_serve(begin, engine, operators, ready, poll=poll, interruptible=False))
 
 
 async def _serve(  # noqa: PLR0913 - two callers, here
@@ -174,12 +181,13 @@ async def _serve(  # noqa: PLR0913 - two callers, here
     ready: Callable[[], None] | None,
     *,
     workers: int | None = None,
+    poll: Poll | None = None,
     follow: Callable[[Server], Rereader | None] = lambda _: None,
     interruptible: bool = True,
 ) -> None:
     told, handed_over = asyncio.Event(), asyncio.Event()
     _on_signals(told.set, *SIGNALS)
-    async with Server(load(engine, workers=workers)) as server:
+    async with Server(load(engine, workers=workers, poll=poll)) as server:
         upgrade = Upgrade(server, operators, handed_over.set)
         _on_signals(server.report, STATUS_SIGNAL)
         # A disk may have to be waited for.  Who takes over is not interrupted: the other one waits.

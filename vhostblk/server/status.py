@@ -105,6 +105,7 @@ class Status(SetupStatus, BounceStatus, IotlbStatus, TotalStatus):
     requests_scored: int
     shared_window: SharedWindow
     memfd_resident_bytes: int
+    workers: list[dict[str, int | None]]
     queues: list[QueueStatus]
 
 
@@ -138,6 +139,7 @@ def status(device: Device) -> Status:
         **_totals(device.guest, counters),
         **_iotlb(front),
         "memfd_resident_bytes": 0 if front is None else resident(front.space.table.regions),
+        "workers": [asdict(one) for one in device.engine.workers()],
         "queues": [_queue(*one) for one in zip(rings, counters, strict=True)],
     }
 

@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from vhostblk.disk.api import Disk, NativeDisk, NativeFile, NativeMemory, NativeNull, NativeSpec
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.queue import NativeQueue
 from vhostblk.engine.native.worker import Worker
+from vhostblk.engine.poll import Poll
+from vhostblk.engine.told import WorkerCounters
 from vhostblk.spec.virtio_ring import (
     F_EVENT_IDX,
     F_IN_ORDER,
@@ -85,10 +87,14 @@ class NativeEngine:
 
     Args:
         workers: How many at most; None: as many as there are CPUs.
+        poll: How long each looks on before it sleeps.
         threaded: Each works on a thread of its own; without it only `step` works.
     """
 
-    def __init__(self, workers: int | None = None, *, threaded: bool = True) -> None:
+    def __init__(
+        self, workers: int | None = None, *, poll: Poll | None = None, threaded: bool = True
+    ) -> None:
+        self._poll = poll or Poll()
         self._limit = workers or len(os.sched_getaffinity(0))
         self._threaded = threaded
         self._workers: list[Worker] = []
@@ -132,9 +138,13 @@ class NativeEngine:
         least = min(self._workers, key=lambda one: len(one.queues), default=None)
         if least is None or (least.queues and len(self._workers) < self._limit):
             loop = asyncio.get_running_loop()
-            least = Worker(len(self._workers), loop, threaded=self._threaded)
+            least = Worker(len(self._workers), loop, self._poll, threaded=self._threaded)
             self._workers.append(least)
         return least
+
+    def workers(self) -> Sequence[WorkerCounters]:
+        """Return what each worker has counted."""
+        return [worker.counters() for worker in self._workers]
 
     def step(self) -> int:
         """Make one pass of every worker that never blocks; how much was done."""

@@ -4,14 +4,20 @@ import asyncio
 import logging
 import os
 import threading
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
-from vhostblk.engine.native.core import ffi, lib, make
+from vhostblk.engine.native.core import check, ffi, lib, make
+from vhostblk.engine.poll import Poll, PollMode
+from vhostblk.engine.told import WorkerCounters
 
 _log = logging.getLogger(__name__)
 
-SPIN_US = 50
-"""Microseconds a worker looks on after the last request before it sleeps."""
+_MODES = {
+    PollMode.AUTO: lib.VHB_POLL_AUTO,
+    PollMode.FIXED: lib.VHB_POLL_FIXED,
+    PollMode.ALWAYS: lib.VHB_POLL_ALWAYS,
+}
 
 
 class EventTaker(Protocol):
@@ -31,13 +37,18 @@ class Worker:
     Args:
         index: For the thread's name.
         loop: Where its events are handed out.
+        poll: How long it looks on before it sleeps.
         threaded: Work on a thread of its own; without it only ``vhb_worker_step`` works.
     """
 
-    def __init__(self, index: int, loop: asyncio.AbstractEventLoop, *, threaded: bool) -> None:
-        config = ffi.new("struct vhb_worker_config *", {"spin_us": SPIN_US})
+    def __init__(
+        self, index: int, loop: asyncio.AbstractEventLoop, poll: Poll, *, threaded: bool
+    ) -> None:
+        how = {"poll": _MODES[poll.mode], "poll_us": poll.microseconds}
+        config = ffi.new("struct vhb_worker_config *", how)
         self.handle = make("worker", lib.vhb_worker_new, config)
         self.queues: set[EventTaker] = set()
+        self._poll = poll.mode
         self._loop = loop
         self._event_fd: int = lib.vhb_worker_event_fd(self.handle)
         uring = lib.vhb_worker_uring(self.handle)
@@ -49,6 +60,15 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=f"vhb-worker-{index}", daemon=True)
         if threaded:
             self._thread.start()
+
+    def counters(self) -> WorkerCounters:
+        """Return what it has counted; legal at any time."""
+        raw = ffi.new("struct vhb_worker_counters *")
+        check(lib.vhb_worker_counters(self.handle, raw), "counters")
+        counted = WorkerCounters(
+            **{one.name: getattr(raw, one.name) for one in fields(WorkerCounters)}
+        )
+        return replace(counted, window_us=None) if self._poll is PollMode.ALWAYS else counted
 
     def _run(self) -> None:
         result = lib.vhb_worker_run(self.handle)

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vhostblk.disk.api import Disk
 from vhostblk.engine.api import Fault
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import Bell
 from vhostblk.engine.reference.queue import ReferenceQueue
+from vhostblk.engine.told import WorkerCounters
 from vhostblk.spec.virtio_ring import F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_RING_RESET
 
 TICK_MS = 1
@@ -155,6 +156,10 @@ class ReferenceEngine:
     def guard(self, host: int, length: int, page: int) -> Callable[[], None]:  # noqa: ARG002
         """Guard nothing: a SIGBUS cannot be caught in Python, it ends the process."""
         return _nothing
+
+    def workers(self) -> Sequence[WorkerCounters]:
+        """Count nothing: it polls nothing."""
+        return ()
 
     def step(self) -> int:
         """One pass of the worker that never blocks; only where there is no thread."""
