@@ -7,7 +7,7 @@ export VHOSTBLK_CACHE
 bin := .venv/bin
 # Paths of the guest's kernel and the like, found by `.ci/setup guest`.
 with_tools := set -a && . "$(VHOSTBLK_CACHE)/tools.env" && set +a &&
-c_files = $(shell git ls-files 'native/*.c' 'native/*.h' 'bench/*.c' 'tests/*.c')
+c_files = $(shell git ls-files 'native/*.c' 'native/*.h' 'bench/*.[ch]' 'tests/*.c')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-sanitize test-wheel bench bench-step lint format setup venv clean
@@ -30,8 +30,10 @@ test-sanitize: setup ## Run the C tests under ASan+UBSan, then under TSan
 test-wheel: setup ## Build the wheels, with the core and without, and test what they install
 	@$(with_tools) .ci/wheel
 
-bench: setup ## Measure against qemu-storage-daemon, in one run
-	@$(with_tools) $(bin)/python -m bench
+# Options by `make bench BENCH="--targets --json results.json"`.
+bench: setup ## Measure against qemu-storage-daemon, in one run (takes fio, too)
+	@.ci/setup bench
+	@$(with_tools) $(bin)/python -m bench $(BENCH)
 
 bench-step: setup ## Measure the core alone, per request: direct, bounced, behind an IOMMU
 	@$(bin)/python -m bench.step

@@ -1,57 +1,16 @@
-"""The load client: built from client.c against libblkio, run on one socket at a time."""
+"""The load client: built from client.c against libblkio, run on the sockets of one server."""
 
 import json
 import os
 import subprocess
-import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from bench.sample import Load, Sample, Unable
 from bench.servers import Running
 
-SOURCE = Path(__file__).parent / "client.c"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """
-    What the client does.
-
-    Args:
-        op: ``read`` or ``write``.
-        bytes: Of a request.
-        depth: Requests under way.
-        seconds: How long, after a tenth of it to warm up.
-        wait: ``block`` (sleeps on the completion eventfd) or ``poll``.
-        order: ``rand`` or ``seq``.
-    """
-
-    op: str
-    bytes: int
-    depth: int
-    seconds: float
-    wait: str
-    order: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """
-    What one run gave.
-
-    Args:
-        iops: Requests per second.
-        p50_us: Median latency.
-        p99_us: Latency that one in a hundred exceeds.
-        server_cpu_us: CPU time of the server per request.
-        client_cpu_us: CPU time of the client per request.
-    """
-
-    iops: float
-    p50_us: float
-    p99_us: float
-    server_cpu_us: float
-    client_cpu_us: float
+HERE = Path(__file__).parent
+FLAGS = ["gcc", "-O2", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
 
 
 def build(directory: Path) -> Path:
@@ -71,10 +30,17 @@ def build(directory: Path) -> Path:
         )
     library = next(prefix.glob("lib/*/libblkio.so"), prefix / "lib/libblkio.so").parent
     client = directory / "client"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{prefix / 'include'}", str(SOURCE)]
-    command += ["-o", str(client), f"-L{library}", "-lblkio", f"-Wl,-rpath,{library}"]
+    command = [*FLAGS, f"-I{prefix / 'include'}", str(HERE / "client.c"), "-o", str(client)]
+    command += [f"-L{library}", "-lblkio", f"-Wl,-rpath,{library}"]
     subprocess.run(command, check=True)
     return client
+
+
+def words(client: Path, server: Running, load: Load, *more: str) -> list[str]:
+    """Return the command that puts *load* on *server*."""
+    said = [f"{key}={value}" for key, value in asdict(load).items()]
+    said.append(f"pid={server.pid}")
+    return [str(client), *said, *more, *map(str, server.sockets)]
 
 
 def run(client: Path, server: Running, load: Load, core: int) -> Sample:
@@ -86,22 +52,26 @@ def run(client: Path, server: Running, load: Load, core: int) -> Sample:
         server: Whom.
         load: How.
         core: The CPU the client is pinned to.
+
+    Raises:
+        Unable: The server fails the client.
     """
-    words = [load.op, load.bytes, load.depth, load.seconds, load.wait, load.order, 0]
-    before, start = server.cpu_us(), time.monotonic()
-    done = subprocess.run(
-        ["taskset", "-c", str(core), str(client), str(server.socket), *map(str, words)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    used, elapsed = server.cpu_us() - before, time.monotonic() - start
-    got = json.loads(done.stdout)
-    return Sample(
-        iops=got["iops"],
-        p50_us=got["p50_us"],
-        p99_us=got["p99_us"],
-        # The server's time covers warm-up too; the rate is the same there.
-        server_cpu_us=used / (got["iops"] * elapsed),
-        client_cpu_us=got["client_cpu_us"],
-    )
+    got = json.loads(_ask(words(client, server, load), core))
+    del got["ios"]
+    return Sample(**got)
+
+
+def fill(client: Path, server: Running, size: int, core: int) -> None:
+    """Write every byte of the server's disks, so that no run pays for the first touch."""
+    count = size * len(server.sockets) >> 20
+    if count:
+        whole = Load(op="write", bytes=1 << 20, depth=8, order="seq", seconds=0)
+        _ask(words(client, server, whole, f"ios={count}"), core)
+
+
+def _ask(command: list[str], core: int) -> str:
+    pinned = ["taskset", "-c", str(core), *command]
+    done = subprocess.run(pinned, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise Unable(f"client: {done.stderr.strip()}")
+    return done.stdout

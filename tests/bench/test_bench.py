@@ -1,22 +1,68 @@
 """The bench runs; what it measures is not asserted here (speed lives in `make bench`)."""
 
-import re
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench.works import SIZE
+
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("work", ["null", "tmpfs"])
-def test_bench_prints_a_ratio_for_every_load(work: str, tmp_path: Path) -> None:
-    """Both servers serve the same client in turn, and each load gives one line of figures."""
-    command = [sys.executable, "-m", "bench", "--work", work, "--op", "read", "--depth", "1,8"]
-    command += ["--seconds", "0.2", "--turns", "2", "--directory", str(tmp_path)]
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "bench", "--seconds", "0.1", "--turns", "2", *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
-    lines = done.stdout.splitlines()
-    loads = [line for line in lines if line.startswith(work)]
-    assert [int(line.split()[2]) for line in loads] == [1, 8]
-    assert all(re.search(r"\d+\.\d\d \(\d+\.\d\d-\d+\.\d\d\)$", line) for line in loads)
+    return done.stdout
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)], ids=["one", "two devices, four queues"])
+def test_every_server_takes_every_turn(shape: tuple[int, int], tmp_path: Path) -> None:
+    """The same client drives all of them on each load, and all samples are kept."""
+    devices, queues = map(str, shape)
+    file = tmp_path / "result.json"
+    printed = run(
+        *("--work", "null", "--op", "read", "--depth", "1,8", "--directory", str(tmp_path)),
+        *("--queues", queues, "--devices", devices, "--json", str(file)),
+    )
+    content = json.loads(file.read_text())
+    assert [line["name"] in printed for line in content["lines"]] == [True, True]
+    for line in content["lines"]:
+        names = [entry["name"] for entry in line["entries"]]
+        assert names == ["vhostblk", "vhostblk again", "qsd"]
+        samples = [sample for entry in line["entries"] for sample in entry["samples"]]
+        assert len(samples) == 2 * 3
+        assert all(s["iops"] > 0 and s["server_cpu_us"] > 0 for s in samples)
+        assert all(0 < s["least"] <= s["most"] for s in samples)
+
+
+def test_another_server_is_driven_by_its_command(tmp_path: Path) -> None:
+    """``--peer`` puts any back-end beside ours, here the minimal responder."""
+    file = tmp_path / "result.json"
+    peer = f"mine={sys.executable} -m bench.respond --status {{socket}} {{size}}"
+    run(
+        *("--work", "bare", "--op", "write", "--depth", "4", "--wait", "poll"),
+        *("--peer", peer, "--directory", str(tmp_path), "--json", str(file)),
+    )
+    [line] = json.loads(file.read_text())["lines"]
+    mine = next(entry for entry in line["entries"] if entry["name"] == "mine")
+    assert f"--status {tmp_path.root}" in mine["command"]
+    assert mine["command"].endswith(f" {SIZE}")
+    assert all(sample["iops"] > 0 for sample in mine["samples"])
+
+
+@pytest.mark.skipif(shutil.which("fio") is None, reason="fio is missing: `.ci/setup bench`")
+def test_the_raw_file_takes_turns(tmp_path: Path) -> None:
+    """On a file, fio without any virtio runs beside the servers."""
+    file = tmp_path / "result.json"
+    run(
+        *("--work", "tmpfs", "--op", "read", "--depth", "1"),
+        *("--directory", str(tmp_path), "--json", str(file)),
+    )
+    [line] = json.loads(file.read_text())["lines"]
+    found = {entry["name"]: entry["samples"] for entry in line["entries"]}
+    assert {"vhostblk", "qsd threads", "qsd io_uring", "qsd native", "fio psync"} <= set(found)
+    assert all(sample["iops"] > 0 for sample in found["fio psync"])

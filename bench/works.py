@@ -1,0 +1,111 @@
+"""The disks of the bench and who serves them: vhostblk, its peers, and no virtio at all."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.figures import AGAIN
+from bench.sample import Load
+from bench.servers import Server, Work, qsd, responder, vhostblk
+from bench.turns import Entry, Line
+
+SIZE = 1 << 30
+WORKS = ("null", "bare", "memory", "tmpfs", "file", "direct")
+OURS = "vhostblk"
+QSD, FIO = "qsd", "fio"
+"""Rivals: of each only the best way takes turns."""
+RESPONDER, RESPONDER_STATUS = "responder", "responder+status"
+QSD_WAYS = {
+    "null": ("none",),
+    "bare": ("none",),
+    "memory": (),
+    # Native aio works without the page cache only, which tmpfs has anyway and a file should have.
+    "tmpfs": ("threads", "io_uring", "native"),
+    "file": ("threads", "io_uring"),
+    "direct": ("threads", "io_uring", "native"),
+}
+FIO_ENGINES = {"tmpfs": ("psync",), "file": ("psync",), "direct": ("io_uring",)}
+
+
+def filled(path: Path, *, cached: bool) -> Path:
+    """Write every byte of a file of SIZE; then have it in the page cache, or not."""
+    if not path.exists() or path.stat().st_size != SIZE:
+        chunk = os.urandom(1 << 20)
+        with path.open("wb") as file:
+            for _ in range(SIZE >> 20):
+                file.write(chunk)
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        if not cached:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while cached and file.read(1 << 20):
+            pass
+    return path
+
+
+def make_works(names: Sequence[str], directory: Path, shm: Path) -> Iterator[Work]:
+    """Yield the disks asked for, one device with one queue, their files filled."""
+    for name in names:
+        match name:
+            case "null" | "bare" | "memory":
+                yield Work(name=name, size=SIZE)
+            case "tmpfs":
+                yield Work(name=name, size=SIZE, path=filled(shm / "disk.img", cached=True))
+            case "file":
+                path = filled(directory / "disk.img", cached=True)
+                yield Work(name=name, size=SIZE, path=path)
+            case "direct":
+                path = filled(directory / "direct.img", cached=False)
+                yield Work(name=name, size=SIZE, path=path)
+            case _:
+                raise SystemExit(f"--work {name}: give one of {', '.join(WORKS)}")
+
+
+def shaped(work: Work, *, queues: int, devices: int) -> Work:
+    """Return *work* with so many devices of so many queues; memory is shared among them."""
+    share = devices if work.name == "memory" else 1
+    size = max(work.size // share >> 20, 1) << 20
+    return replace(work, queues=queues, devices=devices, size=size)
+
+
+def ours(work: Work, load: Load, *, poll: str | None = None) -> list[Entry]:
+    """Return vhostblk and, for the A/A run, vhostblk again."""
+    return [
+        Entry(name=name, load=load, work=work, server=vhostblk(name, poll=poll))
+        for name in (OURS, OURS + AGAIN)
+    ]
+
+
+def qsds(work: Work, load: Load) -> list[Entry]:
+    """Return qemu-storage-daemon's ways, rivals of each other."""
+    found = [qsd(aio) for aio in QSD_WAYS[work.name]]
+    return [Entry(name=one.name, load=load, work=work, server=one, rival=QSD) for one in found]
+
+
+def fios(work: Work, load: Load, *engines: str) -> list[Entry]:
+    """Return fio's *engines* on the file, rivals of each other."""
+    return [
+        Entry(name=f"{FIO} {engine}", load=load, work=work, engine=engine, rival=FIO)
+        for engine in engines
+    ]
+
+
+def responders(work: Work, load: Load) -> list[Entry]:
+    """Return the minimal polled responder: without and with the status bytes of a device."""
+    found = responder(RESPONDER), responder(RESPONDER_STATUS, "--status")
+    return [Entry(name=one.name, load=load, work=work, server=one) for one in found]
+
+
+def line(work: Work, load: Load, peers: Sequence[Server]) -> Line:
+    """Return the line of the matrix for a load: ours, the peers that can, the raw file."""
+    poll = "always" if work.name == "bare" and load.wait == "poll" else None
+    alone = work.devices == 1
+    entries = [*ours(work, load, poll=poll), *qsds(work, load)]
+    if poll and alone and load.queues == 1:
+        entries += responders(work, load)
+    if alone:
+        entries += [Entry(name=one.name, load=load, work=work, server=one) for one in peers]
+        entries += fios(work, load, *FIO_ENGINES.get(work.name, ()))
+    many = "" if alone else f" {work.devices} devices"
+    return Line(f"{work.name} {load}{many}", entries)
