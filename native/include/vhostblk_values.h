@@ -205,6 +205,7 @@ struct vhb_counters {
     uint64_t slots; /* bounce slots that the descriptors and tables of what is not given
                      * back would fill, if the guest bounces */
     uint64_t in_flight;
+    uint64_t held; /* of these, for an error: see VHB_ON_ERROR_STOP */
     uint64_t dead; /* cancelled, not yet returned by the disk */
     uint64_t next_avail; /* where the ring stands: indexes; packed: of descriptors, and *size* */
     uint64_t next_used; /* more while the wrap counter is 0 */

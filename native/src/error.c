@@ -39,6 +39,7 @@ static void hold(struct vhb_queue *q, struct vhb_req *req, int error)
     req->next = NULL;
     *e->tail = req;
     e->tail = &req->next;
+    count(&q->counters.held, 1);
     if (!first)
         return;
     count(&q->counters.stalls, 1);
@@ -62,9 +63,11 @@ bool vhb_error_holds(struct vhb_req *req, int error)
     return true;
 }
 
-static struct vhb_req *take_held(struct vhb_errors *e)
+static struct vhb_req *take_held(struct vhb_queue *q)
 {
+    struct vhb_errors *e = &q->errors;
     struct vhb_req *first = e->held;
+    store_relaxed(&q->counters.held, 0u);
     e->held = NULL;
     e->tail = &e->held;
     store_release(&e->stalled, 0u); /* pair: stall */
@@ -74,7 +77,7 @@ static struct vhb_req *take_held(struct vhb_errors *e)
 void vhb_errors_resume(struct vhb_queue *q, struct vhb_io *io)
 {
     __atomic_store_n(&q->errors.resume, 0u, __ATOMIC_SEQ_CST); /* pair: resume */
-    struct vhb_req *req = take_held(&q->errors), *next;
+    struct vhb_req *req = take_held(q), *next;
     for (; req; req = next) {
         next = req->next;
         vhb_blk_submit(req, io);
@@ -83,7 +86,7 @@ void vhb_errors_resume(struct vhb_queue *q, struct vhb_io *io)
 
 void vhb_errors_give_up(struct vhb_queue *q)
 {
-    struct vhb_req *req = take_held(&q->errors), *next;
+    struct vhb_req *req = take_held(q), *next;
     for (; req; req = next) {
         next = req->next;
         vhb_blk_abandon(req);

@@ -11,6 +11,7 @@ static void stall(struct slow *s, uint32_t policy)
     struct vhb_job job = start(s, 0, BLK_OUT, 8);
     fail(s, &job, ENOSPC);
     CHECK(stalled(s));
+    CHECK_EQ(RIG_COUNT(&s->rig, held), 1);
 }
 
 /* A drain waits for an operator; at its deadline the driver is told, and nothing is dead. */
@@ -26,6 +27,7 @@ static void test_drain_waits_and_gives_up(void)
     CHECK(take_used(&s.rig));
     CHECK_EQ(status_of(&s.rig, 0), BLK_IOERR);
     CHECK_EQ(RIG_COUNT(&s.rig, dead), 0);
+    CHECK_EQ(RIG_COUNT(&s.rig, held), 0);
     CHECK(!stalled(&s));
     rig_run(&s.rig);
     struct vhb_job job = start(&s, 0, BLK_OUT, 8);
@@ -43,6 +45,7 @@ static void test_drain_ends_with_a_resume(void)
     settle(&s.rig);
     resume(&s);
     struct vhb_job job = next(&s);
+    CHECK_EQ(RIG_COUNT(&s.rig, held), 0);
     finish(&s, &job);
     rig_wait(&s.rig, VHB_DRAINED);
     CHECK(take_used(&s.rig));

@@ -51,6 +51,7 @@ class Counters:
         segment_max: Bytes of the longest of them.
         outside: Chains that named an address that is denied or NOTED.
         stalls: Errors that stopped it.
+        held: Of those in flight, held for an error.
         slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
             way would fill, if the guest bounces.
         slots_high: The most that *slots* ever was.
@@ -81,6 +82,7 @@ class Counters:
     stalls: int = 0
     slots: int = 0
     in_flight: int = 0
+    held: int = 0
     dead: int = 0
     next_avail: int = 0
     next_used: int = 0

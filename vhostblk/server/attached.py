@@ -56,8 +56,14 @@ class Attached(Protocol):
         """Whether what is written is logged."""
         ...
 
-    async def pause(self, *, drain: bool) -> None:
-        """Take the queues of all rings that run; *drain*: with nothing in flight."""
+    async def pause(self, *, drain: bool, hold: bool = False) -> None:
+        """
+        Take the queues of all rings that run.
+
+        Args:
+            drain: With nothing in flight.
+            hold: But for what errors hold, where the queues that take their place find it.
+        """
         ...
 
     def go_on(self) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from vhostblk.engine.api import Miss, Queue
+from vhostblk.engine.api import Miss, OnError, Queue
 from vhostblk.memory.locate import locate
 from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.regions import RegionTable
@@ -290,8 +290,12 @@ class Attachment:
 
     # ---- changes of the device ------------------------------------------------------------
 
-    async def pause(self, *, drain: bool) -> None:
-        """Take the queues of all rings that run; *drain*: with nothing in flight."""
+    async def pause(self, *, drain: bool, hold: bool = False) -> None:
+        """Take the queues of all rings that run; see `Attached.pause`."""
+        if hold and self.device.options.on_error is not OnError.REPORT:
+            terms = self.terms
+            await asyncio.gather(*(ring.rest(terms) for ring in self.running))
+            return
         await asyncio.gather(*(ring.keeper.take_back(drain=drain) for ring in self.running))
 
     def go_on(self) -> None:

@@ -130,7 +130,8 @@ async def replace(
     Serve another disk behind the same device.
 
     Requests that were taken end on the old one, which is then flushed; those behind them begin on
-    the new one.  It promises what the old one did; its size may be another.
+    the new one, and what errors hold begins anew there.  It promises what the old one did; its size
+    may be another.
 
     Args:
         device: Which; nobody else changes it meanwhile.
@@ -168,7 +169,7 @@ async def _open(device: Device, disk: object, source: DiskSpec | None) -> Backin
 
 
 async def _exchange(device: Device, new: Backing, blk: BlkDevice, *, inherit: bool) -> list[Queue]:
-    async with _at_rest(device, drain=True) as front:
+    async with _at_rest(device, drain=True, hold=True) as front:
         _check_dead(device)
         if front is not None and front.turn.left:
             raise VhostBlkError(
@@ -190,16 +191,30 @@ async def _exchange(device: Device, new: Backing, blk: BlkDevice, *, inherit: bo
             except BaseException:
                 device.blk = old
                 raise
-        device.backing = new
+        former, device.backing = device.backing, new
+        for queue in [one for one in dropped if one.stall() is not None]:
+            dropped.remove(queue)
+            await _forsake(device, queue, former)
     return dropped
+
+
+async def _forsake(device: Device, queue: Queue, backing: Backing) -> None:
+    """Drop a queue with what it holds, before the one that takes that again runs."""
+    held = queue.counters().held
+    device.log.info("%d requests that the old disk has failed begin anew", held)
+    queue.set_err(None)
+    queue.condemn("another one has taken its place")  # so nothing of it is given back
+    await device.drop_queue(queue, backing)
 
 
 # ---- both ---------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def _at_rest(device: Device, *, drain: bool) -> AsyncIterator[Attached | None]:
-    """Keep a device from being used; *drain*: until nothing is in flight."""
+async def _at_rest(
+    device: Device, *, drain: bool, hold: bool = False
+) -> AsyncIterator[Attached | None]:
+    """Keep a device from being used; *drain*, *hold*: see `Attached.pause`."""
     async with device.changing:
         while True:
             front = device.attached
@@ -211,7 +226,7 @@ async def _at_rest(device: Device, *, drain: bool) -> AsyncIterator[Attached | N
             async with front.lock:
                 if device.attached is not front:  # it has gone while we waited
                     continue
-                await front.pause(drain=drain)
+                await front.pause(drain=drain, hold=hold)
                 try:
                     yield front
                 finally:

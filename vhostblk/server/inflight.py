@@ -98,7 +98,7 @@ def region_size(entries: int, packed: bool) -> int:  # noqa: FBT001 - it has no 
     return SPLIT_HEADER + SPLIT_ENTRY * entries
 
 
-def track(queue: Queue, area: Area | None, place: Place, log: Log) -> None:
+def track(queue: Queue, area: Area | None, place: Place, log: Log) -> Area | None:
     """
     Have a queue that is about to start note what it takes, where there is room for it.
 
@@ -107,12 +107,15 @@ def track(queue: Queue, area: Area | None, place: Place, log: Log) -> None:
         area: The region; None: there is none.
         place: Of its ring.
         log: For what an operator should know.
+
+    Returns:
+        Where it notes that now.
     """
     found = None if area is None else area.of(place)
     if found is not None:
         memory, size = found
         queue.set_inflight(memory, size=size)
-        return
+        return area
     queue.set_inflight(None, size=0)
     if area is not None:
         log.warning(
@@ -121,6 +124,7 @@ def track(queue: Queue, area: Area | None, place: Place, log: Log) -> None:
             place.index,
             place.num,
         )
+    return None
 
 
 class Inflight:

@@ -18,10 +18,12 @@ _SETTERS: Mapping[str, Callable[[Queue, int | None], None]] = {
     "call": lambda queue, fd: queue.set_call(fd),
     "err": lambda queue, fd: queue.set_err(fd),
 }
-_NOW = ("in_flight", "dead", "slots", "next_avail", "next_used")
+_NOW = ("in_flight", "held", "dead", "slots", "next_avail", "next_used")
 """Counters that tell of a moment."""
 _MOST = ("segment_max", "slots_high")
 """Counters that only grow, and do not add up."""
+LOOK_SECONDS = 0.005
+"""How often is looked whether only what an error holds is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,35 @@ class Keeper:
             self._on_dead()
             text = "queue %d: %d requests failed after %g s; the disk still has them"
             self._log.warning(text, self._index, dead, self._drain_seconds)
+
+    async def rest(self, *, enabled: bool) -> None:
+        """
+        Get it back as by a drain, but that what an error holds stays held.
+
+        Where anything else is in flight for longer than a drain may be, this is one.
+
+        Args:
+            enabled: Whether it may take requests, otherwise.
+        """
+        if self.fault() is None and not self.waits:
+            await self.take_back(drain=False)
+            self.queue.set_enabled(enabled=False)
+            self.queue.run()
+        rests = await self._only_holds()
+        await self.take_back(drain=False)
+        self.queue.set_enabled(enabled=enabled)
+        if not rests or not self.queue.counters().held:
+            await self.take_back(drain=True)
+
+    async def _only_holds(self) -> bool:
+        now = asyncio.get_running_loop().time
+        end = now() + self._drain_seconds
+        while now() < end:
+            counted = self.queue.counters()
+            if counted.in_flight == counted.held:
+                return True
+            await asyncio.sleep(LOOK_SECONDS)
+        return False
 
     def hand_over(self) -> None:
         """Give it to its worker; one that is broken, or may not run yet, stays here."""

@@ -16,7 +16,7 @@ from vhostblk.memory.ranges import Range
 from vhostblk.memory.space import Access, AddressSpace, Denied, Missing
 from vhostblk.protocol.fd import Fd
 from vhostblk.protocol.state import RingAction, RingEvent, RingState, step_ring
-from vhostblk.server.inflight import track
+from vhostblk.server.inflight import Area, track
 from vhostblk.server.keeper import Former, Keeper
 from vhostblk.server.log import Log
 from vhostblk.server.place import Addresses, Place, Placed, first_base
@@ -64,6 +64,7 @@ class Ring:
         self._on_miss = on_miss
         self._on_start = on_start
         self._log = log
+        self._noted: Area | None = None
 
     @property
     def running(self) -> bool:
@@ -343,7 +344,7 @@ class Ring:
         queue.set_features(terms.features)
         queue.set_blk(terms.blk, writethrough=terms.writethrough)
         queue.set_enabled(enabled=enabled)
-        track(queue, terms.inflight, self.place, self._log)
+        self._noted = track(queue, terms.inflight, self.place, self._log)
         self._log_pages(terms)
         self._on_start()
         if self.translated:
@@ -357,6 +358,13 @@ class Ring:
             self.keeper.hand_over()
 
     # ---- another queue --------------------------------------------------------------------
+
+    async def rest(self, terms: Terms) -> None:
+        """Have its queue stand still; what an error holds is left to the one in its place."""
+        if self._noted is not None and self._noted is terms.inflight:  # where that finds it
+            await self.keeper.rest(enabled=self.state is RingState.STARTED)
+        else:
+            await self.keeper.take_back(drain=True)
 
     def exchange(self, queue: Queue, terms: Terms) -> Former:
         """

@@ -100,7 +100,13 @@ class Work:
 
     def counters(self) -> Counters:
         """Return what was counted; legal at any time."""
-        return Counters(**self.tally, slots=self._slots, in_flight=self.in_flight, dead=self.dead)
+        return Counters(
+            **self.tally,
+            slots=self._slots,
+            in_flight=self.in_flight,
+            held=len(self._errors.held),
+            dead=self.dead,
+        )
 
     def slow(self, seconds: float) -> list[Slow]:
         """Return the requests that have been under way for so long; legal at any time."""
