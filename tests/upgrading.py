@@ -1,18 +1,28 @@
 """A server that is replaced while it serves: its processes, one after the other."""
 
 import os
+import random
 import re
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
 import running
 from running import TIMEOUT_S
 
+from vhostblk.guest import Guest
+from vhostblk.guest.blk import Request
+
+MIB = 1 << 20
+BLOCK = 4096
+BLOCKS = 8 * MIB // BLOCK
+"""Of an image."""
 TAKEN_OVER = re.compile(r"process (\d+) has taken over")
 READY = re.compile("ready for a front-end")
 PAUSED = re.compile(r"guest paused for ([0-9.]+) ms")
@@ -109,3 +119,81 @@ def served(*words: str | Path, cwd: Path) -> Iterator[Upgraded]:
         raise
     finally:
         server.kill()
+
+
+def needs_core() -> None:
+    """Skip without the compiled core."""
+    pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
+
+
+@contextmanager
+def image_served(
+    image: Path, *words: str, engine: str = "reference"
+) -> Iterator[tuple[Upgraded, Path]]:
+    """Serve an image so, beside itself; with the socket."""
+    if engine == "native":
+        needs_core()
+    path = image.with_name("s")
+    options: list[str | Path] = ["--engine", engine, *words, "--socket-path", path, image]
+    with served(*options, cwd=image.parent) as server:
+        yield server, path
+
+
+class Load:
+    """
+    Writes of a guest with their readings back, queue after queue.
+
+    Args:
+        guest: Who does it.
+        queues: On so many.
+    """
+
+    def __init__(self, guest: Guest, queues: int, seed: int = 1) -> None:
+        self._guest = guest
+        self._queues = queues
+        self._random = random.Random(seed)
+        self.expected: dict[int, bytes] = {}
+        self.rounds = 0
+
+    def round(self) -> None:
+        """Write on every queue at once, several blocks each, and read back on another."""
+        blocks = self._random.sample(range(BLOCKS), 4 * self._queues)
+        tickets = []
+        for at, block in enumerate(blocks):
+            data = self._random.randbytes(BLOCK)
+            self.expected[block] = data
+            request = Request.write(8 * block, data)
+            tickets.append(self._guest.submit(request, queue=at % self._queues))
+        for ticket in tickets:
+            assert self._guest.wait(ticket).status == 0
+        for at, block in enumerate(blocks):
+            queue = (at + 1) % self._queues
+            assert self._guest.read(8 * block, BLOCK, queue=queue) == self.expected[block]
+        self.rounds += 1
+
+    def during(self, server: Upgraded, times: int) -> None:
+        """Go on while a server is upgraded, so many times; then check all there is."""
+        failures: list[BaseException] = []
+
+        def upgrade() -> None:
+            try:
+                for _ in range(times):
+                    server.upgrade()
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                failures.append(error)
+
+        upgrading = threading.Thread(target=upgrade)
+        upgrading.start()
+        while upgrading.is_alive():
+            self.round()
+        upgrading.join()
+        if failures:
+            raise failures[0]
+        for block, data in self.expected.items():
+            assert self._guest.read(8 * block, BLOCK) == data
+
+
+def check_image(image: Path, load: Load) -> None:
+    data = image.read_bytes()
+    for block, expected in load.expected.items():
+        assert data[block * BLOCK :][:BLOCK] == expected

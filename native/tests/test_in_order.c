@@ -29,6 +29,32 @@ static void start_all(struct slow *s, struct vhb_job *jobs, uint32_t type)
 
 static const uint16_t all[HEADS] = {0, 3, 6, 9, 12};
 
+/* End all of them, the last one first, the second one with *error*. */
+static void finish_backwards(struct slow *s, const struct vhb_job *jobs, int error)
+{
+    for (int i = HEADS; i--;)
+        CHECK_EQ(vhb_mailbox_complete(s->box, jobs[i].tag, i == 1 ? error : 0), 0);
+    settle(&s->rig);
+}
+
+/* The queue is as good as new. */
+static void serves_on(struct slow *s)
+{
+    struct vhb_job jobs[HEADS];
+    start_all(s, jobs, BLK_IN);
+    finish_backwards(s, jobs, 0);
+    check_used(&s->rig, all, HEADS, 1);
+}
+
+/* The next that comes back is *head*, so long, with such a status. */
+static void check_next(struct rig *rig, uint16_t head, uint32_t len, int status)
+{
+    CHECK(take_used(rig));
+    CHECK(rig->last_id == head && rig->last_len == len);
+    if (len)
+        CHECK_EQ(status_of(rig, head), status);
+}
+
 /* Every order in which five requests can end, and a look after each end: what is done waits for
  * those before it, then goes at once and all together. */
 static void test_every_order_of_completion(void)
@@ -71,22 +97,14 @@ static void test_nobody_is_skipped_who_was_not_used_completely(void)
     struct vhb_job jobs[HEADS];
     open_in_order(&s, 0);
     start_all(&s, jobs, BLK_IN);
-    for (int i = HEADS - 1; i >= 0; i--)
-        CHECK_EQ(vhb_mailbox_complete(s.box, jobs[i].tag, i == 1 ? -EIO : 0), 0);
-    settle(&s.rig);
-    static const uint32_t lens[HEADS] = {513, 1, 513, 513, 513};
-    for (int i = 0; i < HEADS; i++) {
-        CHECK(take_used(&s.rig));
-        CHECK(s.rig.last_id == all[i] && s.rig.last_len == lens[i]);
-        CHECK_EQ(status_of(&s.rig, all[i]), i == 1 ? BLK_IOERR : BLK_OK);
-    }
+    finish_backwards(&s, jobs, -EIO);
+    for (int i = 0; i < HEADS; i++)
+        check_next(&s.rig, all[i], i == 1 ? 1 : 513, i == 1 ? BLK_IOERR : BLK_OK);
     CHECK_EQ(s.rig.in_order.elements, 2); /* 0 and 1; 2, 3 and 4 */
     CHECK(!take_used(&s.rig));
 
     start_all(&s, jobs, BLK_OUT); /* of a write, failed or not, all that is writable is written */
-    for (int i = HEADS - 1; i >= 0; i--)
-        CHECK_EQ(vhb_mailbox_complete(s.box, jobs[i].tag, i == 1 ? -EIO : 0), 0);
-    settle(&s.rig);
+    finish_backwards(&s, jobs, -EIO);
     check_used(&s.rig, all, HEADS, 1);
     CHECK_EQ(status_of(&s.rig, 3), BLK_IOERR);
     close_slow(&s);
@@ -113,13 +131,10 @@ static void test_what_the_disk_never_sees_waits_too(void)
     CHECK(!take_used(&s.rig));
     finish(&s, &job);
     settle(&s.rig);
-    static const uint32_t ids[] = {0, 3, 6, 9}, lens[] = {513, 1, 0, 1};
-    for (int i = 0; i < 4; i++) {
-        CHECK(take_used(&s.rig));
-        CHECK(s.rig.last_id == ids[i] && s.rig.last_len == lens[i]);
-    }
-    CHECK_EQ(status_of(&s.rig, 3), BLK_IOERR);
-    CHECK_EQ(status_of(&s.rig, 9), BLK_UNSUPP);
+    check_next(&s.rig, 0, 513, BLK_OK);
+    check_next(&s.rig, 3, 1, BLK_IOERR);
+    check_next(&s.rig, 6, 0, 0);
+    check_next(&s.rig, 9, 1, BLK_UNSUPP);
     close_slow(&s);
 }
 
@@ -136,12 +151,8 @@ static void test_cancelled_in_order(void)
         settle(&s.rig);
         CHECK(!take_used(&s.rig));
         rig_cancel(&s.rig);
-        for (int i = 0; i < HEADS; i++) {
-            CHECK(take_used(&s.rig));
-            CHECK_EQ(s.rig.last_id, all[i]);
-            CHECK_EQ(s.rig.last_len, i % 2 ? 513 : 1);
-            CHECK_EQ(status_of(&s.rig, all[i]), i % 2 ? BLK_OK : BLK_IOERR);
-        }
+        for (int i = 0; i < HEADS; i++)
+            check_next(&s.rig, all[i], i % 2 ? 513 : 1, i % 2 ? BLK_OK : BLK_IOERR);
         CHECK(!take_used(&s.rig));
         CHECK_EQ(RIG_COUNT(&s.rig, dead), 3);
         rig_run(&s.rig);
@@ -192,13 +203,8 @@ static void test_withheld_request_is_not_spoken_for(void)
 
         rig_begin(&s.rig); /* no slot is lost, and none comes back in the next life */
         rig_run(&s.rig);
-        for (int round = 0; round < 12; round++) {
-            start_all(&s, jobs, BLK_IN);
-            for (int i = HEADS; i--;)
-                finish(&s, &jobs[i]);
-            settle(&s.rig);
-            check_used(&s.rig, all, HEADS, 1);
-        }
+        for (int round = 0; round < 12; round++)
+            serves_on(&s);
         close_slow(&s);
     }
 }
@@ -208,23 +214,18 @@ static void test_withheld_request_is_not_spoken_for(void)
 static void test_withheld_at_the_end_of_a_drain(void)
 {
     struct slow s;
-    struct vhb_job jobs[HEADS];
     open_in_order(&s, 0);
-    jobs[0] = start(&s, 0, BLK_IN, 0);
+    struct vhb_job job = start(&s, 0, BLK_IN, 0);
     CHECK_EQ(vhb_queue_drain(s.rig.queue), 0);
     settle(&s.rig);
-    CHECK_EQ(vhb_mailbox_break(s.box, jobs[0].tag), 0);
+    CHECK_EQ(vhb_mailbox_break(s.box, job.tag), 0);
     rig_wait(&s.rig, VHB_DRAINED);
     CHECK_EQ(rig_broken(&s.rig).reason, VHB_DISK_KEPT_VIEW);
     CHECK(!take_used(&s.rig));
 
     rig_begin(&s.rig);
     rig_run(&s.rig);
-    start_all(&s, jobs, BLK_IN);
-    for (int i = HEADS; i--;)
-        finish(&s, &jobs[i]);
-    settle(&s.rig);
-    check_used(&s.rig, all, HEADS, 1);
+    serves_on(&s);
     close_slow(&s);
 }
 
@@ -264,9 +265,7 @@ static void test_done_while_parked(void)
     rig_park(&s.rig);
     CHECK_EQ(vhb_queue_set_features(s.rig.queue, s.rig.config.features ^ RIG_IN_ORDER), -EBUSY);
     CHECK_EQ(vhb_queue_set_features(s.rig.queue, s.rig.config.features), 0);
-    for (int i = HEADS; i--;)
-        finish(&s, &jobs[i]);
-    settle(&s.rig);
+    finish_backwards(&s, jobs, 0);
     CHECK(!take_used(&s.rig));
     rig_run(&s.rig);
     settle(&s.rig);

@@ -1,11 +1,23 @@
-"""A command run inside the tests' own process leaves no trace there."""
+"""An image to serve; and commands that run in the tests' own process leave no trace there."""
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from vhostblk.cli import report
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Return an image file of 8 MiB."""
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(8 * MIB)
+    return path
 
 
 @pytest.fixture(autouse=True)

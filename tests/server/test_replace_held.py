@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from server_kit.disks import Failing, Ram, Slow, Stuck
+from server_kit.replacing import X, Y, replace
 from server_kit.serving import Serving, until
 
 from vhostblk.disk.file import File
@@ -15,13 +16,11 @@ from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, Request
 from vhostblk.guest.blk import BlkTicket
 from vhostblk.guest.negotiate import DEFAULT_PROTOCOL_FEATURES
-from vhostblk.server import change
 from vhostblk.server.status import QueueStatus, status
 from vhostblk.spec.vhost_user import ProtocolFeature
 from vhostblk.spec.virtio_blk import Status
 
 Connect = Callable[..., Guest]
-X, Y = b"x" * 4096, b"y" * 4096
 KINDS = [(packed, in_order) for packed in (False, True) for in_order in (False, True)]
 NAMES = ["split", "split in order", "packed", "packed in order"]
 
@@ -65,10 +64,6 @@ def queue_status(server: Serving, queue: int = 0) -> QueueStatus:
 
 def held(server: Serving, queue: int = 0) -> int:
     return queue_status(server, queue)["counters"]["held"]
-
-
-def replace(server: Serving, disk: object) -> None:
-    server.run(change.replace(server.devices[0], disk, None))
 
 
 def serve(server: Serving, disk: object, **options: object) -> Path:

@@ -1,100 +1,26 @@
-"""Who may use a device when: front-ends that follow each other, and the ends of a migration."""
+"""Who may use a device when: front-ends that follow each other."""
 
 import asyncio
 import os
-import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
 
-import pytest
 import uvloop
 from frontend_bytes import u64, vring
-from server_kit.disks import Ram
-from server_kit.engine import FakeEngine, FakeQueue
+from server_kit.engine import FakeQueue
+from server_kit.house import House, house
 from server_kit.left import mappings, open_fds
-from server_kit.wire import LINUX, Wire
 
-from vhostblk.errors import VhostBlkError
-from vhostblk.server.device import open_device
-from vhostblk.server.gate import Brake
-from vhostblk.server.handover import SourceState
-from vhostblk.server.promise import DeviceOptions
-from vhostblk.server.service import MOST_LEAVING, Service
+from vhostblk.server.service import MOST_LEAVING
 from vhostblk.server.status import status
 
-PATIENCE = 10.0
 
-
-class Sockets:
-    """Connections that a test makes."""
-
-    path: Path | None = None
-
-    def __init__(self) -> None:
-        self._waiting: asyncio.Queue[socket.socket | None] = asyncio.Queue()
-        self.brake = Brake(lambda: None)
-
-    async def accept(self) -> socket.socket | None:
-        return await self._waiting.get()
-
-    def connect(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        self._waiting.put_nowait(theirs)
-        return ours
-
-    def share(self) -> SourceState:
-        return SourceState(kind="connected")
-
-    def leave(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._waiting.put_nowait(None)
-
-
-class Caller(Wire):
-    """A front-end whose side of the connection is the service's business."""
-
-    def __init__(self, sock: socket.socket, engine: FakeEngine) -> None:
-        sock.settimeout(0)
-        self.sock = sock
-        self.engine = engine
-
-
-class House:
-    """A device being served, and the front-ends that come to it."""
-
-    def __init__(self, engine: FakeEngine, service: Service, source: Sockets) -> None:
-        self.engine = engine
-        self.service = service
-        self._source = source
-
-    def connect(self) -> Caller:
-        """Come to it; whether it answers is another question."""
-        return Caller(self._source.connect(), self.engine)
-
-    async def until(self, done: Callable[[], bool]) -> None:
-        for _ in range(int(PATIENCE * 1000)):
-            if done():
-                return
-            await asyncio.sleep(0.001)
-        raise AssertionError("it never came true")
-
-
-@asynccontextmanager
-async def house(disk: object = None, **options: object) -> AsyncIterator[House]:
-    """Serve a device, and leave nothing of it."""
-    engine, source = FakeEngine(), Sockets()
-    chosen = DeviceOptions(**{"drain_seconds": 5.0, **options})  # type: ignore[arg-type]
-    device = await open_device(disk or Ram(), engine, chosen)
-    service = Service(device, source)
-    service.start()
-    try:
-        yield House(engine, service, source)
-    finally:
-        await asyncio.wait_for(service.end(), PATIENCE)
-        assert all(queue.closed for queue in engine.queues)
+async def left(one: House) -> FakeQueue:
+    """Have the first front-end come and go, and its queue not drained yet."""
+    old = one.connect()
+    await old.start()
+    (first,) = one.engine.queues
+    first.may_drain.clear()
+    old.sock.close()
+    return first
 
 
 def test_a_front_end_that_returns_is_answered_while_the_old_one_drains() -> None:
@@ -107,11 +33,7 @@ def test_a_front_end_that_returns_is_answered_while_the_old_one_drains() -> None
     async def come_back() -> None:
         before = open_fds()
         async with house() as one:
-            old = one.connect()
-            await old.start()
-            (first,) = one.engine.queues
-            first.may_drain.clear()
-            old.sock.close()
+            first = await left(one)
             new = one.connect()
             await new.start()
             second = new.queue
@@ -161,11 +83,7 @@ def test_a_front_end_that_returns_is_bounded_by_the_drain() -> None:
 
     async def come_back() -> None:
         async with house(drain_seconds=0.02) as one:
-            old = one.connect()
-            await old.start()
-            (first,) = one.engine.queues
-            first.may_drain.clear()
-            old.sock.close()
+            first = await left(one)
             new = one.connect()
             await new.start()
             await one.until(lambda: new.queue.running)
@@ -225,11 +143,7 @@ def test_a_ring_that_waits_can_be_stopped_again() -> None:
 
     async def stop() -> None:
         async with house() as one:
-            old = one.connect()
-            await old.start()
-            (first,) = one.engine.queues
-            first.may_drain.clear()
-            old.sock.close()
+            first = await left(one)
             for _ in range(3):
                 new = one.connect()
                 await new.start(base=7)
@@ -267,149 +181,10 @@ def test_a_server_that_ends_waits_for_those_who_left() -> None:
 
     async def end() -> None:
         async with house() as one:
-            old = one.connect()
-            await old.start()
-            (first,) = one.engine.queues
-            first.may_drain.clear()
-            old.sock.close()
+            first = await left(one)
             new = one.connect()
             await new.start()
             asyncio.get_running_loop().call_later(0.02, first.may_drain.set)
         new.sock.close()
 
     uvloop.run(end())
-
-
-# ---- a disk that is locked while it is used ---------------------------------------------------
-
-
-class Shared(Ram):
-    """Locked while rings run; somebody else may have it."""
-
-    lock_while_running = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = False
-
-    def lock(self) -> None:
-        self._note("lock")
-        if self.taken:
-            raise VhostBlkError("in use: somebody writes to it")
-
-    def unlock(self) -> None:
-        self._note("unlock")
-
-    def names(self) -> list[object]:
-        return [call[0] for call in self.calls]
-
-
-async def runs(one: House, queue: FakeQueue) -> None:
-    await one.until(lambda: queue.running)
-
-
-def test_a_disk_is_locked_from_the_first_ring_to_the_last() -> None:
-    """Nothing is locked at open; two rings lock once, and the last stop flushes and unlocks."""
-
-    async def use() -> None:
-        disk = Shared()
-        async with house(disk, num_queues=2) as one:
-            wire = one.connect()
-            await wire.start()
-            await runs(one, wire.queue)
-            await wire.set_up(1)
-            assert await wire.acked(18, vring(1, 1)) == 0
-            await runs(one, wire.queue)
-            assert disk.names() == ["open", "lock"]
-            await wire.ask(11, vring(0, 0))
-            assert disk.names() == ["open", "lock"]
-            await wire.ask(11, vring(1, 0))
-            assert disk.names() == ["open", "lock", "flush", "unlock"]
-            wire.sock.close()
-
-    uvloop.run(use())
-
-
-def test_a_ring_does_not_run_while_somebody_has_the_disk(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Its start is acked, it waits with one line in the log, and runs when the disk is free."""
-
-    async def wait() -> None:
-        disk = Shared()
-        disk.taken = True
-        async with house(disk) as one:
-            wire = one.connect()
-            await wire.start()
-            await one.until(lambda: disk.names().count("lock") > 1)
-            assert not wire.queue.running
-            assert not status(one.service.device)["queues"][0]["running"]
-            disk.taken = False
-            await runs(one, wire.queue)
-            assert status(one.service.device)["queues"][0]["running"]
-            wire.sock.close()
-
-    uvloop.run(wait())
-    assert caplog.text.count("the queues wait for the disk") == 1
-
-
-def test_a_guest_that_goes_on_takes_the_disk_back() -> None:
-    """After a migration that failed the source starts again: the lock is taken anew."""
-
-    async def fail() -> None:
-        disk = Shared()
-        async with house(disk) as one:
-            wire = one.connect()
-            await wire.start()
-            await runs(one, wire.queue)
-            await wire.ask(11, vring(0, 0))
-            disk.taken = True
-            await wire.set_up()
-            assert not wire.queue.running
-            disk.taken = False
-            await runs(one, wire.queue)
-            assert disk.names().count("unlock") == 1
-            wire.sock.close()
-        assert disk.names()[-2:] == ["flush", "close"]
-        assert disk.names().count("unlock") == 2
-
-    uvloop.run(fail())
-
-
-@pytest.mark.parametrize("end", [34, 39])
-def test_a_reset_and_a_disconnect_unlock_too(end: int) -> None:
-    """However the last ring ends, the disk is somebody else's before the answer."""
-
-    async def leave() -> None:
-        disk = Shared()
-        async with house(disk) as one:
-            for stop in (True, False):
-                wire = one.connect()
-                await wire.start()
-                await runs(one, wire.queue)
-                if stop:
-                    wire.tell(end, u64(0) if end == 39 else b"")
-                    await wire.done()
-                    assert disk.names()[-2:] == ["flush", "unlock"]
-                wire.sock.close()
-                await one.until(lambda: disk.names()[-1] == "unlock")
-        assert disk.names().count("lock") == disk.names().count("unlock") == 2
-
-    uvloop.run(leave())
-
-
-def test_firmware_that_never_starts_a_ring_locks_nothing() -> None:
-    """Negotiation, a ring that is set up and one that is only enabled need no disk."""
-
-    async def look() -> None:
-        disk = Shared()
-        async with house(disk) as one:
-            wire = one.connect()
-            await wire.negotiate(LINUX)
-            await wire.plug()
-            await wire.set_up()
-            await wire.done()
-            assert disk.names() == ["open"]
-            wire.sock.close()
-
-    uvloop.run(look())
