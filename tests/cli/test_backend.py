@@ -2,10 +2,14 @@ import json
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
+import running
+from locks import held_bytes
 
 from vhostblk.cli import backend
+from vhostblk.guest import Guest
 
 
 @pytest.mark.parametrize(
@@ -66,3 +70,19 @@ def test_backend_says_what_is_missing(
     assert backend.main(argv) == 2
 
     assert capsys.readouterr().err == f"vhostblk-backend: {line} See 'vhostblk-backend --help'.\n"
+
+
+def test_lock_reaches_the_image(image: Path) -> None:
+    """--lock=while-running leaves it to others while no guest runs."""
+    path = image.with_name("s")
+    words = ("--socket-path", path, "--blk-file", image, "--lock", "while-running")
+    with running.start("-m", "vhostblk.cli.backend", *words, cwd=image.parent) as server:
+        try:
+            running.wait_for_socket(path, server)
+            assert not held_bytes(image)
+            with Guest.connect(path) as guest:
+                guest.read(0, 512)
+                assert held_bytes(image) >= {100, 101, 201}
+            running.end(server)
+        finally:
+            server.kill()

@@ -20,6 +20,7 @@ from vhostblk.disk.make import beside
     "--blk-file", required=True, metavar="PATH", help="The image file or block device to serve."
 )
 @click.option("--read-only", is_flag=True, help="Refuse writes of every kind.")
+@options.lock
 @click.option(
     "--print-capabilities",
     is_flag=True,
@@ -34,6 +35,7 @@ def backend(
     fd: int | None,
     blk_file: str,
     read_only: bool,
+    lock: str | None,
     confidential: options.Confidential,
     shared_ranges: str,
     on_violation: options.OnViolation,
@@ -55,7 +57,7 @@ def backend(
     """  # noqa: D301 - \b keeps click from joining lines
     options.one_place(socket_path=socket_path, fd=fd)
     report.start_logging(-1 if quiet else verbose)
-    disk = beside(DiskSpec("file", blk_file), cache=None, read_only=read_only)
+    disk = beside(DiskSpec("file", blk_file), cache=None, read_only=read_only, lock=lock)
     vhostblk.serve(
         str(disk),
         socket_path,

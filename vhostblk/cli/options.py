@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 
 import click
 
+from vhostblk.disk.file import LockWhen
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import takeover
@@ -230,6 +231,16 @@ def shared_ranges(text: str) -> str:
     except VhostBlkError as error:
         raise click.BadParameter(str(error)) from error
     return text
+
+
+def lock(command: _F) -> _F:
+    """Give a command ``--lock``; see `vhostblk.disk.file.LockWhen`."""
+    return click.option(
+        "--lock",
+        type=click.Choice([when.value for when in LockWhen]),
+        help="When a file is locked: while-running lets the other end of a migration have it open, "
+        "too.  [default: always]",
+    )(command)
 
 
 def on_error(command: _F) -> _F:

@@ -7,7 +7,7 @@ from click.core import ParameterSource
 
 import vhostblk
 from vhostblk.cli import options, report
-from vhostblk.disk.file import CacheMode, LockWhen
+from vhostblk.disk.file import CacheMode
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import beside, make
 
@@ -67,12 +67,7 @@ from vhostblk.disk.make import beside, make
     type=click.Choice([mode.value for mode in CacheMode]),
     help="Host cache of a file, with QEMU's meanings.  [default: writeback]",
 )
-@click.option(
-    "--lock",
-    type=click.Choice([when.value for when in LockWhen]),
-    help="When a file is locked: while-running lets the other end of a migration have it open, "
-    "too.  [default: always]",
-)
+@options.lock
 @click.option(
     "--block-size",
     type=int,
