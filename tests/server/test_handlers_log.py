@@ -12,7 +12,7 @@ from server_kit.iommu import PARTS, PLATFORM, iommu
 from server_kit.left import mappings, open_fds
 from server_kit.wire import ALL_PROTOCOL_FEATURES, LINUX, REGION_SIZE, UVA, Wire, wired
 
-from vhostblk.memory.dirty import LOG_USED_BY_HOST
+from vhostblk.memory.dirty import LOG_USED_BY_HOST, PAGE
 
 LOG_ALL = 1 << 26
 LOG_SHMFD = 1 << 1
@@ -48,6 +48,24 @@ async def begin(wire: Wire, fd: int) -> None:
     assert await give(wire, fd) == 0
     assert await wire.acked(2, u64(LINUX | LOG_ALL)) == 0
     assert await wire.acked(9, logged(used=0x2000)) == 0
+
+
+@pytest.mark.parametrize(("size", "warns"), [(REGION_SIZE // PAGE // 8, False), (1, True)])
+def test_a_log_too_short_for_memory_is_told(
+    size: int,
+    warns: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is taken, as it is the front-end's; but that pages will be missing is not hidden."""
+
+    async def short() -> None:
+        async with wired() as wire:
+            await wire.start()
+            with log() as fd:
+                assert await give(wire, fd, size=size) == 0
+
+    uvloop.run(short())
+    assert ("has no bits for all memory" in caplog.text) is warns
 
 
 def test_a_migration_logs_what_rings_write_while_they_run() -> None:

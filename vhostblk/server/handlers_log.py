@@ -3,6 +3,7 @@
 from errno import EINVAL
 
 from vhostblk.errors import Refused
+from vhostblk.memory.dirty import log_bytes
 from vhostblk.memory.mapping import Mapping
 from vhostblk.protocol.messages import SetLogBase, SetLogFd
 from vhostblk.server.attachment import Attachment
@@ -26,6 +27,13 @@ async def set_log_base(attachment: Attachment, message: SetLogBase) -> None:
         )
     log = Mapping(message.fd.take(), offset=message.mmap_offset, length=message.mmap_size)
     attachment.device.guard(log)
+    if (needed := log_bytes(attachment.space.table)) > log.length:
+        attachment.device.log.warning(
+            "the dirty log of %d bytes has no bits for all memory, which takes %d: pages behind "
+            "its end would be missing at the end of a migration",
+            log.length,
+            needed,
+        )
     await attachment.log_into(log)
 
 
