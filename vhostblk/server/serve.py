@@ -27,7 +27,7 @@ from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.reread import Rereader
 from vhostblk.server.server import Server
-from vhostblk.server.settings import add_device
+from vhostblk.server.settings import add_devices
 from vhostblk.server.takeover import Takeover
 from vhostblk.server.upgrade import Upgrade
 from vhostblk.server.where import TAKEN_OVER, Where
@@ -135,8 +135,7 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
             sockets.callback(operators.close)
 
         async def add(server: Server) -> None:
-            for one in config.devices:
-                await add_device(server, one, passed)
+            await add_devices(server, config.devices, passed)
 
         begin = add if takeover is None else takeover.go_on
         uvloop.run(

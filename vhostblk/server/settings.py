@@ -30,6 +30,8 @@ from vhostblk.server.slow import SLOW_SECONDS
 from vhostblk.server.where import Where, where
 
 MAX_MODE = 0o777
+PROGRESS_SECONDS = 3.0
+"""How often is told whose disks are not open yet."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -282,3 +284,47 @@ async def add_device(server: Server, settings: Settings, passed: Sequence[Passed
         raise VhostBlkError(
             f"{settings.name}: the disk raised when it was opened: {what}"
         ) from error
+
+
+async def add_devices(
+    server: Server, devices: Sequence[Settings], passed: Sequence[Passed] = ()
+) -> None:
+    """
+    Serve several devices, which open their disks together: each may wait for a dead process's lock.
+
+    Args:
+        server: By which; its order is theirs.
+        devices: What is said of them.
+        passed: Sockets of systemd's.
+
+    Raises:
+        VhostBlkError: One of them cannot be had; the others were called off.
+    """
+    coming = {one.name: asyncio.ensure_future(add_device(server, one, passed)) for one in devices}
+    try:
+        await _all_open(coming)
+    finally:
+        for task in coming.values():
+            task.cancel()
+        if coming:
+            await asyncio.wait(coming.values())
+    for task in coming.values():
+        if not task.cancelled():
+            task.result()
+    for one in devices:
+        server.services[one.name] = server.services.pop(one.name)
+
+
+async def _all_open(coming: Mapping[str, "asyncio.Task[Device]"]) -> None:
+    """Return when all are, or one cannot be; tell now and then who is still waited for."""
+    left = set(coming.values())
+    while left:
+        done, left = await asyncio.wait(
+            left, timeout=PROGRESS_SECONDS, return_when=asyncio.FIRST_EXCEPTION
+        )
+        if any(task.exception() for task in done):
+            return
+        if left:
+            names = ", ".join(name for name, task in coming.items() if task in left)
+            opened = len(coming) - len(left)
+            _log.info("%d of %d disks are open: waiting for %s", opened, len(coming), names)
