@@ -103,6 +103,13 @@ def test_to_another_program(
     assert main.main(["upgrade", *control, "--exec", "/bin/false"]) == 1
     assert capsys.readouterr().err == "vhostblk: the new process has ended with status 1\n"
     other = tmp_path / "other program"
+    other.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -m vhostblk serve --control c --socket-path x null:1M\n"
+    )
+    other.chmod(0o755)
+    assert main.main(["upgrade", *control, "--exec", f"'{other}'"]) == 1
+    said = capsys.readouterr().err
+    assert said == "vhostblk: the new process cannot take over: s would not be served any more\n"
     other.write_text(f'#!/bin/sh\nexec {sys.executable} -m vhostblk "$@"\n')
     other.chmod(0o755)
     assert main.main(["upgrade", *control, "--exec", f"'{other}'"]) == 0

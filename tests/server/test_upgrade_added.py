@@ -1,10 +1,15 @@
-"""What only an operator has said: devices and disks that the next process was not started with."""
+"""What is an operator's: devices and disks that no command line says, and the control socket."""
 
+import asyncio
+import os
+import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from server_kit import successors
+from server_kit.engine import FakeEngine
 from server_kit.serving import Serving
 from server_kit.taking_over import taken_over
 
@@ -14,6 +19,11 @@ from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest.guest import Guest
 from vhostblk.server import change
+from vhostblk.server import handover as h
+from vhostblk.server.courier import Courier
+from vhostblk.server.promise import DeviceOptions
+from vhostblk.server.server import Server
+from vhostblk.server.takeover import Takeover
 
 Connect = Callable[..., Guest]
 SIZE = 1 << 20
@@ -87,3 +97,35 @@ def test_a_replaced_disk_that_nobody_wrote_down_is_refused(
     with pytest.raises(VhostBlkError, match=r"^s1: its disk was replaced, and a new process would"):
         server.run(server.upgrade.run(["/no/such"]))
     guest.write(0, X)
+
+
+@pytest.mark.parametrize("owns", [False, True])
+def test_the_control_socket_is_whose_the_rings_are(
+    owns: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    """Its file goes with the process that serves; one that could not take over leaves it there."""
+    path = tmp_path / "c"
+    ours, theirs = Courier.pair()
+    other = Courier(theirs)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        control = h.SourceState(kind="listening", path=str(path), fd=os.dup(listening.fileno()))
+    takeover = Takeover(ours, h.ServerState(program="1", devices=(), control=control))
+    assert takeover.control() is not None
+    if owns:
+        other.send(h.Last(since=0.0, devices=()), seconds=1)
+        other.send(h.Totals(devices=()), seconds=1)
+    else:
+        takeover.add(Null(SIZE), DeviceOptions(name="more"))
+
+    async def go_on() -> None:
+        async with Server(FakeEngine()) as server:
+            await takeover.go_on(server)
+
+    with nullcontext() if owns else pytest.raises(VhostBlkError, match="more is not served by"):
+        asyncio.run(go_on())
+    takeover.close_control()
+    assert path.exists() is not owns
+    other.hang_up()

@@ -129,10 +129,11 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
             for one in config.devices:
                 takeover.add(make(one.source), one.options, one.source)
             operators = takeover.control()
+            sockets.callback(takeover.close_control)
         else:
             operators = None if config.control is None else listen(config.control, SocketOptions())
-        if operators is not None:
-            sockets.callback(operators.close)
+            if operators is not None:
+                sockets.callback(operators.close)
 
         async def add(server: Server) -> None:
             await add_devices(server, config.devices, passed)
@@ -167,8 +168,7 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     takeover.add(disk, options, source)
     operators = takeover.control()
     with ExitStack() as sockets:
-        if operators is not None:
-            sockets.callback(operators.close)
+        sockets.callback(takeover.close_control)
         begin = takeover.go_on
         uvloop.run(_serve(begin, engine, operators, ready, poll=poll, interruptible=False))
 

@@ -91,6 +91,8 @@ class Takeover:
         self._state = state
         self._plans: list[_Plan] = []
         self._unknown: list[str] = []
+        self._control: Listener | None = None
+        self._done = False
 
     @classmethod
     def begin(cls, environ: MutableMapping[str, str]) -> "Takeover | None":
@@ -136,7 +138,17 @@ class Takeover:
     def control(self) -> Listener | None:
         """Return the control socket."""
         state = self._state.control
-        return None if state is None else _listener(state)
+        self._control = None if state is None else _listener(state)
+        return self._control
+
+    def close_control(self) -> None:
+        """End the control socket, whose file is ours only if all the rest is."""
+        if self._control is None:
+            return
+        if self._done:
+            self._control.close()
+        else:
+            self._control.leave()
 
     def add(self, disk: object, options: DeviceOptions, source: DiskSpec | None = None) -> None:
         """Plan to go on with a device; see `Server.add`."""
@@ -162,6 +174,7 @@ class Takeover:
                 self._courier.send(h.Answer(refused=_line(error)), seconds=SECONDS)
             self._courier.hang_up()
             raise
+        self._done = True
         # Whoever gave up on us would have killed us first: if nobody hears it, nobody else serves.
         with suppress(Gone):
             self._courier.send(h.Answer(), seconds=SECONDS)
@@ -193,7 +206,7 @@ class Takeover:
         if self._unknown:
             raise VhostBlkError(
                 f"{', '.join(self._unknown)} is not served by the process we take over from: add "
-                "it there first, or afterwards"
+                "it there first, or leave it out until then"
             )
         order = self._state.devices
         self._plans.sort(key=lambda plan: order.index(plan.state))
