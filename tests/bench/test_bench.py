@@ -19,17 +19,23 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 4)], ids=["one", "two devices, four queues"])
-def test_every_server_takes_every_turn(shape: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("devices", "queues", "depths"),
+    [("1", "1", "1,8"), ("2", "4", "8")],
+    ids=["one", "two devices, four queues"],
+)
+def test_every_server_takes_every_turn(
+    devices: str, queues: str, depths: str, tmp_path: Path
+) -> None:
     """The same client drives all of them on each load, and all samples are kept."""
-    devices, queues = map(str, shape)
     file = tmp_path / "result.json"
     printed = run(
-        *("--work", "null", "--op", "read", "--depth", "1,8", "--directory", str(tmp_path)),
+        *("--work", "null", "--op", "read", "--depth", depths, "--directory", str(tmp_path)),
         *("--queues", queues, "--devices", devices, "--json", str(file)),
     )
     content = json.loads(file.read_text())
-    assert [line["name"] in printed for line in content["lines"]] == [True, True]
+    assert len(content["lines"]) == len(depths.split(","))
+    assert all(line["name"] in printed for line in content["lines"])
     for line in content["lines"]:
         names = [entry["name"] for entry in line["entries"]]
         assert names == ["vhostblk", "vhostblk again", "qsd"]
@@ -44,7 +50,7 @@ def test_another_server_is_driven_by_its_command(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     peer = f"mine={sys.executable} -m bench.respond --status {{socket}} {{size}}"
     run(
-        *("--work", "bare", "--op", "write", "--depth", "4", "--wait", "poll"),
+        *("--work", "null", "--op", "write", "--depth", "4", "--wait", "poll"),
         *("--peer", peer, "--directory", str(tmp_path), "--json", str(file)),
     )
     [line] = json.loads(file.read_text())["lines"]
