@@ -15,6 +15,8 @@ from bench.turns import Tools
 IDLE_SECONDS = 10.0
 SETTLE_SECONDS = 1.0
 """For the spin window, and what follows a connection, to be over."""
+SLOW_SECONDS = 12.0
+"""For the last look for slow requests to be over, 10 s behind the last request, too."""
 DEVICES = 64
 QUEUES = 4
 
@@ -88,6 +90,7 @@ def connected(tools: Tools, devices: int) -> Iterator[Running]:
 def idle(tools: Tools, seconds: float = IDLE_SECONDS) -> Idle:
     """Watch one idle device for so long."""
     with connected(tools, 1) as server:
+        time.sleep(SLOW_SECONDS)
         count, cpu = switches(server.pid), server.cpu_seconds()
         time.sleep(seconds)
         count, cpu = switches(server.pid) - count, server.cpu_seconds() - cpu
