@@ -54,18 +54,31 @@ struct vhb_job {
     uint32_t n_pieces;
     uint32_t reserved;
     const struct vhb_piece *pieces; /* valid until the job is completed */
+    struct vhb_piece first; /* pieces[0] once more, for who reads jobs as an array of words */
+};
+
+/* How a job ended. */
+struct vhb_ended {
+    uint64_t tag;
+    uint64_t error; /* 0, or an errno of Linux; anything else is EIO */
 };
 
 int vhb_mailbox_new(uint32_t slots, struct vhb_mailbox **out);
 struct vhb_disk *vhb_mailbox_disk(struct vhb_mailbox *box); /* freed with the box */
 int vhb_mailbox_fd(struct vhb_mailbox *box); /* readable while jobs wait; the box's own */
 
-/* The serving thread: up to *n* jobs into *jobs*; the count, 0 when none wait. */
+/* The serving thread: up to *n* jobs into *jobs*; the count, 0 when none wait.  Less than *n* are
+ * all that waited.  Only behind a 0 does the next job make the fd readable again: who stops before
+ * comes back by himself. */
 int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n);
 
 /* The serving thread: a job is over.  result: 0 or -errno.  -EINVAL: no such job.  Where this
  * thread lost guest memory since it took the job, it fails and the queue breaks. */
 int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result);
+
+/* The serving thread: the same for *n* jobs at once, which the worker sees together and is woken
+ * for once.  -EINVAL: some tag names no job; the others have ended all the same. */
+int vhb_mailbox_complete_many(struct vhb_mailbox *box, const struct vhb_ended *ended, uint32_t n);
 
 /* The serving thread: the job is over, but the disk keeps a view of the job's pieces: a late
  * write could corrupt the guest, so the queue breaks with VHB_DISK_KEPT_VIEW. */

@@ -91,11 +91,14 @@ struct vhb_disk_ops {
     /* Try to stop a request; vhb_req_done() follows all the same, with any result.  NULL where
      * nothing is ever pending. */
     void (*cancel)(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io);
+    /* A visit is over: what was submitted in it is to begin.  NULL where submit begins. */
+    void (*flush)(struct vhb_disk *disk);
     /* Readable when reap has work after an armed reap; NULL where completions come by io. */
     int (*poll_fd)(struct vhb_disk *disk);
     /* Call vhb_req_done() for what is over; how many.  arm: the worker is about to sleep. */
     int (*reap)(struct vhb_disk *disk, bool arm);
     void (*free)(struct vhb_disk *disk); /* the control plane's */
+    int budget; /* requests in one visit; 0: visit.c's */
 };
 
 struct vhb_disk {

@@ -2,14 +2,18 @@
  * completes them.
  *
  * Two rings with one writer and one reader each: posts (worker to server) and completions (server
- * to worker).  Neither side ever waits for the other.  An eventfd per direction is written only
- * when the reader said that it is about to sleep (its *armed* flag), so two busy threads make no
- * system call:
+ * to worker).  Neither side ever waits for the other.  Both write as much as they have and publish
+ * it at once: the worker at the end of a visit, the server when it ends jobs.  An eventfd per
+ * direction is written only when the reader said that it is about to sleep (its *armed* flag), so
+ * a batch costs one at most, and two busy threads make no system call:
  *
  *   reader   armed = 1;  full fence;  look at the ring once more
- *   writer   publish the entry;  full fence;  look at armed
+ *   writer   publish the entries;  full fence;  look at armed
  *
- * One of the two sees the other.  A reader that leaves with armed = 0 has a written eventfd.
+ * One of the two sees the other.  A reader that leaves with armed = 0 has a written eventfd, or
+ * comes back by himself.
+ *
+ * A job that is cancelled before it is taken is not shown to the server: take ends it.
  *
  * A job lives in a slot.  Its tag carries the slot's generation; the server's own note of what it
  * took and has not ended (*taken*) decides whether a tag names a job, so a stale, repeated or
@@ -26,11 +30,14 @@
  * and the next job with its cancel; that one was not taken, so it cannot complete. */
 enum { POSTS_PER_SLOT = 3, MAX_SLOTS = 65536, MAX_ERRNO = 4095 };
 
+/* Requests taken of a ring before the server is told of them: to post one costs next to nothing. */
+enum { BATCH = 32 };
+
 /* The worker's, but for job: written before its post, read by the server after. */
 struct slot {
     struct vhb_job job; /* pair: mailbox-post */
     struct vhb_req *req;
-    bool cancelled;
+    uint32_t cancelled; /* by the worker; the server looks when it takes the job */
 };
 
 struct post {
@@ -45,15 +52,16 @@ struct completion {
 
 /* What the server owes. */
 struct taken {
-    uint64_t tag;  /* to be completed, or 0 */
+    uint64_t tag; /* to be completed, or 0 */
     uint32_t lost; /* vhb_fault_seen() of the serving thread when it took the job */
 };
 
 /* A ring and how its reader is woken.  Indices run on and are masked. */
 struct way {
     uint32_t head __attribute__((aligned(64))); /* the reader's */
-    uint32_t tail __attribute__((aligned(64))); /* the writer's */
-    uint32_t armed;                             /* the reader may sleep */
+    uint32_t tail __attribute__((aligned(64))); /* the writer's, seen by the reader */
+    uint32_t written; /* the writer's: as far as entries are filled */
+    uint32_t armed; /* the reader may sleep */
     uint32_t mask;
     int fd;
 };
@@ -94,11 +102,13 @@ static void way_quiet(struct way *way)
     (void)eventfd_read(way->fd, &rings);
 }
 
-/* The writer: make the entry at tail visible, wake the reader if it may sleep. */
+/* The writer: make what is written visible, wake the reader if it may sleep. */
 static void way_publish(struct way *way)
 {
-    store_release(&way->tail, way->tail + 1); /* pair: mailbox-post, mailbox-done */
-    full_fence();                             /* pair: mailbox-armed */
+    if (way->written == way->tail)
+        return;
+    store_release(&way->tail, way->written); /* pair: mailbox-post, mailbox-done */
+    full_fence(); /* pair: mailbox-armed */
     if (load_relaxed(&way->armed) && __atomic_exchange_n(&way->armed, 0u, __ATOMIC_ACQ_REL))
         way_ring(way);
 }
@@ -126,8 +136,12 @@ static void post(struct vhb_mailbox *box, uint64_t tag, bool cancel)
 {
     struct way *way = &box->posts;
     /* Never full by POSTS_PER_SLOT, so the reader's index need not be looked at. */
-    box->post[way->tail & way->mask] = (struct post){.tag = tag, .cancel = cancel};
-    way_publish(way);
+    box->post[way->written++ & way->mask] = (struct post){.tag = tag, .cancel = cancel};
+}
+
+static void mailbox_flush(struct vhb_disk *disk)
+{
+    way_publish(&box_of(disk)->posts);
 }
 
 static int mailbox_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)
@@ -151,8 +165,10 @@ static int mailbox_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb
         .n_pieces = data ? req->niov : 0,
         .pieces = data ? (const struct vhb_piece *)(const void *)req->iov : NULL,
     };
+    if (slot->job.n_pieces)
+        slot->job.first = slot->job.pieces[0];
     slot->req = req;
-    slot->cancelled = false;
+    store_relaxed(&slot->cancelled, 0u);
     req->step = i;
     post(box, slot->job.tag, false);
     return VHB_PENDING;
@@ -163,9 +179,9 @@ static void mailbox_cancel(struct vhb_disk *disk, struct vhb_req *req, struct vh
     (void)io;
     struct vhb_mailbox *box = box_of(disk);
     struct slot *slot = &box->slots[req->step];
-    if (slot->req != req || slot->cancelled)
+    if (slot->req != req || load_relaxed(&slot->cancelled))
         return;
-    slot->cancelled = true;
+    store_relaxed(&slot->cancelled, 1u);
     post(box, slot->job.tag, true);
 }
 
@@ -202,15 +218,14 @@ static int mailbox_reap(struct vhb_disk *disk, bool arm)
     /* What comes after this look finds the flag up and rings, however often done submits. */
     if (way_arm(&box->completions))
         n += reap_once(box);
+    mailbox_flush(disk); /* what done submitted: no visit need follow */
     return n;
 }
 
 static const struct vhb_disk_ops mailbox_ops = {
     /* no free: the box owns its disk */
-    .submit = mailbox_submit,
-    .cancel = mailbox_cancel,
-    .poll_fd = mailbox_poll_fd,
-    .reap = mailbox_reap,
+    .submit = mailbox_submit,   .cancel = mailbox_cancel, .flush = mailbox_flush,
+    .poll_fd = mailbox_poll_fd, .reap = mailbox_reap,     .budget = BATCH,
 };
 
 /* ---- the serving thread's side ------------------------------------------------------- */
@@ -218,6 +233,21 @@ static const struct vhb_disk_ops mailbox_ops = {
 int vhb_mailbox_fd(struct vhb_mailbox *box)
 {
     return box->posts.fd;
+}
+
+static int end(struct vhb_mailbox *box, uint64_t tag, int result)
+{
+    uint32_t i = slot_of(tag);
+    if (tag == 0 || i >= box->slots_n || box->taken[i].tag != tag)
+        return -EINVAL;
+    box->taken[i].tag = 0;
+    /* Perhaps another job's loss: better one error too many than zeroes for guest data. */
+    if (result == 0 && vhb_fault_seen() != box->taken[i].lost)
+        result = VHB_RESULT_LOST_MEMORY;
+    struct way *way = &box->completions;
+    /* Never full: one entry per slot, and a slot is posted again only after its entry was read. */
+    box->completion[way->written++ & way->mask] = (struct completion){.slot = i, .result = result};
+    return 0;
 }
 
 static uint32_t take_once(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n)
@@ -228,13 +258,18 @@ static uint32_t take_once(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_
     for (; way->head != tail && got < n; way->head++) {
         struct post p = box->post[way->head & way->mask];
         struct taken *taken = &box->taken[slot_of(p.tag)];
+        struct slot *slot = &box->slots[slot_of(p.tag)];
         if (!p.cancel) {
             *taken = (struct taken){.tag = p.tag, .lost = vhb_fault_seen()};
-            jobs[got++] = box->slots[slot_of(p.tag)].job;
+            if (load_relaxed(&slot->cancelled))
+                end(box, p.tag, -ECANCELED);
+            else
+                jobs[got++] = slot->job;
         } else if (taken->tag == p.tag) { /* else it completed before this reached us */
             jobs[got++] = (struct vhb_job){.tag = p.tag, .op = VHB_CANCEL};
         }
     }
+    way_publish(&box->completions);
     return got;
 }
 
@@ -255,30 +290,30 @@ int vhb_mailbox_take(struct vhb_mailbox *box, struct vhb_job *jobs, uint32_t n)
     return (int)got;
 }
 
-static int complete(struct vhb_mailbox *box, uint64_t tag, int result)
+int vhb_mailbox_complete_many(struct vhb_mailbox *box, const struct vhb_ended *ended, uint32_t n)
 {
-    uint32_t i = slot_of(tag);
-    if (tag == 0 || i >= box->slots_n || box->taken[i].tag != tag)
-        return -EINVAL;
-    box->taken[i].tag = 0;
-    /* Perhaps another job's loss: better one error too many than zeroes for guest data. */
-    if (result == 0 && vhb_fault_seen() != box->taken[i].lost)
-        result = VHB_RESULT_LOST_MEMORY;
-    struct way *way = &box->completions;
-    /* Never full: one entry per slot, and a slot is posted again only after its entry was read. */
-    box->completion[way->tail & way->mask] = (struct completion){.slot = i, .result = result};
-    way_publish(way);
-    return 0;
+    int r = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t error = ended[i].error <= MAX_ERRNO ? ended[i].error : EIO;
+        if (end(box, ended[i].tag, -(int)error) < 0)
+            r = -EINVAL;
+    }
+    way_publish(&box->completions);
+    return r;
 }
 
 int vhb_mailbox_complete(struct vhb_mailbox *box, uint64_t tag, int result)
 {
-    return complete(box, tag, result <= 0 && result >= -MAX_ERRNO ? result : -EIO);
+    /* Of a positive result the error is larger than any errno. */
+    struct vhb_ended one = {.tag = tag, .error = (uint64_t)-(int64_t)result};
+    return vhb_mailbox_complete_many(box, &one, 1);
 }
 
 int vhb_mailbox_break(struct vhb_mailbox *box, uint64_t tag)
 {
-    return complete(box, tag, VHB_RESULT_KEPT_VIEW);
+    int r = end(box, tag, VHB_RESULT_KEPT_VIEW);
+    way_publish(&box->completions);
+    return r;
 }
 
 /* ---- life ---------------------------------------------------------------------------- */

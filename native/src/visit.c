@@ -9,7 +9,7 @@
 #include "io.h"
 
 /* What is taken in one visit, so that queues share a worker fairly and none waits for long for what
- * a disk does inside submit. */
+ * a disk does inside submit.  A disk that does nothing there says how many it takes. */
 enum { BUDGET = 4, BUDGET_BYTES = 4 << 20 };
 
 /* When a ring is looked at again that has gone quiet: look_again(). */
@@ -180,8 +180,8 @@ static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
     int n = 0;
     uint64_t bytes = 0;
-    while (n < BUDGET && bytes < BUDGET_BYTES && may_take(q, ask) && !lost_memory(q) &&
-           has_slot(q)) {
+    int most = q->disk->ops->budget ? q->disk->ops->budget : BUDGET;
+    while (n < most && bytes < BUDGET_BYTES && may_take(q, ask) && !lost_memory(q) && has_slot(q)) {
         struct vhb_req *req = vhb_slot_peek(q);
         int r = q->ring->pop(q, req);
         q->starved = r == -EAGAIN;
@@ -289,7 +289,7 @@ static void take_over(struct vhb_queue *q)
     q->greet = false;
 }
 
-int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
+static int serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
     q->served = ask;
     if (load_relaxed(&q->use_asked))
@@ -321,6 +321,14 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     check_memory(q);
     meet_doom(q);
     answer(q, ask);
+    return n;
+}
+
+int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
+{
+    int n = serve(q, io, ask);
+    if (q->disk->ops->flush)
+        q->disk->ops->flush(q->disk);
     return n;
 }
 

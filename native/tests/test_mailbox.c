@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -48,16 +49,31 @@ static struct vhb_req request(uint32_t tag)
     return (struct vhb_req){.op = VHB_FLUSH, .tag = tag};
 }
 
-static int submit(struct vhb_mailbox *box, struct vhb_req *req)
+static void flush(struct vhb_mailbox *box)
+{
+    struct vhb_disk *disk = vhb_mailbox_disk(box);
+    disk->ops->flush(disk);
+}
+
+/* In a visit, which *flush* ends. */
+static int post(struct vhb_mailbox *box, struct vhb_req *req)
 {
     struct vhb_disk *disk = vhb_mailbox_disk(box);
     return disk->ops->submit(disk, req, NULL);
+}
+
+static int submit(struct vhb_mailbox *box, struct vhb_req *req)
+{
+    int r = post(box, req);
+    flush(box);
+    return r;
 }
 
 static void cancel(struct vhb_mailbox *box, struct vhb_req *req)
 {
     struct vhb_disk *disk = vhb_mailbox_disk(box);
     disk->ops->cancel(disk, req, NULL);
+    flush(box);
 }
 
 static int reap(struct vhb_mailbox *box, bool arm)
@@ -70,6 +86,14 @@ static bool readable(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLIN};
     return poll(&p, 1, 0) == 1;
+}
+
+/* How often an eventfd was written; it is quiet then. */
+static eventfd_t rings(int fd)
+{
+    eventfd_t n = 0;
+    (void)eventfd_read(fd, &n);
+    return n;
 }
 
 static int worker_fd(struct vhb_mailbox *box)
@@ -100,6 +124,7 @@ static void test_job_travels_there_and_back(void)
     CHECK_EQ(job.offset, 4096);
     CHECK_EQ(job.len, 1024);
     CHECK_EQ(job.n_pieces, 2);
+    CHECK(job.first.host == a && job.first.len == 512);
     CHECK(job.pieces[0].host == a && job.pieces[1].host == b && job.pieces[1].len == 512);
 
     CHECK_EQ(reap(box, false), 0);
@@ -254,9 +279,10 @@ static void test_cancel_follows_its_job(void)
     struct vhb_req req = request(5);
     struct vhb_job jobs[4];
     CHECK_EQ(submit(box, &req), VHB_PENDING);
+    CHECK_EQ(vhb_mailbox_take(box, jobs, 1), 1);
     cancel(box, &req);
     cancel(box, &req);
-    CHECK_EQ(vhb_mailbox_take(box, jobs, 4), 2);
+    CHECK_EQ(vhb_mailbox_take(box, jobs + 1, 3), 1);
     CHECK_EQ(jobs[0].op, VHB_FLUSH);
     CHECK_EQ(jobs[1].op, VHB_CANCEL);
     CHECK_EQ(jobs[0].tag, jobs[1].tag);
@@ -265,6 +291,26 @@ static void test_cancel_follows_its_job(void)
     CHECK_EQ(done[5].result, -ECANCELED);
     cancel(box, &req); /* over: nothing to cancel */
     CHECK_EQ(vhb_mailbox_take(box, jobs, 4), 0);
+    CHECK_EQ(vhb_mailbox_free(box), 0);
+}
+
+/* What was cancelled before it was taken is not shown: it ends by the take that would show it. */
+static void test_cancelled_before_it_is_taken(void)
+{
+    struct vhb_mailbox *box = mailbox(SLOTS);
+    struct vhb_req req[2] = {request(5), request(6)};
+    struct vhb_job jobs[4];
+    CHECK_EQ(submit(box, &req[0]), VHB_PENDING);
+    CHECK_EQ(submit(box, &req[1]), VHB_PENDING);
+    cancel(box, &req[0]);
+    CHECK_EQ(rings(worker_fd(box)), 0);
+    CHECK_EQ(vhb_mailbox_take(box, jobs, 4), 1);
+    CHECK_EQ(rings(worker_fd(box)), 1);
+    CHECK_EQ(reap(box, false), 1);
+    CHECK_EQ(done[5].result, -ECANCELED);
+    CHECK_EQ(vhb_mailbox_complete(box, jobs[0].tag, 0), 0);
+    CHECK_EQ(reap(box, false), 1);
+    CHECK_EQ(done[6].result, 0);
     CHECK_EQ(vhb_mailbox_free(box), 0);
 }
 
@@ -280,13 +326,65 @@ static void test_late_cancel_is_dropped(void)
     CHECK_EQ(vhb_mailbox_complete(box, jobs[0].tag, 0), 0);
     CHECK_EQ(reap(box, false), 1);
     CHECK_EQ(submit(box, &req), VHB_PENDING);
-    cancel(box, &req); /* three posts of one slot wait now: the bound of the ring */
-    CHECK_EQ(vhb_mailbox_take(box, jobs, 4), 2);
+    CHECK_EQ(vhb_mailbox_take(box, jobs, 4), 1); /* the old cancel went by */
     CHECK_EQ(jobs[0].op, VHB_FLUSH);
-    CHECK_EQ(jobs[1].op, VHB_CANCEL);
-    CHECK_EQ(jobs[0].tag, jobs[1].tag);
+    cancel(box, &req);
     CHECK_EQ(vhb_mailbox_complete(box, jobs[0].tag, 0), 0);
     CHECK_EQ(reap(box, false), 1);
+    CHECK_EQ(submit(box, &req), VHB_PENDING);
+    cancel(box, &req); /* three posts of one slot wait now: the bound of the ring */
+    CHECK_EQ(vhb_mailbox_take(box, jobs, 4), 0);
+    CHECK_EQ(reap(box, false), 1);
+    CHECK_EQ(done[6].n, 3);
+    CHECK_EQ(vhb_mailbox_free(box), 0);
+}
+
+/* Whatever a visit posts is seen at its end, all of it, and wakes the server once. */
+static void test_a_batch_of_jobs_rings_once(void)
+{
+    struct vhb_mailbox *box = mailbox(SLOTS);
+    struct vhb_req req[3] = {request(0), request(1), request(2)};
+    struct vhb_job jobs[SLOTS];
+    for (int round = 0; round < 2; round++) { /* at first it is armed by birth, then by a take */
+        for (size_t i = 0; i < 3; i++)
+            CHECK_EQ(post(box, &req[i]), VHB_PENDING);
+        CHECK(!readable(vhb_mailbox_fd(box)));
+        flush(box);
+        flush(box); /* nothing is new */
+        CHECK_EQ(rings(vhb_mailbox_fd(box)), 1);
+        CHECK_EQ(vhb_mailbox_take(box, jobs, SLOTS), 3);
+        for (size_t i = 0; i < 3; i++)
+            CHECK_EQ(vhb_mailbox_complete(box, jobs[i].tag, 0), 0);
+        CHECK_EQ(vhb_mailbox_take(box, jobs, SLOTS), 0);
+        CHECK_EQ(reap(box, false), 3);
+    }
+    CHECK_EQ(vhb_mailbox_free(box), 0);
+}
+
+/* Jobs that end together wake the worker once; a tag that names none spoils none of the others. */
+static void test_a_batch_of_ends_rings_once(void)
+{
+    struct vhb_mailbox *box = mailbox(SLOTS);
+    struct vhb_req req[3] = {request(0), request(1), request(2)};
+    struct vhb_job jobs[SLOTS];
+    for (size_t i = 0; i < 3; i++)
+        CHECK_EQ(submit(box, &req[i]), VHB_PENDING);
+    CHECK_EQ(vhb_mailbox_take(box, jobs, SLOTS), 3);
+    CHECK_EQ(reap(box, true), 0);
+    CHECK_EQ(rings(worker_fd(box)), 0);
+    struct vhb_ended ended[4] = {{.tag = jobs[0].tag, .error = 0},
+                                 {.tag = jobs[1].tag, .error = ENOSPC},
+                                 {.tag = jobs[1].tag, .error = 0},
+                                 {.tag = jobs[2].tag, .error = UINT64_MAX}};
+    CHECK_EQ(vhb_mailbox_complete_many(box, ended, 4), -EINVAL);
+    CHECK_EQ(rings(worker_fd(box)), 1);
+    CHECK_EQ(vhb_mailbox_complete_many(box, ended, 4), -EINVAL);
+    CHECK_EQ(vhb_mailbox_complete_many(box, ended, 0), 0);
+    CHECK_EQ(rings(worker_fd(box)), 0);
+    CHECK_EQ(reap(box, false), 3);
+    CHECK_EQ(done[0].result, 0);
+    CHECK_EQ(done[1].result, -ENOSPC);
+    CHECK_EQ(done[2].result, -EIO);
     CHECK_EQ(vhb_mailbox_free(box), 0);
 }
 
@@ -390,5 +488,6 @@ CHECK_MAIN(TEST(job_travels_there_and_back), TEST(wrong_tags_touch_nothing),
            TEST(strange_results_become_eio), TEST(break_reports_the_kept_view),
            TEST(lost_memory_is_told), TEST(fd_is_readable_while_jobs_wait),
            TEST(worker_is_rung_only_when_it_may_sleep), TEST(cancel_follows_its_job),
-           TEST(late_cancel_is_dropped), TEST(slots_are_the_limit), TEST(free_refuses_while_in_use),
-           TEST(threads_lose_nothing))
+           TEST(cancelled_before_it_is_taken), TEST(late_cancel_is_dropped),
+           TEST(a_batch_of_jobs_rings_once), TEST(a_batch_of_ends_rings_once),
+           TEST(slots_are_the_limit), TEST(free_refuses_while_in_use), TEST(threads_lose_nothing))

@@ -242,9 +242,11 @@ static void test_cancelled_drain_leaves_the_rest(void)
         offer(&t, (uint16_t)(3 * i));
         leave(&t, 3u * i, i);
     }
+    put_request(rig, 0, BLK_IN, 0, RIG_DATA,
+                4 << 20); /* as much as one visit takes, and it fails */
     CHECK_EQ(vhb_queue_set_base(rig->queue, 0), 0);
     rig_run(rig);
-    rig_pass(rig); /* as many as one visit takes */
+    rig_pass(rig);
     rig_cancel(rig);
     uint32_t given = 0, left = 0;
     while (take_used(rig))

@@ -174,7 +174,7 @@ class Rig:
         """Do one job, and complete it."""
         error = self.fail(job) or self._do(job)
         assert job.release()
-        lane.mailbox.complete(job.tag, error)
+        lane.mailbox.complete([(job.tag, error)])
 
     def _do(self, job: Job) -> int:
         position = job.offset

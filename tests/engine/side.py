@@ -195,7 +195,7 @@ class Side:
         if error == KEEP:
             self.lane.mailbox.break_queue(job.tag)
         else:
-            self.lane.mailbox.complete(job.tag, error)
+            self.lane.mailbox.complete([(job.tag, error)])
 
     def check_calls(self, *, ours: bool) -> None:
         """Check that a driver that wants to be called was, and one that does not was not."""

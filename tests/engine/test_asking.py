@@ -106,7 +106,7 @@ def test_a_mailbox_outlives_its_queue(rig: Rig) -> None:
     assert rig.device.dead() == 0
     assert box.take() == []
     with pytest.raises(ValueError, match="no job"):
-        box.complete(job.tag, 0)
+        box.complete([(job.tag, 0)])
     assert os.fstat(box.fileno())
     rig.lanes.remove(lane)
     del lane, box

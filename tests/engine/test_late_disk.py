@@ -73,7 +73,7 @@ def test_dead_requests_leave_room_for_new_ones(rig: Rig) -> None:
     rig.pump()
     assert asked.status == Status.OK
     for job in dead:
-        lane.mailbox.complete(job.tag, errno.EIO)
+        lane.mailbox.complete([(job.tag, errno.EIO)])
     rig.step()
     assert lane.queue.counters().dead == 0
 
@@ -105,7 +105,7 @@ def test_a_parked_queue_counts_what_is_under_way(rig: Rig, error: int) -> None:
     (job,) = under_way(rig, lane)
     rig.park(lane)
     assert lane.queue.counters().in_flight == 1
-    lane.mailbox.complete(job.tag, error)
+    lane.mailbox.complete([(job.tag, error)])
     rig.step()
     assert lane.queue.counters().in_flight == 0
     assert asked.used is None

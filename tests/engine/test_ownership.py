@@ -362,7 +362,7 @@ def test_close_forgets_a_queue_with_dead_requests(rig: Rig) -> None:
     new = other.write(8)
     rig.step()
     assert rig.take(other) == []
-    box.complete(dead.tag, errno.EIO)
+    box.complete([(dead.tag, errno.EIO)])
     rig.step()
     assert rig.device.dead() == 0
     rig.pump()

@@ -1,19 +1,18 @@
 import asyncio
 import errno
 import gc
-from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from weakref import ref
 
 import pytest
 import uvloop
 from server_kit.disks import Failing, Keeper, Ram, Slow, Stuck
 from server_kit.engine import FakeMailbox
+from server_kit.jobs import job
 from server_kit.left import threads
 from server_kit.serving import names
 
-from vhostblk.engine.api import Job, Op
+from vhostblk.engine.api import Op
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.log import Log
 from vhostblk.server.pump import Pump
@@ -33,17 +32,6 @@ async def pumping(disk: object) -> AsyncIterator[tuple[Pump, FakeMailbox]]:
     finally:
         await pump.close(seconds=PATIENCE)
         box.close()
-
-
-def job(tag: int, op: Op, *, offset: int = 0, fua: bool = False) -> Job:
-    """Make a job; its memory lives as long as somebody holds a view of it."""
-    if op not in {Op.READ, Op.WRITE}:
-        return Job(tag=tag, op=op, offset=offset, length=512, views=(), fua=fua, unmap=True)
-    memory = array("B", bytes(512))
-    view = memoryview(memory)
-    views = (view if op is Op.READ else view.toreadonly(),)
-    refs: tuple[ref[object], ...] = (ref(memory),)
-    return Job(tag=tag, op=op, offset=offset, length=512, views=views, fua=fua, exporters=refs)
 
 
 async def become(condition: Callable[[], bool]) -> None:

@@ -47,9 +47,10 @@ class FakeMailbox:
         jobs, self.jobs = self.jobs, []
         return jobs
 
-    def complete(self, tag: int, errno: int) -> None:
-        assert tag not in self.ended
-        self.ended[tag] = errno
+    def complete(self, ended: Sequence[tuple[int, int]]) -> None:
+        for tag, errno in ended:
+            assert tag not in self.ended
+            self.ended[tag] = errno
 
     def break_queue(self, tag: int) -> None:
         assert tag not in self.ended

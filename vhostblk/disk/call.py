@@ -316,6 +316,8 @@ def _is_pending(result: object) -> TypeGuard[Awaitable[None]]:
 
 def _pending(result: object) -> Pending:
     """Return an awaitable as it is; what a plain method returned is no one's business."""
+    if result is None:  # first: it is what most return, and the other question is dear
+        return None
     return result if _is_pending(result) else None
 
 

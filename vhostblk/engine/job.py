@@ -1,5 +1,6 @@
 """What a disk that is served in Python is asked; part of `vhostblk.engine.api`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import ref
@@ -7,10 +8,12 @@ from weakref import ref
 from vhostblk.engine.op import Op
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """
     One request to a disk that is served in Python.
+
+    As good as frozen, which would make each of them three times as dear.
 
     Args:
         tag: Names the job towards `Mailbox.complete`.
@@ -49,7 +52,10 @@ class Job:
                 view.release()
             except BufferError:
                 kept = True
-        return not kept and all(exporter() is None for exporter in self.exporters)
+        for exporter in self.exporters:
+            if exporter() is not None:
+                return False
+        return not kept
 
 
 class Mailbox(Protocol):
@@ -65,11 +71,24 @@ class Mailbox(Protocol):
         ...
 
     def take(self) -> list[Job]:
-        """Return the jobs that wait, CANCELs among them; empty when there are none."""
+        """
+        Return jobs that wait, CANCELs among them; empty when there are none.
+
+        What was given up before it was taken is ended here, and not shown.  Only behind a take
+        that found nothing does the next job make the descriptor readable.
+        """
         ...
 
-    def complete(self, tag: int, errno: int) -> None:
-        """End a job: *errno* 0 for success.  A dead job is ended the same way."""
+    def complete(self, ended: Sequence[tuple[int, int]]) -> None:
+        """
+        End jobs; dead ones are ended the same way.
+
+        Args:
+            ended: (tag, errno), 0 for success.
+
+        Raises:
+            ValueError: A tag names no job, or one that was ended; the others are ended.
+        """
         ...
 
     def break_queue(self, tag: int) -> None:

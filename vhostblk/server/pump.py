@@ -3,32 +3,31 @@ From the mailboxes of a device to its disk, on a thread and a loop of that disk'
 
 User code never runs in the control thread: a disk that blocks, blocks itself.  Plain methods run
 one at a time on the loop, ``async`` ones together as tasks.  Whatever a disk raises ends one
-request; what it keeps of a request's memory ends the queue.
+request; what it keeps of a request's memory ends the queue.  How jobs are done is in `served`.
 """
 
 import asyncio
 import errno
-import gc
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
-from logging import ERROR, WARNING
+from logging import ERROR
 from typing import TypeAlias, TypeVar
-from weakref import ref
 
 import uvloop
 
 from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Abilities, Calls, locks_while_running, run, starts_writeback
-from vhostblk.engine.api import Job, Mailbox, Op
+from vhostblk.engine.api import Mailbox
 from vhostblk.errors import VhostBlkError
-from vhostblk.server import jobs, registers
 from vhostblk.server.log import Log, Told
+from vhostblk.server.served import Refs, Served
+from vhostblk.server.slices import Slices
 
 _T = TypeVar("_T")
-_Refs: TypeAlias = tuple[ref[object], ...]
 Before: TypeAlias = Callable[[object], Coroutine[object, object, None]]
 """Done with a disk before it is opened."""
 JOIN_SECONDS = 1.0
@@ -55,24 +54,6 @@ class Opened:
     lock_while_running: bool = False
 
 
-@dataclass(slots=True)
-class _Served:
-    """
-    A mailbox and what runs for it.
-
-    Args:
-        mailbox: Where its jobs wait.
-        tasks: ``async`` calls under way, by tag.
-        jobs: All that were taken and have not ended, by tag.
-        revoked: Tags of those that were given up while they were the disk's.
-    """
-
-    mailbox: Mailbox
-    tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    jobs: dict[int, Job] = field(default_factory=dict)
-    revoked: set[int] = field(default_factory=set)
-
-
 class Pump:
     """
     A disk's thread.  Made and used by the control thread; methods with an underscore run there.
@@ -81,19 +62,29 @@ class Pump:
         disk: Any object that meets the `Disk` contract.
         log: Where its troubles are told.
         name: Of the thread.
+        clock: Seconds.
 
     Raises:
         VhostBlkError: It lacks a required method.
     """
 
-    def __init__(self, disk: object, *, log: Log, name: str) -> None:
+    def __init__(
+        self,
+        disk: object,
+        *,
+        log: Log,
+        name: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.calls = Calls(disk)
         self._log = log
         self._told = Told(log)
-        self._served: dict[int, _Served] = {}
-        self._kept: dict[int, _Refs] = {}
+        self._clock = clock
+        self._served: dict[int, Served] = {}
+        self._kept: dict[int, Refs] = {}
         self._kept_keys = count()
         self._loop = uvloop.new_event_loop()
+        self._slices = Slices(self._loop.call_soon, clock)
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._thread = threading.Thread(
             target=self._main, args=(self._ended,), name=f"disk {name}", daemon=True
@@ -204,9 +195,7 @@ class Pump:
         """
         for served in tuple(self._served.values()):
             if served.mailbox is mailbox:
-                for tag, job in tuple(served.jobs.items()):
-                    served.revoked.add(tag)
-                    job.release()
+                served.revoke()
 
     def kept(self) -> int:
         """Return how many requests the disk still holds memory of, after their end."""
@@ -295,8 +284,16 @@ class Pump:
             self._log.exception("the disk raised when it was closed")
 
     def _serve(self, mailbox: Mailbox) -> None:
-        served = self._served[mailbox.fileno()] = _Served(mailbox)
-        self._loop.add_reader(mailbox.fileno(), self._take, served)
+        served = self._served[mailbox.fileno()] = Served(
+            mailbox,
+            self.calls,
+            self._loop,
+            log=self._log,
+            told=self._told,
+            keep=self._keep,
+            clock=self._clock,
+        )
+        self._loop.add_reader(mailbox.fileno(), self._slices.wake, served)
 
     def _forget(self, mailbox: Mailbox) -> None:
         served = next((one for one in self._served.values() if one.mailbox is mailbox), None)
@@ -305,85 +302,11 @@ class Pump:
         fd = next(fd for fd, one in self._served.items() if one is served)
         del self._served[fd]
         self._loop.remove_reader(fd)
-        for task in served.tasks.values():
-            task.cancel()
+        self._slices.forget(served)
+        served.stop()
 
-    def _take(self, served: _Served) -> None:
-        taken: list[Job] = []
-        while more := served.mailbox.take():
-            taken += more
-        served.jobs.update((job.tag, job) for job in taken if job.op is not Op.CANCEL)
-        cancels = {job.tag: i for i, job in enumerate(taken) if job.op is Op.CANCEL}
-        for i, job in enumerate(taken):
-            if cancels.get(job.tag, -1) > i:  # given up while the disk was busy with another
-                served.revoked.add(job.tag)
-            if job.op is Op.CANCEL:
-                task = served.tasks.get(job.tag)
-                if task is not None:
-                    task.cancel()
-            elif job.tag in served.revoked:
-                self._end(served, job, errno.ECANCELED)
-            else:
-                self._start(served, job)
-
-    def _start(self, served: _Served, job: Job) -> None:
-        try:
-            pending = jobs.call(self.calls, job)
-        except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
-            code = self._errno(served, job, error)
-        else:
-            if pending is not None:
-                work = self._finish(served, job, pending)
-                served.tasks[job.tag] = self._loop.create_task(work)
-                return
-            code = 0
-        self._end(served, job, code)
-
-    async def _finish(self, served: _Served, job: Job, pending: Awaitable[None]) -> None:
-        try:
-            await pending
-        except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
-            code = self._errno(served, job, error)
-        else:
-            code = 0
-        del pending  # a coroutine that has raised holds on to its frame
-        served.tasks.pop(job.tag, None)
-        self._end(served, job, code)
-
-    def _errno(self, served: _Served, job: Job, error: BaseException) -> int:
-        if isinstance(error, asyncio.CancelledError):
-            return errno.ECANCELED
-        if job.tag in served.revoked:
-            jobs.clear(error)
-            return errno.ECANCELED  # its memory was taken from under it
-        where = f"{job.op.name} of {job.length} bytes at {job.offset}"
-        if isinstance(error, OSError):
-            self._told.tell(WARNING, "%s failed: %s", where, error)
-            code = error.errno or errno.EIO
-        else:
-            self._told.tell(ERROR, "the disk raised on %s", where, error=error)
-            code = errno.EIO
-        jobs.clear(error)
-        return code
-
-    def _end(self, served: _Served, job: Job, code: int) -> None:
-        mailbox = served.mailbox
-        served.jobs.pop(job.tag, None)
-        served.revoked.discard(job.tag)
-        registers.forget()
-        # An exception in a cycle with its frame may hold slices that nobody can use any more.
-        if job.release() or (gc.collect() >= 0 and job.release()):
-            mailbox.complete(job.tag, code)
-            return
-        # Before the queue breaks: who sees it broken and drained must see this, too.
-        self._kept[next(self._kept_keys)] = job.exporters
-        self._log.error(
-            "the disk kept guest memory of %s at %d after its end, which is a bug in it: "
-            "a write through it could corrupt the guest, so the queue is stopped",
-            job.op.name,
-            job.offset,
-        )
-        mailbox.break_queue(job.tag)
+    def _keep(self, refs: Refs) -> None:
+        self._kept[next(self._kept_keys)] = refs
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -397,4 +320,5 @@ async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.sleep(0)  # what they have ended is told
     await loop.shutdown_asyncgens()

@@ -134,7 +134,7 @@ class World:
         assert asked.when_back is None  # else something newer may be overwritten
         asked.done += 1
         assert job.release()
-        self.lane.mailbox.complete(job.tag, 0)
+        self.lane.mailbox.complete([(job.tag, 0)])
 
     def during(self, awaitable: Awaitable[int | None]) -> None:
         """Do all there is to do until something is over."""
@@ -178,7 +178,7 @@ class World:
             for job in self.jobs + self.lane.mailbox.take():
                 if job.op is not Op.CANCEL:
                     assert job.release()
-                    self.lane.mailbox.complete(job.tag, 5)
+                    self.lane.mailbox.complete([(job.tag, 5)])
             self.jobs.clear()
             self.rig.turn()
         task.result()

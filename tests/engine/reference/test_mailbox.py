@@ -38,8 +38,8 @@ def test_jobs_go_round() -> None:
     assert rung(box.fileno())
     assert [taken.tag for taken in box.take()] == [1, 2]
     assert not rung(box.fileno())
-    box.complete(2, 5)
-    box.complete(1, 0)
+    box.complete([(2, 5)])
+    box.complete([(1, 0)])
     assert len(woken) == 2
     assert box.reap() == [Result(2, 5), Result(1, 0)]
     assert box.reap() == []
@@ -50,7 +50,7 @@ def test_a_job_that_was_not_taken_cannot_be_ended() -> None:
     box = JobBox(lambda: None)
     box.post(job(1))
     with pytest.raises(ValueError, match="tag 1"):
-        box.complete(1, 0)
+        box.complete([(1, 0)])
     assert box.reap() == []
 
 
@@ -60,7 +60,7 @@ def test_cancel_reaches_only_who_has_the_job() -> None:
     box.post(job(1))
     box.post(job(2))
     box.take()
-    box.complete(1, 0)
+    box.complete([(1, 0)])
     box.post(job(1, Op.CANCEL))
     box.post(job(2, Op.CANCEL))
     assert [(taken.tag, taken.op) for taken in box.take()] == [(2, Op.CANCEL)]
@@ -74,4 +74,4 @@ def test_break_queue_ends_the_job_too() -> None:
     box.break_queue(1)
     assert box.reap() == [Result(1, 1, kept=True)]
     with pytest.raises(ValueError, match="tag 1"):
-        box.complete(1, 0)
+        box.complete([(1, 0)])

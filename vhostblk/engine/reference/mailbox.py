@@ -2,10 +2,10 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EIO
+from errno import ECANCELED, EIO
 from weakref import finalize
 
 from vhostblk.engine.api import Job, Op
@@ -73,39 +73,57 @@ class JobBox:
         return self._bell.fileno()
 
     def take(self) -> list[Job]:
-        """Return the jobs that wait; a CANCEL only for a job that was taken and not ended."""
+        """
+        Return the jobs that wait; a CANCEL only for a job that was taken and not ended.
+
+        A job whose CANCEL waits behind it is ended instead.
+        """
         self._bell.clear()
         with self._lock:
             waiting, self._waiting = self._waiting, []
-            self._open.update(job.tag for job in waiting if job.op is not Op.CANCEL)
-            return [job for job in waiting if job.tag in self._open]
+            given_up = {job.tag for job in waiting if job.op is Op.CANCEL} - self._open
+            taken = [job for job in waiting if job.op is not Op.CANCEL]
+            ended = [Result(job.tag, ECANCELED) for job in taken if job.tag in given_up]
+            self._results += ended
+            self._open.update(job.tag for job in taken if job.tag not in given_up)
+            shown = [job for job in waiting if job.tag in self._open]
+        if ended:
+            self._wake()
+        return shown
 
-    def complete(self, tag: int, errno: int) -> None:
+    def complete(self, ended: Sequence[tuple[int, int]]) -> None:
         """
-        End a job that was taken.
+        End jobs that were taken: (tag, errno).
 
         Raises:
-            ValueError: No such job, or it was ended before.
+            ValueError: A tag names no such job, or one that was ended; the others are ended.
         """
-        self._end(Result(tag, errno if 0 <= errno <= MAX_ERRNO else EIO))
+        self._end([Result(tag, e if 0 <= e <= MAX_ERRNO else EIO) for tag, e in ended])
 
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept: it fails, and its queue breaks."""
-        self._end(Result(tag, 1, kept=True))
+        self._end([Result(tag, 1, kept=True)])
 
-    def _end(self, result: Result) -> None:
+    def _end(self, results: list[Result]) -> None:
+        unknown: list[int] = []
         with self._lock:
-            if result.tag not in self._open:
-                raise ValueError(f"no job has tag {result.tag}")
-            self._open.remove(result.tag)
-            self._results.append(result)
+            for result in results:
+                if result.tag in self._open:
+                    self._open.remove(result.tag)
+                    self._results.append(result)
+                else:
+                    unknown.append(result.tag)
         self._wake()
+        if unknown:
+            raise ValueError(f"no job has tag {unknown[0]}")
 
     def post(self, job: Job) -> None:
         """Worker: leave a job, or a CANCEL."""
         with self._lock:
+            first = not self._waiting  # of those that the reader will find together
             self._waiting.append(job)
-        self._bell.ring()
+        if first:
+            self._bell.ring()
 
     def reap(self) -> list[Result]:
         """Worker: return the results that wait."""
