@@ -7,6 +7,7 @@
  * Sleeping without losing a wake-up: the worker sets *sleeping*, then looks at everything again;
  * the others store what they want seen, then look at *sleeping*.  pair: sleeping */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -183,6 +184,7 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
     w->began = w->io.now;
     count(&w->poll.counters.passes, 1);
     adopt(w);
+    w->lent = false;
     for (uint32_t i = 0; i < w->n_queues; i++) {
         struct vhb_queue *q = w->queues[i];
         if (!q)
@@ -192,6 +194,7 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
         vhb_watch_disk(w, q);
         vhb_watch_kick(w, q, state);
         n += vhb_queue_serve(q, &w->io, state);
+        w->lent |= q->in_flight && q->disk->ops->poll_fd;
         forget(w, q);
     }
     w->stale = w->io.now == w->began;
@@ -268,7 +271,10 @@ static void turn(struct vhb_worker *w)
      * sleep as soon as a kick does. */
     bool disk = w->io.pending && w->poll.mode != VHB_POLL_ALWAYS;
     if (!disk && vhb_poll_goes_on(&w->poll, w->io.now)) {
-        cpu_relax();
+        if (w->lent)
+            sched_yield(); /* to a thread that may want this very CPU */
+        else
+            cpu_relax();
         return;
     }
     if (!sleep_until_work(w))

@@ -17,6 +17,7 @@ struct vhb_worker {
     struct vhb_queue *inbox; /* a stack of queues to adopt */
     bool started;            /* the io is enabled and watches wake_fd */
     bool stale;              /* nobody has looked at the clock since the last pass began */
+    bool lent;               /* a thread of this process has requests of ours */
     uint32_t generation;     /* of watches: a late event is told by it */
 
     struct vhb_queue **queues;
