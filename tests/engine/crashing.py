@@ -109,7 +109,8 @@ def build(cache: Path) -> Path:
     source, fresh = scratch / "_native.c", scratch / "fresh.so"
     include = NATIVE / "include"
     headers = include / "vhostblk_values.h", include / "vhostblk.h"
-    subprocess.run([sys.executable, NATIVE / "build.py", *headers, source], check=True)
+    arguments = "--module", MODULE, *headers, source
+    subprocess.run([sys.executable, NATIVE / "build.py", *arguments], check=True)
     command: list[str | Path] = [compiler, "-shared", "-fPIC", "-O1", "-std=gnu11"]
     command += ["-D_GNU_SOURCE", "-DVHB_CRASH_POINTS", f"-I{include}", f"-I{NATIVE / 'src'}"]
     command += [f"-I{sysconfig.get_path('include')}", source, *sorted(NATIVE.glob("src/*.c"))]

@@ -110,3 +110,20 @@ def test_connect_to_nobody_names_the_path() -> None:
     """A missing socket is an error that names it."""
     with pytest.raises(DisconnectedError, match="cannot connect to /nonexistent/sock"):
         Connection.connect("/nonexistent/sock", 1)
+
+
+def test_the_sender_is_told_once_it_was_asked_for(pair: Pair) -> None:
+    """Whoever sends, not who made the socket; descriptors come as before."""
+    connection, peer = pair
+    peer.sendall(REPLY)
+    connection.receive("one")
+    assert not connection.sender
+    connection.identify()
+    child = os.fork()
+    if not child:
+        socket.send_fds(peer, [REPLY], [0, 1])
+        os._exit(0)
+    message = connection.receive("two")
+    close_all(message.fds)
+    os.waitpid(child, 0)
+    assert (connection.sender, len(message.fds)) == (child, 2)

@@ -8,6 +8,7 @@ import array
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from vhostblk.guest.deadline import Deadline
 from vhostblk.guest.errors import DeadlineError, DisconnectedError, GuestError
 from vhostblk.spec import vhost_user as vu
 
-_ANCILLARY = socket.CMSG_SPACE(vu.MAX_FDS * array.array("i").itemsize)
+_CREDENTIALS = struct.Struct("iII")
+"""Source: Linux, struct ucred: process, user, group."""
+_ANCILLARY = socket.CMSG_SPACE(vu.MAX_FDS * array.array("i").itemsize) + socket.CMSG_SPACE(
+    _CREDENTIALS.size
+)
 
 
 class Connection:
@@ -31,6 +36,8 @@ class Connection:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._sock = sock
         self.timeout = timeout
+        self.sender: int | None = None
+        """Process that sent what came last, after ``identify``; 0: one that cannot be told here."""
 
     @classmethod
     def connect(cls, path: str | Path, timeout: float) -> "Connection":
@@ -59,6 +66,15 @@ class Connection:
     def fileno(self) -> int:
         """Return the descriptor, for poll()."""
         return self._sock.fileno()
+
+    def identify(self) -> None:
+        """
+        Have ``sender`` kept from now on.
+
+        Who made a listening socket, SO_PEERCRED would tell: a service manager, or a process that
+        is long gone and was succeeded.
+        """
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
     def close(self) -> None:
         """Close the socket; again is harmless."""
@@ -147,6 +163,8 @@ class Connection:
             for level, kind, rights in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     fds.extend(array.array("i", rights))
+                elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    self.sender = _CREDENTIALS.unpack(rights)[0]
             if not piece:
                 raise DisconnectedError(f"connection closed while waiting for {deadline.what}")
             data += piece

@@ -53,3 +53,34 @@ class StatusError(GuestError):
     def __init__(self, what: str, status: int) -> None:
         super().__init__(f"{what} ended with status {status:#04x}")
         self.status = status
+
+
+class MismatchError(GuestError):
+    """
+    A load with ``verify`` read something else than it had written last.
+
+    Args:
+        offset: Byte on the disk, the first that is wrong.
+        found: The number of the sector, and the tag and generation, that are there.
+        wanted: Those that must be.
+    """
+
+    def __init__(self, offset: int, *, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+        (sector, stamp), (right, written) = found, wanted
+        generation = written & _GENERATION
+        if stamp >> 32 != written >> 32:
+            what = "nothing that this run wrote"
+        elif sector != right:
+            what = f"sector {sector}"
+        elif stamp != written:
+            what = f"generation {stamp & _GENERATION}"
+        else:
+            what = "damaged data"
+        super().__init__(
+            f"wrong data at byte {offset} of the disk: "
+            f"generation {generation} of sector {right} was written last, and {what} was read"
+        )
+        self.offset = offset
+
+
+_GENERATION = (1 << 32) - 1
