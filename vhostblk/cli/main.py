@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 
 from vhostblk.cli import report
+from vhostblk.cli.bench import bench
 from vhostblk.cli.ctl import ctl
 from vhostblk.cli.demo import demo
 from vhostblk.cli.libvirt_xml import libvirt_xml
@@ -36,7 +37,7 @@ def vhostblk(context: click.Context, *, asked_version: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (serve, ctl, qemu_args, libvirt_xml, demo, upgrade, systemd_unit):
+for command in (serve, ctl, qemu_args, libvirt_xml, demo, bench, upgrade, systemd_unit):
     vhostblk.add_command(command)
 
 
