@@ -30,7 +30,8 @@ test-sanitize: setup ## Run the C tests under ASan+UBSan, then under TSan
 test-wheel: setup ## Build the wheels, with the core and without, and test what they install
 	@$(with_tools) .ci/wheel
 
-# Options by `make bench BENCH="--targets --json results.json"`.
+# Other options by `make bench BENCH="--targets --json results.json"`.
+BENCH ?= --whole
 bench: setup ## Measure against qemu-storage-daemon, in one run (takes fio, too)
 	@.ci/setup bench
 	@$(with_tools) $(bin)/python -m bench $(BENCH)

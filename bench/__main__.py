@@ -6,19 +6,19 @@ CPU, the client to another; vhostblk takes two, in two processes (A/A), which sa
 """
 
 import argparse
-import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
-from bench import load, machine, report, servers, targets, verdicts, works
+from bench import load, machine, report, resident, servers, targets, verdicts, works
 from bench.progress import Progress
 from bench.sample import Load, Unable
 from bench.targets import Plan
-from bench.turns import Line, Measured, Tools, measure
+from bench.turns import Measured, Tools, measure
 from bench.verdicts import Verdict
+from bench.works import Shape
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 
@@ -27,6 +27,11 @@ def numbers(text: str) -> list[int]:
     """Read numbers with commas between them; K and M are powers of 1024."""
     shift = {"K": 10, "M": 20}
     return [int(word.rstrip("KM")) << shift.get(word[-1:], 0) for word in text.split(",")]
+
+
+def words(text: str) -> list[str]:
+    """Read words with commas between them."""
+    return text.split(",")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -39,8 +44,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--targets", action="store_true", help="what the project promises, and whether it is met")
-    add("--work", default="null,memory,tmpfs,file,direct", help="disks: " + ", ".join(works.WORKS))
-    add("--op", default="read,write", help="read, write; of --targets the first counts")
+    add("--whole", action="store_true", help="all disks, loads and shapes there are: above an hour")
+    add("--work", type=words, default="null", help="disks: " + ", ".join(works.WORKS))
+    add("--op", type=words, default="read,write", help="read, write; of --targets the first counts")
     add("--depth", type=numbers, default="1,8,32,128", help="requests under way on each queue")
     add("--bytes", type=numbers, default="4K", help="of a request")
     add("--order", choices=("rand", "seq"), default="rand", help="of requests")
@@ -66,43 +72,43 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def matrix(args: argparse.Namespace, directory: Path, shm: Path) -> Iterator[Line]:
-    """Yield the lines asked for."""
+def shapes(args: argparse.Namespace) -> Iterator[Shape]:
+    """Yield what the options multiply to."""
+    many = product(args.work, args.devices, args.queues, args.op, args.bytes, args.depth)
+    for work, devices, queues, op, size, depth in many:
+        load = Load(
+            op=op,
+            bytes=size,
+            depth=depth,
+            queues=queues,
+            seconds=args.seconds,
+            wait=args.wait,
+            order=args.order,
+        )
+        yield Shape(work, load, devices)
+
+
+def planned(args: argparse.Namespace, shm: Path) -> Plan:
+    """Return what is measured: the targets, the whole matrix, or the lines asked for."""
+    base = Load(op=args.op[0], seconds=args.seconds)
+    if args.targets:
+        return targets.plan(base, args.directory, shm)
+    asked = list(works.whole(base) if args.whole else shapes(args))
+    found = works.make_works({shape.work for shape in asked}, args.directory, shm)
     peers = [servers.peer(text) for text in args.peer]
-    for work in works.make_works(args.work.split(","), directory, shm):
-        shapes = product(args.devices, args.queues, args.op.split(","), args.bytes, args.depth)
-        for devices, queues, op, size, depth in shapes:
-            todo = Load(
-                op=op,
-                bytes=size,
-                depth=depth,
-                queues=queues,
-                seconds=args.seconds,
-                wait=args.wait,
-                order=args.order,
-            )
-            yield works.line(works.shaped(work, queues=queues, devices=devices), todo, peers)
+    return Plan([works.line(found[shape.work], shape, peers) for shape in asked], ())
 
 
 def main() -> None:
     """Run what is asked for; print each line when it is done."""
     args = parse()
     args.directory.mkdir(parents=True, exist_ok=True)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # many devices; children inherit it
+    resident.allow_many_files()
     with (
         tempfile.TemporaryDirectory(prefix="vhb-") as scratch,
         tempfile.TemporaryDirectory(prefix="vhb-", dir="/dev/shm") as shm,
     ):
         run(args, Path(scratch), Path(shm))
-
-
-def planned(args: argparse.Namespace, shm: Path) -> Plan:
-    """Return what is measured: the targets, or the lines asked for."""
-    if not args.targets:
-        return Plan(list(matrix(args, args.directory, shm)), ())
-    base = Load(op=args.op.split(",")[0], seconds=args.seconds)
-    return targets.plan(base, args.directory, shm)
 
 
 def run(args: argparse.Namespace, scratch: Path, shm: Path) -> None:

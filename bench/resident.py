@@ -1,6 +1,13 @@
-"""What a device costs that does nothing: wake-ups, CPU time, memory."""
+"""
+What devices cost that do nothing: wake-ups, CPU time, memory, threads.
 
+``python -m bench.resident --devices 1,8,64,256`` prints it for servers with so many.
+"""
+
+import argparse
+import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import load as client_load
+from bench.progress import Progress
 from bench.sample import Load
 from bench.servers import Running, Work, serving, vhostblk
 from bench.turns import Tools
@@ -69,6 +77,12 @@ def switches(pid: int) -> int:
     return sum(c["voluntary_ctxt_switches"] + c["nonvoluntary_ctxt_switches"] for c in counts)
 
 
+def allow_many_files() -> None:
+    """Let us and our children have as many open files as the system allows: devices take some."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @contextmanager
 def connected(tools: Tools, devices: int) -> Iterator[Running]:
     """Serve null disks to one client, which has used every queue and now keeps still."""
@@ -105,3 +119,29 @@ def resident(tools: Tools, devices: int = DEVICES) -> Resident:
             kib[count] = private_kib(server.pid)
     further = (kib[devices] - kib[1]) / (devices - 1)
     return Resident(one=kib[1] / 1024, further=further / 1024)
+
+
+def main() -> None:
+    """Print a row for each number of devices."""
+    parser = argparse.ArgumentParser(prog="python -m bench.resident", description=__doc__)
+    parser.add_argument("--devices", default="1,8,64,256", help="default: %(default)s")
+    args = parser.parse_args()
+    allow_many_files()
+    print(f"{QUEUES} queues of 256 in each device; null disks, used and then idle")
+    print(f"{'devices':>8} {'private MiB':>12} {'each further KiB':>17} {'threads':>8}")
+    first: tuple[int, int] | None = None
+    with tempfile.TemporaryDirectory(prefix="vhb-") as name:
+        scratch = Path(name)
+        client, probe = client_load.build(scratch), scratch
+        tools = Tools(client, probe, scratch, 0, 1, Progress(1))
+        for count in map(int, args.devices.split(",")):
+            with connected(tools, count) as server:
+                kib = private_kib(server.pid)
+                threads = len(list(Path(f"/proc/{server.pid}/task").iterdir()))
+            further = (kib - first[1]) / (count - first[0]) if first else 0.0
+            first = first or (count, kib)
+            print(f"{count:8} {kib / 1024:12.1f} {further:17.1f} {threads:8}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

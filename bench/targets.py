@@ -24,7 +24,6 @@ FILE_RATES = {
     "file": {1: 2.0, 8: 2.0, 32: 2.0, 128: 2.0},
 }
 DEEP = 32
-DISKS = ("null", "bare", "memory", "tmpfs", "file", "direct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def plan(base: Load, directory: Path, shm: Path) -> Plan:
         directory: On a disk file system, for files.
         shm: On tmpfs.
     """
-    found = {work.name: work for work in works.make_works(DISKS, directory, shm)}
+    found = works.make_works(works.WORKS, directory, shm)
     return (
         null(found["null"], base)
         + polled(found["bare"], base)

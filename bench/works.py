@@ -1,8 +1,9 @@
 """The disks of the bench and who serves them: vhostblk, its peers, and no virtio at all."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from bench.figures import AGAIN
@@ -11,7 +12,10 @@ from bench.servers import Server, Work, qsd, responder, vhostblk
 from bench.turns import Entry, Line
 
 SIZE = 1 << 30
+OPS = ("read", "write")
 WORKS = ("null", "bare", "memory", "tmpfs", "file", "direct")
+MATRIX = ("null", "memory", "tmpfs", "file", "direct")
+"""Those of the whole matrix: what is of use to somebody."""
 OURS = "vhostblk"
 QSD, FIO = "qsd", "fio"
 """Rivals: of each only the best way takes turns."""
@@ -44,22 +48,56 @@ def filled(path: Path, *, cached: bool) -> Path:
     return path
 
 
-def make_works(names: Sequence[str], directory: Path, shm: Path) -> Iterator[Work]:
-    """Yield the disks asked for, one device with one queue, their files filled."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """
+    A line of the matrix.
+
+    Args:
+        work: Name of the disk.
+        load: On each of its devices.
+        devices: Of one server process.
+    """
+
+    work: str
+    load: Load
+    devices: int = 1
+
+
+def whole(base: Load) -> Iterator[Shape]:
+    """Yield the whole matrix, *base* saying how long a run is."""
+    for work, op, depth in product(MATRIX, OPS, (1, 8, 32, 128)):
+        yield Shape(work, replace(base, op=op, depth=depth))
+    for work, op, size in product(MATRIX, OPS, (64 << 10, 128 << 10, 1 << 20)):
+        yield Shape(work, replace(base, op=op, bytes=size, depth=8, order="seq"))
+    for work, queues, devices in product(("null", "tmpfs"), (1, 4), (1, 8, 64)):
+        if queues * devices > 1:
+            yield Shape(work, replace(base, op="read", depth=8, queues=queues), devices)
+
+
+def make_works(names: Iterable[str], directory: Path, shm: Path) -> dict[str, Work]:
+    """
+    Make the disks asked for, one device with one queue each, their files filled.
+
+    Args:
+        names: Of `WORKS`.
+        directory: On a disk file system.
+        shm: On tmpfs.
+    """
+    paths = {
+        "tmpfs": shm / "disk.img",
+        "file": directory / "disk.img",
+        "direct": directory / "direct.img",
+    }
+    found = {}
     for name in names:
-        match name:
-            case "null" | "bare" | "memory":
-                yield Work(name=name, size=SIZE)
-            case "tmpfs":
-                yield Work(name=name, size=SIZE, path=filled(shm / "disk.img", cached=True))
-            case "file":
-                path = filled(directory / "disk.img", cached=True)
-                yield Work(name=name, size=SIZE, path=path)
-            case "direct":
-                path = filled(directory / "direct.img", cached=False)
-                yield Work(name=name, size=SIZE, path=path)
-            case _:
-                raise SystemExit(f"--work {name}: give one of {', '.join(WORKS)}")
+        if name not in WORKS:
+            raise SystemExit(f"--work {name}: give one of {', '.join(WORKS)}")
+        path = paths.get(name)
+        if path is not None:
+            filled(path, cached=name != "direct")
+        found[name] = Work(name=name, size=SIZE, path=path)
+    return found
 
 
 def shaped(work: Work, *, queues: int, devices: int) -> Work:
@@ -97,8 +135,10 @@ def responders(work: Work, load: Load) -> list[Entry]:
     return [Entry(name=one.name, load=load, work=work, server=one) for one in found]
 
 
-def line(work: Work, load: Load, peers: Sequence[Server]) -> Line:
-    """Return the line of the matrix for a load: ours, the peers that can, the raw file."""
+def line(disk: Work, shape: Shape, peers: Sequence[Server]) -> Line:
+    """Return a line of the matrix: ours, the peers that can, the raw file."""
+    load = shape.load
+    work = shaped(disk, queues=load.queues, devices=shape.devices)
     poll = "always" if work.name == "bare" and load.wait == "poll" else None
     alone = work.devices == 1
     entries = [*ours(work, load, poll=poll), *qsds(work, load)]

@@ -6,6 +6,7 @@ import pytest
 
 from bench import targets, works
 from bench.sample import Load
+from bench.servers import Work
 
 
 @pytest.fixture
@@ -52,3 +53,24 @@ def test_ten_turns_of_a_second_fit_in_half_an_hour(plan: targets.Plan) -> None:
     """A run costs its seconds, a tenth to warm up, and some 0.2 s around it."""
     runs = sum(line.runs(10) for line in plan.lines)
     assert runs * 1.3 <= 30 * 60
+
+
+def test_the_whole_matrix_is_what_the_rules_ask_for() -> None:
+    """Depths and sizes on every disk; queues and devices; no line twice."""
+    found = list(works.whole(Load()))
+    assert len(set(found)) == len(found)
+    for work in works.MATRIX:
+        mine = [shape for shape in found if shape.work == work and shape.devices == 1]
+        assert {shape.load.op for shape in mine} == {"read", "write"}
+        assert {s.load.depth for s in mine if s.load.order == "rand"} == {1, 8, 32, 128}
+        sizes = {s.load.bytes for s in mine if s.load.order == "seq"}
+        assert sizes == {64 << 10, 128 << 10, 1 << 20}
+    assert {(s.devices, s.load.queues) for s in found} == {
+        (devices, queues) for devices in (1, 8, 64) for queues in (1, 4)
+    }
+
+
+def test_memory_is_shared_among_devices() -> None:
+    """64 of them must not need 64 GiB."""
+    memory = works.shaped(Work(name="memory", size=1 << 30), queues=4, devices=64)
+    assert (memory.size, memory.devices, memory.queues) == (16 << 20, 64, 4)
