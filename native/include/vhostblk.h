@@ -23,13 +23,18 @@ struct vhb_disk;
 
 enum {
     VHB_FILE_DIRECT = 1, /* fd is O_DIRECT: misaligned requests are bounced */
-    VHB_FILE_BLOCK_DEVICE = 2 /* discard is BLKDISCARD */
+    VHB_FILE_BLOCK_DEVICE = 2, /* discard is BLKDISCARD */
+    VHB_FILE_RING = 4, /* every request goes through io_uring, where there is one */
+    VHB_FILE_INLINE = 8 /* reads and writes are plain calls in the worker: it waits for them */
 };
 
 /* A regular file or block device.  The fd stays the caller's and must outlive the disk.
  * mem_align, offset_align: what O_DIRECT asks of buffers and offsets, powers of two, else 1. */
 int vhb_disk_file_new(int fd, uint32_t flags, uint32_t mem_align, uint32_t offset_align,
                       struct vhb_disk **out);
+
+/* The ways that its reads and writes take now; at any time.  -EINVAL: not a file. */
+int vhb_disk_file_ways(struct vhb_disk *disk, struct vhb_file_ways *out);
 
 /* *size* bytes of anonymous private memory at *host*, the caller's.  Discard gives pages back. */
 int vhb_disk_memory_new(void *host, uint64_t size, struct vhb_disk **out);

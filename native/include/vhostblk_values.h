@@ -51,6 +51,19 @@ enum {
     VHB_REQ_UNMAP = 2 /* write zeroes may leave a hole */
 };
 
+/* How a file's reads or writes are made.  What cannot be done so goes through the ring. */
+enum vhb_file_way {
+    VHB_WAY_RING = 0, /* through io_uring */
+    VHB_WAY_PLAIN = 1, /* by a plain call in the worker: the file is memory, or it was asked for */
+    VHB_WAY_NOWAIT = 2, /* in the worker, where that needs no waiting (RWF_NOWAIT) */
+    VHB_WAY_TIMED = 3 /* by a plain call in the worker, as long as such calls are prompt */
+};
+
+struct vhb_file_ways {
+    uint32_t reads, writes; /* enum vhb_file_way */
+    bool reads_open, writes_open; /* false: trying has not paid lately, all take the ring */
+};
+
 enum {
     VHB_BLK_READ_ONLY = 1,
     VHB_BLK_WRITETHROUGH = 2, /* every write is stable before its status */
@@ -202,6 +215,8 @@ struct vhb_counters {
     uint64_t slots_high; /* the most that *slots* ever was */
     uint64_t outside; /* chains that named an address that is denied or noted */
     uint64_t stalls; /* errors that stopped the queue */
+    uint64_t inline_hits; /* reads and writes of a file that its worker made itself */
+    uint64_t inline_misses; /* that it tried in vain: what they need is not in memory */
     uint64_t slots; /* bounce slots that the descriptors and tables of what is not given
                      * back would fill, if the guest bounces */
     uint64_t in_flight;

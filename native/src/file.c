@@ -1,11 +1,8 @@
-/* file.c - a regular file or block device behind a queue.
+/* file.c - a regular file or block device behind a queue, and the way its requests take: through
+ * the ring, or by a call in the worker.
  *
- * One function says what the next system call of a request is, one what its result means; io_uring
- * and plain calls share both.  Short results go on where they stopped. */
+ * docs/explanation/file-io.md says which way is taken when, and why. */
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
 #include <stdlib.h>
@@ -13,60 +10,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "atomics.h"
-#include "io.h"
+#include "file.h"
+#include "vq.h"
 
-struct file {
-    struct vhb_disk disk;
-    int fd;
-    bool direct, block_device;
-    bool memory_backed;  /* tmpfs: a plain call never waits, io_uring would use a thread */
-    bool try_cached;     /* reads may be tried without waiting; cleared where that is refused */
-    int lost;            /* -errno of a sync that failed, for ever; 0: none has */
-    uint32_t mem_mask, offset_mask;
-};
-
-/* req->step of a request: which of its calls is next. */
-enum step { STEP_FIRST, STEP_SYNC, STEP_ZERO_BY_WRITE };
-
-enum { ZEROES = 64 * 1024 };
-static const uint8_t zeroes[ZEROES] __attribute__((aligned(4096)));
-
-/* ---- the cursor ---------------------------------------------------------------------- */
-
-/* Give the piece of the cursor back what was cut off it: no piece stays changed. */
-static void mend(struct vhb_req *req)
-{
-    if (req->skip == 0)
-        return;
-    struct iovec *piece = &req->iov[req->at];
-    piece->iov_base = (uint8_t *)piece->iov_base - req->skip;
-    piece->iov_len += req->skip;
-    req->skip = 0;
-}
-
-static void consume(struct vhb_req *req, size_t n)
-{
-    req->done += n;
-    while (n) {
-        struct iovec *piece = &req->iov[req->at];
-        size_t part = piece->iov_len < n ? piece->iov_len : n;
-        piece->iov_base = (uint8_t *)piece->iov_base + part;
-        piece->iov_len -= part;
-        req->skip += part;
-        n -= part;
-        if (piece->iov_len == 0) {
-            mend(req);
-            req->at++;
-        }
-    }
-}
-
-static int batch(const struct vhb_req *req)
-{
-    uint32_t left = req->niov - req->at;
-    return left < IOV_MAX ? (int)left : IOV_MAX;
-}
+/* A longer copy gains little by saving a round trip, and others of the worker wait for it. */
+enum { TIMED_MAX = 64 * 1024 };
 
 static bool aligned(const struct file *f, const struct vhb_req *req)
 {
@@ -78,144 +26,6 @@ static bool aligned(const struct file *f, const struct vhb_req *req)
     return true;
 }
 
-/* ---- the next call ------------------------------------------------------------------- */
-
-struct call {
-    enum { CALL_RW, CALL_FSYNC, CALL_FALLOCATE } kind;
-    bool write;
-    int rwf;  /* RWF_* */
-    int mode; /* FALLOC_FL_* */
-    const struct iovec *iov;
-    int niov;
-    uint64_t offset, len;
-};
-
-static struct call call_zeroes(struct vhb_req *req)
-{
-    uint64_t left = req->len - req->done;
-    req->one = (struct iovec){(void *)(uintptr_t)zeroes, left < ZEROES ? (size_t)left : ZEROES};
-    return (struct call){.kind = CALL_RW,
-                         .write = true,
-                         .iov = &req->one,
-                         .niov = 1,
-                         .offset = req->offset + req->done};
-}
-
-static struct call call_rw(struct vhb_req *req)
-{
-    struct call c = {.kind = CALL_RW,
-                     .write = req->op == VHB_WRITE,
-                     .iov = req->iov + req->at,
-                     .niov = batch(req),
-                     .offset = req->offset + req->done};
-    if (c.write && (req->flags & VHB_REQ_FUA))
-        c.rwf = RWF_DSYNC;
-    if (req->bounce) {
-        req->one = (struct iovec){req->bounce, vhb_bounce_len(req)};
-        c.iov = &req->one;
-        c.niov = 1;
-    }
-    return c;
-}
-
-static struct call next_call(struct vhb_req *req)
-{
-    if (req->step == STEP_SYNC || req->op == VHB_FLUSH)
-        return (struct call){.kind = CALL_FSYNC};
-    if (req->step == STEP_ZERO_BY_WRITE)
-        return call_zeroes(req);
-    if (req->op == VHB_READ || req->op == VHB_WRITE)
-        return call_rw(req);
-    bool hole = req->op == VHB_DISCARD || (req->flags & VHB_REQ_UNMAP);
-    return (struct call){.kind = CALL_FALLOCATE,
-                         .mode = FALLOC_FL_KEEP_SIZE |
-                                 (hole ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
-                         .offset = req->offset,
-                         .len = req->len};
-}
-
-static int call_now(const struct file *f, const struct call *c)
-{
-    ssize_t r;
-    if (c->kind == CALL_FSYNC)
-        r = fdatasync(f->fd);
-    else if (c->kind == CALL_FALLOCATE)
-        r = fallocate(f->fd, c->mode, (off_t)c->offset, (off_t)c->len);
-    else if (c->write)
-        r = pwritev2(f->fd, c->iov, c->niov, (off_t)c->offset, c->rwf);
-    else
-        r = preadv2(f->fd, c->iov, c->niov, (off_t)c->offset, c->rwf);
-    return r < 0 ? -errno : (int)r;
-}
-
-static void call_later(const struct file *f, struct vhb_req *req, const struct call *c,
-                       struct vhb_io *io)
-{
-    struct io_uring_sqe *sqe = vhb_io_sqe(io);
-    io->pending++;
-    unsigned niov = (unsigned)c->niov;
-    if (c->kind == CALL_FSYNC)
-        io_uring_prep_fsync(sqe, f->fd, IORING_FSYNC_DATASYNC);
-    else if (c->kind == CALL_FALLOCATE)
-        io_uring_prep_fallocate(sqe, f->fd, c->mode, (off_t)c->offset, (off_t)c->len);
-    else if (c->write)
-        io_uring_prep_writev2(sqe, f->fd, c->iov, niov, c->offset, c->rwf);
-    else
-        io_uring_prep_readv2(sqe, f->fd, c->iov, niov, c->offset, c->rwf);
-    io_uring_sqe_set_data(sqe, req);
-}
-
-/* ---- what a result means ------------------------------------------------------------- */
-
-enum verdict { AGAIN, OVER };
-
-static enum verdict take_bytes(struct vhb_req *req, int n, int *result)
-{
-    if (n == 0) { /* the end of a file that was long enough when it was opened */
-        *result = -EIO;
-        return OVER;
-    }
-    *result = vhb_bounce_drain(req, (size_t)n) ? 0 : VHB_RESULT_LOST_MEMORY;
-    if (req->step == STEP_ZERO_BY_WRITE)
-        req->done += (unsigned)n;
-    else
-        consume(req, (size_t)n);
-    if (*result < 0 || req->done == req->len)
-        return OVER;
-    if (vhb_bounce_fill(req))
-        return AGAIN;
-    *result = VHB_RESULT_LOST_MEMORY;
-    return OVER;
-}
-
-/* Look at the result of the last call: AGAIN, there is another one; OVER, *result is final. */
-static enum verdict judge(struct vhb_req *req, int r, int *result)
-{
-    bool range = req->op == VHB_DISCARD || req->op == VHB_WRITE_ZEROES;
-    if (r == -EINTR || r == -EAGAIN)
-        return AGAIN;
-    if (range && req->step == STEP_FIRST && r == -EOPNOTSUPP) {
-        if (req->op == VHB_WRITE_ZEROES) { /* the file system cannot: write them */
-            req->step = STEP_ZERO_BY_WRITE;
-            return AGAIN;
-        }
-        r = 0; /* a discard is a hint */
-    }
-    *result = r;
-    if (r < 0)
-        return OVER;
-    bool bytes = req->op == VHB_READ || req->op == VHB_WRITE || req->step == STEP_ZERO_BY_WRITE;
-    if (bytes && take_bytes(req, r, result) == AGAIN)
-        return AGAIN;
-    if (range && (req->flags & VHB_REQ_FUA) && req->step != STEP_SYNC && *result == 0) {
-        req->step = STEP_SYNC;
-        return AGAIN;
-    }
-    return OVER;
-}
-
-/* ---- the disk ------------------------------------------------------------------------ */
-
 static struct file *file_of(struct vhb_disk *disk)
 {
     return (struct file *)((uint8_t *)disk - offsetof(struct file, disk));
@@ -224,7 +34,7 @@ static struct file *file_of(struct vhb_disk *disk)
 /* The request leaves the disk as it came. */
 static void leave(struct vhb_req *req, struct vhb_io *io)
 {
-    mend(req);
+    vhb_file_mend(req);
     if (req->bounce)
         vhb_bounce_put(io, req);
 }
@@ -242,25 +52,106 @@ static int end_of(struct file *f, const struct vhb_req *req, int result)
     return load_relaxed(&f->lost);
 }
 
+static struct vhb_way *way_of(struct file *f, const struct vhb_req *req)
+{
+    return req->op == VHB_READ ? &f->reads : &f->writes;
+}
+
+static bool moves_data(const struct vhb_req *req)
+{
+    return req->op == VHB_READ || req->op == VHB_WRITE;
+}
+
+/* ---- all at once ---------------------------------------------------------------------- */
+
 /* Calls until the request is over, all of them now. */
 static int run_now(struct file *f, struct vhb_req *req, struct vhb_io *io)
 {
     int result;
     for (;;) {
-        struct call c = next_call(req);
-        if (judge(req, call_now(f, &c), &result) == OVER)
+        struct call c = vhb_file_next_call(req);
+        if (vhb_file_judge(req, vhb_file_call_now(f, &c), &result) == OVER)
             break;
     }
     leave(req, io);
     return end_of(f, req, result);
 }
 
+/* ---- tried at once: VHB_PENDING, the ring goes on where this has stopped ---------------- */
+
+/* Without waiting: a hit in the page cache. */
+static int try_nowait(struct file *f, struct vhb_req *req, struct vhb_io *io)
+{
+    struct vhb_way *way = way_of(f, req);
+    struct call c = vhb_file_next_call(req);
+    c.rwf |= RWF_NOWAIT;
+    int result, r = vhb_file_call_now(f, &c);
+    if (r == -EOPNOTSUPP) {
+        store_relaxed(&way->kind, f->timed && c.write ? VHB_WAY_TIMED : VHB_WAY_RING);
+        return VHB_PENDING;
+    }
+    if (r == -EAGAIN || r == 0 || vhb_file_judge(req, r, &result) == AGAIN) {
+        count(&req->queue->counters.inline_misses, 1);
+        vhb_way_lost(way, 1, io->now);
+        return VHB_PENDING;
+    }
+    vhb_way_won(way, 1);
+    return result;
+}
+
+/* Whole blocks are not read before they are written.  While something is made stable a write may
+ * have to wait for the journal. */
+static bool is_prompt(const struct file *f, const struct vhb_req *req)
+{
+    return req->len <= TIMED_MAX && !((req->offset | req->len) & f->block_mask) &&
+           load_relaxed(&f->syncs) == 0;
+}
+
+/* A write to the page cache, which seldom waits. */
+static int try_timed(struct file *f, struct vhb_req *req)
+{
+    struct call c = vhb_file_next_call(req);
+    uint64_t start = vhb_clock();
+    int result, r = vhb_file_call_now(f, &c);
+    uint64_t now = vhb_clock();
+    vhb_way_took(&f->writes, req->len, now - start, now);
+    return vhb_file_judge(req, r, &result) == AGAIN ? VHB_PENDING : result;
+}
+
+static int try_now(struct file *f, struct vhb_req *req, struct vhb_io *io)
+{
+    struct vhb_way *way = way_of(f, req);
+    if (!vhb_way_is_open(way, io->now) || vhb_file_syncs(req))
+        return VHB_PENDING;
+    int r = VHB_PENDING;
+    if (load_relaxed(&way->kind) == VHB_WAY_NOWAIT)
+        r = try_nowait(f, req, io);
+    if (r == VHB_PENDING && load_relaxed(&way->kind) == VHB_WAY_TIMED && is_prompt(f, req))
+        r = try_timed(f, req);
+    if (r != VHB_PENDING)
+        vhb_file_mend(req);
+    return r;
+}
+
+/* ---- by the ring ----------------------------------------------------------------------- */
+
+static void give_to_ring(struct file *f, struct vhb_req *req, struct vhb_io *io)
+{
+    struct call c = vhb_file_next_call(req);
+    if (vhb_file_syncs(req))
+        __atomic_fetch_add(&f->syncs, 1, __ATOMIC_RELAXED);
+    vhb_file_call_later(f, req, &c, io);
+}
+
 static int start(struct file *f, struct vhb_req *req, struct vhb_io *io)
 {
-    if (!io->uring)
+    bool now = moves_data(req) && load_relaxed(&way_of(f, req)->kind) == VHB_WAY_PLAIN;
+    if (now || !io->uring) {
+        if (moves_data(req))
+            count(&req->queue->counters.inline_hits, 1);
         return run_now(f, req, io);
-    struct call c = next_call(req);
-    call_later(f, req, &c, io);
+    }
+    give_to_ring(f, req, io);
     return VHB_PENDING;
 }
 
@@ -276,9 +167,10 @@ static void file_resume(struct vhb_req *req, int r, struct vhb_io *io)
 {
     struct file *f = file_of(req->disk);
     int result = -ECANCELED;
-    if (req->state != VHB_REQ_DEAD && judge(req, r, &result) == AGAIN) {
-        struct call c = next_call(req);
-        call_later(f, req, &c, io);
+    if (vhb_file_syncs(req))
+        __atomic_fetch_sub(&f->syncs, 1, __ATOMIC_RELAXED);
+    if (req->state != VHB_REQ_DEAD && vhb_file_judge(req, r, &result) == AGAIN) {
+        give_to_ring(f, req, io);
         return;
     }
     leave(req, io);
@@ -310,21 +202,7 @@ static int submit_bounced(struct file *f, struct vhb_req *req, struct vhb_io *io
     return start_bounced(f, req, io);
 }
 
-/* A hit in the page cache costs less than a round trip through the ring.  VHB_PENDING: no hit. */
-static int try_cached(struct file *f, struct vhb_req *req)
-{
-    struct call c = next_call(req);
-    c.rwf |= RWF_NOWAIT;
-    int result, r = call_now(f, &c);
-    if (r == -EOPNOTSUPP) {
-        store_relaxed(&f->try_cached, false);
-        return VHB_PENDING;
-    }
-    if (r == -EAGAIN || r == 0 || judge(req, r, &result) == AGAIN)
-        return VHB_PENDING;
-    mend(req);
-    return result;
-}
+/* ---- the disk --------------------------------------------------------------------------- */
 
 static int discard_device(struct file *f, struct vhb_req *req)
 {
@@ -340,7 +218,6 @@ static int discard_device(struct file *f, struct vhb_req *req)
 static int file_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)
 {
     struct file *f = file_of(disk);
-    bool data = req->op == VHB_READ || req->op == VHB_WRITE;
     req->disk = disk;
     req->resume = file_resume;
     req->bounce = NULL;
@@ -349,16 +226,15 @@ static int file_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io
     req->done = req->skip = 0;
     if (req->op == VHB_DISCARD && f->block_device)
         return discard_device(f, req);
-    if (data && f->direct && !aligned(f, req))
+    if (!moves_data(req))
+        return start(f, req, io);
+    if (f->direct && !aligned(f, req))
         return submit_bounced(f, req, io);
-    if (data && f->memory_backed)
-        return run_now(f, req, io);
-    if (req->op == VHB_READ && load_relaxed(&f->try_cached)) {
-        int r = try_cached(f, req);
-        if (r != VHB_PENDING)
-            return r;
-    }
-    return start(f, req, io);
+    int r = io->uring ? try_now(f, req, io) : VHB_PENDING;
+    if (r == VHB_PENDING)
+        return start(f, req, io);
+    count(&req->queue->counters.inline_hits, 1);
+    return r;
 }
 
 static void file_cancel(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)
@@ -375,11 +251,46 @@ static void file_free(struct vhb_disk *disk)
 static const struct vhb_disk_ops file_ops = {
     .submit = file_submit, .cancel = file_cancel, .free = file_free};
 
+/* ---- the way, by what the file system is ------------------------------------------------- */
+
+static bool reads_without_waiting(int fd)
+{
+    uint8_t first;
+    struct iovec one = {.iov_base = &first, .iov_len = 1};
+    bool refused = preadv2(fd, &one, 1, 0, RWF_NOWAIT) < 0 && errno == EOPNOTSUPP;
+    explicit_bzero(&first, 1); /* the guest's */
+    return !refused;
+}
+
+/* Whether writes can be tried without waiting the first of them tells: it could not be asked
+ * without writing something. */
+static void choose_ways(struct file *f, uint32_t flags, const struct statfs *fs)
+{
+    bool memory = !f->block_device && (fs->f_type == TMPFS_MAGIC || fs->f_type == RAMFS_MAGIC);
+    uint32_t kind = VHB_WAY_NOWAIT;
+    if (flags & VHB_FILE_INLINE || (memory && !(flags & VHB_FILE_RING)))
+        kind = VHB_WAY_PLAIN;
+    else if (f->direct || flags & VHB_FILE_RING)
+        kind = VHB_WAY_RING;
+    f->reads.kind = f->writes.kind = kind;
+    if (kind == VHB_WAY_NOWAIT && !reads_without_waiting(f->fd))
+        f->reads.kind = VHB_WAY_RING;
+    /* Of the local file systems the one that refuses.  A remote one can wait for ever. */
+    f->timed = !f->block_device && fs->f_type == EXT4_SUPER_MAGIC;
+    uint32_t page = (uint32_t)sysconf(_SC_PAGESIZE), block = (uint32_t)fs->f_bsize;
+    f->block_mask = (block > page ? block : page) - 1;
+}
+
+static bool power_of_two(uint32_t n)
+{
+    return n && (n & (n - 1)) == 0;
+}
+
 int vhb_disk_file_new(int fd, uint32_t flags, uint32_t mem_align, uint32_t offset_align,
                       struct vhb_disk **out)
 {
-    if (mem_align == 0 || (mem_align & (mem_align - 1)) || offset_align == 0 ||
-        (offset_align & (offset_align - 1)))
+    bool both = flags & VHB_FILE_RING && flags & VHB_FILE_INLINE;
+    if (!power_of_two(mem_align) || !power_of_two(offset_align) || both)
         return -EINVAL;
     struct statfs fs;
     if (fstatfs(fd, &fs) < 0)
@@ -393,8 +304,20 @@ int vhb_disk_file_new(int fd, uint32_t flags, uint32_t mem_align, uint32_t offse
                        .block_device = flags & VHB_FILE_BLOCK_DEVICE,
                        .mem_mask = mem_align - 1,
                        .offset_mask = offset_align - 1};
-    f->memory_backed = fs.f_type == TMPFS_MAGIC && !f->block_device;
-    f->try_cached = !f->direct && !f->memory_backed;
+    choose_ways(f, flags, &fs);
     *out = &f->disk;
+    return 0;
+}
+
+int vhb_disk_file_ways(struct vhb_disk *disk, struct vhb_file_ways *out)
+{
+    if (disk->ops != &file_ops)
+        return -EINVAL;
+    struct file *f = file_of(disk);
+    uint64_t now = vhb_clock();
+    *out = (struct vhb_file_ways){.reads = load_relaxed(&f->reads.kind),
+                                  .writes = load_relaxed(&f->writes.kind),
+                                  .reads_open = vhb_way_is_open(&f->reads, now),
+                                  .writes_open = vhb_way_is_open(&f->writes, now)};
     return 0;
 }

@@ -202,6 +202,16 @@ int rig_worker(uint32_t flags, struct vhb_worker **out)
     return vhb_worker_new(&(struct vhb_worker_config){.flags = flags}, out);
 }
 
+int rig_file(int fd, uint32_t flags, uint32_t align, struct vhb_disk **out)
+{
+    const char *way = getenv("VHB_TEST_WAY");
+    if (way && !strcmp(way, "ring"))
+        flags |= VHB_FILE_RING;
+    else if (way && !strcmp(way, "inline"))
+        flags |= VHB_FILE_INLINE;
+    return vhb_disk_file_new(fd, flags, align, align, out);
+}
+
 static void make_worker(struct rig *rig)
 {
     rig->worker = rig->config.worker;

@@ -116,6 +116,9 @@ void rig_close(struct rig *rig);
 /* A worker for several rigs; plain calls in place of io_uring where VHB_TEST_PLAIN is set. */
 int rig_worker(uint32_t flags, struct vhb_worker **out);
 
+/* A file disk whose requests take the way that VHB_TEST_WAY says: ring, inline; else by itself. */
+int rig_file(int fd, uint32_t flags, uint32_t align, struct vhb_disk **out);
+
 /* ---- the control plane ---- */
 
 void rig_space(struct rig *rig); /* one segment: all memory, read and write */

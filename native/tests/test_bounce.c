@@ -36,7 +36,7 @@ static int temporary(int flags)
 static void serve(struct served *s, int flags, struct vhb_worker *worker)
 {
     s->fd = temporary(flags);
-    CHECK_EQ(vhb_disk_file_new(s->fd, VHB_FILE_DIRECT, 4096, 4096, &s->disk), 0);
+    CHECK_EQ(rig_file(s->fd, VHB_FILE_DIRECT, 4096, &s->disk), 0);
     rig_open(&s->rig, &(struct rig_config){.disk = s->disk,
                                            .worker = worker,
                                            .size = 256,

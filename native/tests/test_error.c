@@ -193,7 +193,7 @@ static void test_short_write_is_whole_in_the_end(void)
     int fd = mkstemp(path);
     CHECK(fd >= 0 && unlink(path) == 0);
     CHECK_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
-    CHECK_EQ(vhb_disk_file_new(fd, 0, 1, 1, &disk), 0);
+    CHECK_EQ(rig_file(fd, 0, 1, &disk), 0);
     rig_open(&rig, &(struct rig_config){.disk = disk, .stopped = true});
     CHECK_EQ(vhb_queue_set_on_error(rig.queue, VHB_ON_ERROR_STOP), 0);
     rig_run(&rig);
@@ -232,7 +232,7 @@ static void test_failed_sync_never_succeeds(void)
         struct rig rig;
         int pipes[2], fd = memfd_create("disk", MFD_CLOEXEC);
         CHECK(fd >= 0 && pipe(pipes) == 0); /* which no sync knows */
-        CHECK_EQ(vhb_disk_file_new(pipes[0], direct, 1, 1, &disk), 0);
+        CHECK_EQ(rig_file(pipes[0], direct, 1, &disk), 0);
         rig_open(&rig, &(struct rig_config){.disk = disk, .stopped = true});
         CHECK_EQ(vhb_queue_set_on_error(rig.queue, VHB_ON_ERROR_STOP), 0);
         rig_run(&rig);

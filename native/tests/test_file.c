@@ -40,7 +40,7 @@ static void serve(struct served *s, int fd, uint32_t flags, uint32_t align,
 {
     struct rig_config c = *config;
     s->fd = fd;
-    CHECK_EQ(vhb_disk_file_new(fd, flags, align, align, &s->disk), 0);
+    CHECK_EQ(rig_file(fd, flags, align, &s->disk), 0);
     c.disk = s->disk;
     c.sectors = SECTORS;
     rig_open(&s->rig, &c);

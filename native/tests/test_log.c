@@ -197,7 +197,7 @@ static void test_marks_all_of_a_read_in_parts(void)
     struct logged l;
     int fd = memfd_create("disk", MFD_CLOEXEC);
     CHECK(fd >= 0 && ftruncate(fd, 5000) == 0); /* shorter than the disk */
-    CHECK_EQ(vhb_disk_file_new(fd, 0, 1, 1, &disk), 0);
+    CHECK_EQ(rig_file(fd, 0, 1, &disk), 0);
     rig_open(&rig, &(struct rig_config){.disk = disk, .features = RIG_EVENT_IDX});
     begin(&l, &rig, VHB_LOG_USED_NOT);
     put_request(&rig, 0, BLK_IN, 0, RIG_DATA, 4096);

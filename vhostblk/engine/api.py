@@ -17,7 +17,7 @@ from vhostblk.engine.errors import OnError, Stall
 from vhostblk.engine.job import Job, Mailbox
 from vhostblk.engine.latency import Latency, Slow
 from vhostblk.engine.op import Op
-from vhostblk.engine.told import Counters, Fault, Miss, WorkerCounters
+from vhostblk.engine.told import Counters, Fault, Miss, Way, Ways, WorkerCounters
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
@@ -39,6 +39,8 @@ __all__ = [
     "Queue",
     "Slow",
     "Stall",
+    "Way",
+    "Ways",
     "WorkerCounters",
 ]
 
@@ -366,6 +368,10 @@ class DeviceEngine(Protocol):
 
     def dead(self) -> int:
         """Return how many cancelled requests are still with the disk."""
+        ...
+
+    def ways(self) -> Ways | None:
+        """Return which way reads and writes take; None: it is not a file that this serves."""
         ...
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """What a queue tells of itself; part of `vhostblk.engine.api`, where it is imported from."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from vhostblk.memory.space import Access
 
@@ -39,6 +40,33 @@ class Miss:
     index: int
 
 
+class Way(StrEnum):
+    """How reads or writes of a file are made; what cannot be done so goes through the ring."""
+
+    RING = "ring"
+    PLAIN = "plain"
+    NOWAIT = "nowait"
+    TIMED = "timed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """
+    The ways that requests of a file take now.
+
+    Args:
+        reads: Of reads.
+        writes: Of writes.
+        reads_open: False: trying has not paid lately, and all take the ring for a while.
+        writes_open: The same of writes.
+    """
+
+    reads: Way
+    writes: Way
+    reads_open: bool
+    writes_open: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
     """
@@ -51,6 +79,8 @@ class Counters:
         segment_max: Bytes of the longest of them.
         outside: Chains that named an address that is denied or NOTED.
         stalls: Errors that stopped it.
+        inline_hits: Reads and writes of a file that its worker made itself.
+        inline_misses: That it tried to, in vain: what they need is not in memory.
         held: Of those in flight, held for an error.
         slots: Bounce slots of 2048 bytes that the descriptors and tables of the requests under
             way would fill, if the guest bounces.
@@ -80,6 +110,8 @@ class Counters:
     slots_high: int = 0
     outside: int = 0
     stalls: int = 0
+    inline_hits: int = 0
+    inline_misses: int = 0
     slots: int = 0
     in_flight: int = 0
     held: int = 0
