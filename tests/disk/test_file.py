@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vhostblk.disk import holes
-from vhostblk.disk.api import Extent, NativeFile
+from vhostblk.disk.api import Extent, FileIo, NativeFile
 from vhostblk.disk.call import Calls, starts_writeback
 from vhostblk.disk.file import CacheMode, File, Locking
 from vhostblk.errors import VhostBlkError
@@ -79,6 +79,13 @@ def test_the_core_gets_what_it_needs(image: Path) -> None:
         native = disk.native()
         assert native == NativeFile(fd=native.fd)
         assert os.fstat(native.fd).st_ino == image.stat().st_ino
+
+
+@pytest.mark.parametrize("io", FileIo)
+def test_the_core_is_told_which_way_to_take(image: Path, io: FileIo) -> None:
+    """What ``io=`` says is passed on; it is no concern of Python's."""
+    with serving(File(image, io=io)) as disk:
+        assert disk.native().io is io
 
 
 def test_a_file_can_everything(image: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from server_kit.serving import Serving
 
+from vhostblk.disk.api import FileIo
 from vhostblk.disk.file import CacheMode, File
 from vhostblk.guest.blk import Framing, Range, Request
 from vhostblk.guest.errors import StatusError
@@ -18,14 +19,21 @@ MIB = 1 << 20
 X = bytes(range(256)) * 16
 
 
+@pytest.fixture(params=FileIo)
+def io(request: pytest.FixtureRequest) -> FileIo:
+    """Return which way requests take, each in turn: what is stored and said is the same."""
+    way: FileIo = request.param
+    return way
+
+
 def test_a_full_file_system_fails_the_write_that_found_it(
-    server: Serving, vhost_user_guest: Connect, tiny_tmpfs: Path
+    io: FileIo, server: Serving, vhost_user_guest: Connect, tiny_tmpfs: Path
 ) -> None:
     """ENOSPC ends as IOERR; the disk goes on, and writes again when there is room."""
     image = tiny_tmpfs / "disk.img"
     with image.open("wb") as file:
         file.truncate(4 * MIB)  # sparse: four times what there is room for
-    guest = vhost_user_guest(server.add(File(image)))
+    guest = vhost_user_guest(server.add(File(image, io=io)))
     guest.write(0, X)
     results = [guest.run(Request.write(n * 2048, X * 128)).status for n in range(1, 4)]
     assert results[-1] == Status.IOERR
@@ -36,10 +44,10 @@ def test_a_full_file_system_fails_the_write_that_found_it(
 
 
 def test_a_file_that_was_cut_short_fails_what_lies_behind(
-    server: Serving, vhost_user_guest: Connect, image: Path
+    io: FileIo, server: Serving, vhost_user_guest: Connect, image: Path
 ) -> None:
     """A read behind the new end is IOERR, not zeroes; in front of it all is well."""
-    guest = vhost_user_guest(server.add(File(image)))
+    guest = vhost_user_guest(server.add(File(image, io=io)))
     guest.write(0, X)
     os.truncate(image, 2 * MIB)
     with pytest.raises(StatusError):
@@ -49,10 +57,10 @@ def test_a_file_that_was_cut_short_fails_what_lies_behind(
 
 @pytest.mark.parametrize("skew", [0, 1, 511])
 def test_direct_io_takes_any_buffer(
-    skew: int, server: Serving, vhost_user_guest: Connect, direct_image: Path
+    skew: int, io: FileIo, server: Serving, vhost_user_guest: Connect, direct_image: Path
 ) -> None:
     """Guest buffers that O_DIRECT would refuse are bounced, short and long ones alike."""
-    guest = vhost_user_guest(server.add(File(direct_image, cache=CacheMode.NONE)))
+    guest = vhost_user_guest(server.add(File(direct_image, cache=CacheMode.NONE, io=io)))
     block = guest.config().blk_size
     long = os.urandom(600 << 10)  # more than one bounce buffer holds
     framing = Framing(skew=skew)
@@ -71,10 +79,10 @@ def test_direct_io_takes_any_buffer(
 
 
 def test_a_block_device_is_read_written_and_discarded(
-    server: Serving, vhost_user_guest: Connect, loop_device: Path, image: Path
+    io: FileIo, server: Serving, vhost_user_guest: Connect, loop_device: Path, image: Path
 ) -> None:
     """BLKDISCARD reaches what lies under the device; the rest is as for a file."""
-    guest = vhost_user_guest(server.add(File(loop_device)))
+    guest = vhost_user_guest(server.add(File(loop_device, io=io)))
     guest.write(0, X * 512)
     guest.flush()
     before = image.stat().st_blocks
@@ -88,10 +96,10 @@ def test_a_block_device_is_read_written_and_discarded(
 
 @pytest.mark.parametrize("cache", CacheMode)
 def test_every_cache_mode_stores_the_same(
-    cache: CacheMode, server: Serving, vhost_user_guest: Connect, direct_image: Path
+    cache: CacheMode, io: FileIo, server: Serving, vhost_user_guest: Connect, direct_image: Path
 ) -> None:
     """Modes differ in when data is stable and who caches it, never in what is stored."""
-    guest = vhost_user_guest(server.add(File(direct_image, cache=cache)))
+    guest = vhost_user_guest(server.add(File(direct_image, cache=cache, io=io)))
     assert guest.config().writeback == (cache in {CacheMode.WRITEBACK, CacheMode.NONE})
     guest.write(8, X)
     guest.write_zeroes([Range(16, 8)])

@@ -3,15 +3,19 @@
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
 import uvloop
 from server_kit.serving import Serving
 from server_kit.wire import LINUX, REGION_SIZE, wired
 
+from vhostblk.disk.api import FileIo
 from vhostblk.disk.file import File, LockWhen
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import make
 from vhostblk.disk.memory import Memory
+from vhostblk.engine.choose import EngineName
 from vhostblk.guest import Guest
 from vhostblk.guest.negotiate import DEFAULT_FEATURES
 from vhostblk.server.status import Status, status
@@ -65,6 +69,40 @@ def test_what_is_served(server: Serving, vhost_user_guest: Connect) -> None:
     assert (now["write_cache"], now["size"]) == (False, 2 * MIB)
     server.run(server.operations.replace("s1", "memory:3M"))
     assert document(server)["disk"] == "memory:3M"
+
+
+@pytest.mark.parametrize("io", FileIo)
+def test_which_way_a_file_takes(
+    io: FileIo, engine: EngineName, server: Serving, vhost_user_guest: Connect, image: Path
+) -> None:
+    """As it is, or as it was asked for; each read and write goes one way or the other."""
+    guest = vhost_user_guest(server.add(File(image, io=io)))
+    guest.write(0, bytes(4096))
+    guest.read(0, 4096)
+    guest.flush()
+    now = document(server)
+    if engine == "reference":
+        assert now["file_io"] is None
+        return
+    assert now["file_io"] is not None
+    ways = {now["file_io"]["read_way"], now["file_io"]["write_way"]}
+    counters = now["queues"][0]["counters"]
+    told = counters["inline_hits"] + counters["inline_misses"]
+    match io:
+        case FileIo.AUTO:
+            assert ways <= {"ring", "plain", "nowait", "timed"}
+            assert told <= 2
+        case FileIo.RING:
+            assert (ways, told) == ({"ring"}, 0)
+        case FileIo.INLINE:
+            assert (ways, told, counters["inline_hits"]) == ({"plain"}, 2, 2)
+    assert (now["file_io"]["reads_paused"], now["file_io"]["writes_paused"]) == (False, False)
+
+
+def test_no_other_disk_has_ways(server: Serving) -> None:
+    """Memory is not read through system calls."""
+    server.add(Memory(MIB))
+    assert document(server)["file_io"] is None
 
 
 def test_whose_the_disk_is(server: Serving, vhost_user_guest: Connect, image: object) -> None:

@@ -331,5 +331,8 @@ class FakeEngine:
     def dead(self) -> int:
         return sum(queue.dead for queue in self.queues)
 
+    def ways(self) -> None:
+        """It serves no file."""
+
     async def close(self) -> None:
         self.closed = True

@@ -11,6 +11,7 @@ which is also logged with its traceback, and the disk goes on being served.
 import errno
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from vhostblk.errors import VhostBlkError
@@ -198,6 +199,14 @@ class MarkedDisk(Protocol):
         ...
 
 
+class FileIo(StrEnum):
+    """Which way the C core takes to a file: see "which way a request takes" in the explanations."""
+
+    AUTO = "auto"
+    RING = "ring"
+    INLINE = "inline"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeFile:
     """
@@ -209,6 +218,7 @@ class NativeFile:
         mem_align: Bytes O_DIRECT wants buffers aligned to, else 1.
         offset_align: Bytes O_DIRECT wants offsets and lengths aligned to, else 1.
         block_device: Not a regular file.
+        io: Which way reads and writes take.
     """
 
     fd: int
@@ -216,6 +226,7 @@ class NativeFile:
     mem_align: int = 1
     offset_align: int = 1
     block_device: bool = False
+    io: FileIo = FileIo.AUTO
 
 
 @dataclass(frozen=True, slots=True)

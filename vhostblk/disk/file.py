@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vhostblk.disk import holes, lock, mark, signature, transfer
-from vhostblk.disk.api import Disk, DiskInfo, Extent, NativeFile
+from vhostblk.disk.api import Disk, DiskInfo, Extent, FileIo, NativeFile
 from vhostblk.disk.geometry import Geometry, measure, open_image, size_of
 from vhostblk.errors import VhostBlkError
 
@@ -99,6 +99,7 @@ class File(Disk):
         discard: Discards are offered where they can be carried out, and zeroes may leave holes.
         locking: Whether to take QEMU's image lock.
         lock: For how long.
+        io: Which way the C core reads and writes; nothing that is stored depends on it.
     """
 
     def __init__(  # noqa: PLR0913 - one for each thing that can be said of a file
@@ -110,6 +111,7 @@ class File(Disk):
         discard: bool = True,
         locking: Locking = Locking.AUTO,
         lock: LockWhen = LockWhen.ALWAYS,
+        io: FileIo = FileIo.AUTO,
     ) -> None:
         self._path = os.fspath(path)
         self._cache = cache
@@ -117,6 +119,7 @@ class File(Disk):
         self._discard = discard
         self._locking = locking
         self._lock_when = lock
+        self._io = io
         self._opened: _Opened | None = None
         self._adopted: int | None = None
         self._locked = False
@@ -288,6 +291,7 @@ class File(Disk):
             mem_align=opened.geometry.alignment.memory,
             offset_align=opened.geometry.alignment.offset,
             block_device=opened.geometry.block_device,
+            io=self._io,
         )
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from vhostblk.disk.api import Disk
+from vhostblk.disk.api import Disk, FileIo
 from vhostblk.disk.file import CacheMode, File, Locking, LockWhen
 from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
 from vhostblk.disk.memfd import Memfd
@@ -111,6 +111,7 @@ def _file(spec: DiskSpec) -> Disk:
         discard=_switch(options, "discard", default=True),
         locking=_choice(options, "locking", Locking.AUTO),
         lock=_choice(options, "lock", LockWhen.ALWAYS),
+        io=_choice(options, "io", FileIo.AUTO),
     )
 
 
@@ -150,7 +151,7 @@ def _choice(options: Mapping[str, str], key: str, default: _E) -> _E:
 SCHEMES: Mapping[str, Scheme] = {
     "file": Scheme(
         _file,
-        frozenset({"cache", "read-only", "discard", "locking", "lock"}),
+        frozenset({"cache", "read-only", "discard", "locking", "lock", "io"}),
         "file:PATH[,key=value,…]",
     ),
     "memory": Scheme(_memory, frozenset({"memfd"}), "memory:SIZE[,memfd=on], e.g. memory:4G"),

@@ -12,7 +12,7 @@ from vhostblk.disk import carry
 from vhostblk.disk.api import DiskInfo, MarkedDisk, NativeMemory
 from vhostblk.disk.call import run
 from vhostblk.disk.grammar import DiskSpec
-from vhostblk.engine.api import DeviceEngine, Engine, Queue
+from vhostblk.engine.api import DeviceEngine, Engine, Queue, Ways
 from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.pump import Before, Opened, Pump
@@ -71,6 +71,10 @@ class Backing:
         """
         if queue.mailbox is not None:
             self._pump.revoke(queue.mailbox)
+
+    def ways(self) -> Ways | None:
+        """Return which way the data plane takes to a file; None for any other disk."""
+        return self._share.ways()
 
     def dead(self) -> int:
         """Return how many requests are over for the guest, but not for the disk."""

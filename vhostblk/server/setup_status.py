@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TypedDict
 
+from vhostblk.engine.api import Way, Ways
 from vhostblk.memory.ranges import Range
 from vhostblk.memory.regions import Region
 from vhostblk.server.attached import Attached
@@ -27,12 +28,22 @@ class ShownRange(TypedDict):
     bytes: int
 
 
+class FileIoStatus(TypedDict):
+    """Which way reads and writes of a file take; paused: all take the ring for a while."""
+
+    read_way: str
+    write_way: str
+    reads_paused: bool
+    writes_paused: bool
+
+
 class SetupStatus(TypedDict):
     """The device and its front-end."""
 
     disk: str
     size: int
     read_only: bool
+    file_io: FileIoStatus | None
     disk_held: bool
     write_cache: bool
     front_end_pid: int | None
@@ -74,6 +85,7 @@ def setup_status(device: Device) -> SetupStatus:
         "disk": device.backing.name,
         "size": device.blk.capacity_sectors * SECTOR_SIZE,
         "read_only": device.blk.read_only,
+        "file_io": _file_io(device.backing.ways()),
         "disk_held": device.tenure.held,
         "write_cache": device.config.writeback,
         "front_end_pid": None if peer is None or not peer.pid else peer.pid,
@@ -84,6 +96,17 @@ def setup_status(device: Device) -> SetupStatus:
         "dirty_log": front is not None and front.logs,
         "memory_bytes": sum(region.place.size for region in regions),
         "memory_regions": shown([_range(region) for region in regions]),
+    }
+
+
+def _file_io(ways: Ways | None) -> FileIoStatus | None:
+    if ways is None:
+        return None
+    return {
+        "read_way": ways.reads.value,
+        "write_way": ways.writes.value,
+        "reads_paused": ways.reads is not Way.RING and not ways.reads_open,
+        "writes_paused": ways.writes is not Way.RING and not ways.writes_open,
     }
 
 

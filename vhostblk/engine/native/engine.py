@@ -6,7 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from vhostblk.disk.api import Disk, NativeDisk, NativeFile, NativeMemory, NativeNull, NativeSpec
+from vhostblk.disk.api import (
+    Disk,
+    FileIo,
+    NativeDisk,
+    NativeFile,
+    NativeMemory,
+    NativeNull,
+    NativeSpec,
+)
+from vhostblk.engine.api import Way, Ways
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.queue import NativeQueue
 from vhostblk.engine.native.worker import Worker
@@ -23,12 +32,28 @@ from vhostblk.spec.virtio_ring import (
 _log = logging.getLogger(__name__)
 
 
+def _io_flag(io: FileIo) -> int:
+    flags = {FileIo.RING: lib.VHB_FILE_RING, FileIo.INLINE: lib.VHB_FILE_INLINE}
+    return int(flags.get(io, 0))
+
+
+def _way(kind: int) -> Way:
+    return {
+        lib.VHB_WAY_RING: Way.RING,
+        lib.VHB_WAY_PLAIN: Way.PLAIN,
+        lib.VHB_WAY_NOWAIT: Way.NOWAIT,
+        lib.VHB_WAY_TIMED: Way.TIMED,
+    }[kind]
+
+
 def _native_disk(spec: NativeSpec) -> Any:
     """Make the C disk for a disk that needs no Python."""
     match spec:
         case NativeFile():
-            flags = (lib.VHB_FILE_DIRECT if spec.direct else 0) | (
-                lib.VHB_FILE_BLOCK_DEVICE if spec.block_device else 0
+            flags = (
+                (lib.VHB_FILE_DIRECT if spec.direct else 0)
+                | (lib.VHB_FILE_BLOCK_DEVICE if spec.block_device else 0)
+                | _io_flag(spec.io)
             )
             aligns = spec.mem_align, spec.offset_align
             return make("disk", lib.vhb_disk_file_new, spec.fd, flags, *aligns)
@@ -45,7 +70,9 @@ class NativeDevice:
     def __init__(self, engine: "NativeEngine", disk: Disk) -> None:
         self._engine = engine
         native = getattr(disk, "native", None)
-        self.disk = None if native is None else _native_disk(cast("NativeDisk", disk).native())
+        spec = None if native is None else cast("NativeDisk", disk).native()
+        self.disk = None if spec is None else _native_disk(spec)
+        self._is_file = isinstance(spec, NativeFile)
         self.graveyard = make("graveyard", lib.vhb_graveyard_new)
         self._queues: set[NativeQueue] = set()
         self._late: set[asyncio.Future[None]] = set()
@@ -68,6 +95,19 @@ class NativeDevice:
     def dead(self) -> int:
         """Return how many cancelled requests are still with the disk."""
         return sum(queue.counters().dead for queue in self._queues)
+
+    def ways(self) -> Ways | None:
+        """Return which way reads and writes of a file take."""
+        if not self._is_file:
+            return None
+        now = ffi.new("struct vhb_file_ways *")
+        check(lib.vhb_disk_file_ways(self.disk, now), "disk")
+        return Ways(
+            reads=_way(now.reads),
+            writes=_way(now.writes),
+            reads_open=now.reads_open,
+            writes_open=now.writes_open,
+        )
 
     async def close(self) -> None:
         """Let go of the disk; what dead requests still use is left to the process's end."""

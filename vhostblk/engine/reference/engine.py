@@ -204,6 +204,9 @@ class ReferenceDevice:
         """Return how many cancelled requests are still with the disk."""
         return self._graveyard.count()
 
+    def ways(self) -> None:
+        """Say that it serves no file by itself: Python does."""
+
     async def close(self) -> None:
         """Let go of the disk."""
         self._disk = None
