@@ -1,10 +1,10 @@
 """Which vhostblk this is."""
 
-from importlib import metadata
-
 
 def version() -> str:
     """Return the version, as it was installed."""
+    from importlib import metadata  # noqa: PLC0415 - most servers are never asked
+
     try:
         return metadata.version("vhostblk")
     except metadata.PackageNotFoundError:

@@ -29,12 +29,14 @@ def help_text(program: str) -> str:
         command = main.vhostblk
     for subcommand in subcommands:
         assert isinstance(command, click.Group)
-        command = command.commands[subcommand]
+        found = command.get_command(click.Context(command), subcommand)
+        assert found is not None
+        command = found
     result = CliRunner(env={"COLUMNS": "80"}).invoke(command, ["--help"], prog_name=program)
     return result.output
 
 
-PROGRAMS = ["vhostblk", *(f"vhostblk {name}" for name in main.vhostblk.commands)]
+PROGRAMS = ["vhostblk", *(f"vhostblk {name}" for name in main.COMMANDS)]
 PROGRAMS += [f"vhostblk ctl {name}" for name in ctl.ctl.commands]
 PROGRAMS.append("vhostblk-backend")
 

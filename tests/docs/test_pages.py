@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from vhostblk.cli import backend, backend_command, confidential, main
@@ -53,8 +54,10 @@ def test_every_command_can_be_typed(page: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("VHOSTBLK_CONTROL", "/run/vhostblk.ctl")  # as pages that need it say
     for program, *words in commands(page):
         command = backend_command.backend if program == "vhostblk-backend" else main.vhostblk
-        if words[0] in main.vhostblk.commands:
-            command = main.vhostblk.commands[words.pop(0)]
+        if words[0] in main.COMMANDS:
+            found = main.vhostblk.get_command(click.Context(main.vhostblk), words.pop(0))
+            assert found is not None
+            command = found
         answers = {"--help", "--print-capabilities"} & {*words}
         with command.make_context(program, words, resilient_parsing=bool(answers)):
             pass

@@ -1,23 +1,48 @@
 """The ``vhostblk`` program: its commands, and how it ends."""
 
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
 from vhostblk.cli import report
-from vhostblk.cli.bench import bench
-from vhostblk.cli.ctl import ctl
-from vhostblk.cli.demo import demo
-from vhostblk.cli.libvirt_xml import libvirt_xml
-from vhostblk.cli.qemu_args import qemu_args
-from vhostblk.cli.serve import serve
-from vhostblk.cli.systemd_unit import systemd_unit
-from vhostblk.cli.upgrade import upgrade
 from vhostblk.version import version
 
+COMMANDS: Mapping[str, str] = {
+    "serve": "serve",
+    "ctl": "ctl",
+    "qemu-args": "qemu_args",
+    "libvirt-xml": "libvirt_xml",
+    "demo": "demo",
+    "bench": "bench",
+    "upgrade": "upgrade",
+    "systemd-unit": "systemd_unit",
+}
+"""Each command's module in `vhostblk.cli`, and its function there."""
 
-@click.group(invoke_without_command=True)
+
+class Commands(click.Group):
+    """
+    A group that imports the command that is called, and no other.
+
+    What a server has imported it keeps for as long as it runs.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        """Name all of them."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one; None: there is none of that name."""
+        name = COMMANDS.get(cmd_name)
+        if name is None:
+            return None
+        command: object = getattr(importlib.import_module(f"vhostblk.cli.{name}"), name)
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=Commands, invoke_without_command=True)
 @click.option("--version", "asked_version", is_flag=True, help="Print the version and exit.")
 @click.pass_context
 def vhostblk(context: click.Context, *, asked_version: bool) -> None:
@@ -35,10 +60,6 @@ def vhostblk(context: click.Context, *, asked_version: bool) -> None:
         context.exit()
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for command in (serve, ctl, qemu_args, libvirt_xml, demo, bench, upgrade, systemd_unit):
-    vhostblk.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,12 @@ from typing import Literal, get_args
 
 from vhostblk.engine.api import Engine
 from vhostblk.engine.poll import Poll
-from vhostblk.engine.reference.engine import ReferenceEngine
 from vhostblk.errors import VhostBlkError
 
 EngineName = Literal["auto", "native", "reference"]
 
 _NATIVE = "vhostblk.engine.native"
+_REFERENCE = "vhostblk.engine.reference.engine"
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ def load(name: EngineName, *, workers: int | None = None, poll: Poll | None = No
     if name not in get_args(EngineName):
         raise VhostBlkError(f"no engine {name!r}: there are {', '.join(get_args(EngineName))}")
     if name == "reference":
-        return ReferenceEngine()
+        return _reference()
     try:
         return _native(workers, poll)
     except ImportError as error:
@@ -41,7 +41,7 @@ def load(name: EngineName, *, workers: int | None = None, poll: Poll | None = No
                 "with a C compiler and liburing-dev"
             ) from error
         _log.warning("no compiled core (%s): serving slowly, with the reference engine", error)
-        return ReferenceEngine()
+        return _reference()
 
 
 def preload(name: EngineName) -> None:
@@ -49,10 +49,18 @@ def preload(name: EngineName) -> None:
     if name != "reference":
         with suppress(ImportError):
             importlib.import_module(_NATIVE)
+            return
+    importlib.import_module(_REFERENCE)
 
 
 def _native(workers: int | None, poll: Poll | None) -> Engine:
     # Imported here and by name: where there was no compiler the module's own import fails.
     module = importlib.import_module(_NATIVE)
     engine: Engine = module.NativeEngine(workers, poll=poll)
+    return engine
+
+
+def _reference() -> Engine:
+    # By name, too: who is served by the C core need not hold this one in memory.
+    engine: Engine = importlib.import_module(_REFERENCE).ReferenceEngine()
     return engine
