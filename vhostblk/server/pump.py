@@ -83,7 +83,7 @@ class Pump:
         self._served: dict[int, Served] = {}
         self._kept: dict[int, Refs] = {}
         self._kept_keys = count()
-        self._loop = uvloop.new_event_loop()
+        self._loop = _new_loop(disk)
         self._slices = Slices(self._loop.call_soon, clock)
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._thread = threading.Thread(
@@ -307,6 +307,16 @@ class Pump:
 
     def _keep(self, refs: Refs) -> None:
         self._kept[next(self._kept_keys)] = refs
+
+
+def _new_loop(disk: object) -> asyncio.AbstractEventLoop:
+    """
+    Make the loop of a disk's thread; a small one where the thread has little to do.
+
+    A disk that the C core can serve is called to be opened and closed; a uvloop has 256 KiB of
+    buffers inside.
+    """
+    return asyncio.SelectorEventLoop() if hasattr(disk, "native") else uvloop.new_event_loop()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
