@@ -139,7 +139,7 @@ static uint8_t read_range(struct vhb_queue *q, const struct range_rules *rules, 
     if (sectors == 0)
         return VIRTIO_BLK_S_OK;
     bool unmap = (flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) && (q->blk.flags & VHB_BLK_UNMAP);
-    req->ranges[req->n_ranges++] = (struct vhb_range){
+    wide_of(req)->ranges[req->n_ranges++] = (struct vhb_range){
         .offset = sector * SECTOR,
         .len = (uint64_t)sectors * SECTOR,
         .flags = stable(&q->blk) | (unmap ? (uint32_t)VHB_REQ_UNMAP : 0),

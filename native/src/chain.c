@@ -30,10 +30,20 @@ int vhb_walk_denied(struct vhb_walk *walk, uint64_t at, uint64_t len, uint32_t a
     return 0;
 }
 
-/* Move a long chain to a borrowed array.  -EAGAIN: all are lent. */
+static int move_to(struct vhb_walk *walk, struct iovec *array, uint32_t room)
+{
+    memcpy(array, walk->req->vec, walk->n * sizeof(*array));
+    walk->req->vec = array;
+    walk->room = room;
+    return 0;
+}
+
+/* Move a long chain to the slot's wide array, or to a borrowed one.  -EAGAIN: all are lent. */
 int vhb_walk_grow(struct vhb_walk *walk)
 {
     struct vhb_queue *q = walk->q;
+    if (walk->room == VHB_SLOT_IOV)
+        return move_to(walk, wide_of(walk->req)->vec, VHB_WIDE_IOV);
     if (walk->room == VHB_MAX_IOV) { /* nobody's chain: it fails, its status is still found */
         walk->req->bad = true;
         return 0;
@@ -42,11 +52,7 @@ int vhb_walk_grow(struct vhb_walk *walk)
         return -EAGAIN;
     uint32_t i = (uint32_t)__builtin_ctz(q->borrow_free);
     q->borrow_free &= ~(1u << i);
-    struct iovec *array = q->borrow + (size_t)i * VHB_MAX_IOV;
-    memcpy(array, walk->req->vec, walk->n * sizeof(*array));
-    walk->req->vec = array;
-    walk->room = VHB_MAX_IOV;
-    return 0;
+    return move_to(walk, q->borrow + (size_t)i * VHB_MAX_IOV, VHB_MAX_IOV);
 }
 
 int vhb_table_load_slow(struct vhb_walk *walk, struct vhb_table *table, uint32_t i, void *desc)
@@ -68,14 +74,6 @@ int vhb_table_load_slow(struct vhb_walk *walk, struct vhb_table *table, uint32_t
 }
 
 /* ---- the end -------------------------------------------------------------------------- */
-
-static void give_back_array(struct vhb_queue *q, struct vhb_req *req)
-{
-    if (req->vec == req->own)
-        return;
-    q->borrow_free |= 1u << ((size_t)(req->vec - q->borrow) / VHB_MAX_IOV);
-    req->vec = req->own;
-}
 
 static int find_status(struct vhb_walk *walk)
 {

@@ -21,8 +21,9 @@ enum { VHB_PENDING = 1 };
  * LOST_MEMORY: fault.c has put a page of its own in the guest's place; the request is IOERR. */
 enum { VHB_RESULT_KEPT_VIEW = -4096, VHB_RESULT_LOST_MEMORY = -4097 };
 
-/* Pieces a slot holds itself: 126 data segments, header and status; longer chains borrow. */
-enum { VHB_SLOT_IOV = 130, VHB_MAX_IOV = 2048 };
+/* Pieces a slot holds itself: 64 KiB in pages, header and status.  For 126 data segments and these
+ * two it has a wide array elsewhere, which costs no memory until then; longer chains borrow. */
+enum { VHB_SLOT_IOV = 21, VHB_WIDE_IOV = 130, VHB_MAX_IOV = 2048 };
 
 enum vhb_req_state {
     VHB_REQ_FREE,
@@ -37,11 +38,17 @@ struct vhb_range {
     uint32_t flags;  /* VHB_REQ_* */
 };
 
+/* What few requests need of a slot. */
+struct vhb_wide {
+    struct vhb_range ranges[VHB_MAX_RANGES];
+    struct iovec vec[VHB_WIDE_IOV];
+};
+
 /* What the disk is asked to do.  op to niov are set by blk.c and are as they were when
  * vhb_req_done() is called, the pieces behind *iov* too: the graveyard compares them, the dirty log
  * is marked by them, and a request that fails may be submitted again. */
 struct vhb_req {
-    enum vhb_op op;
+    _Alignas(64) enum vhb_op op;
     uint32_t flags;  /* VHB_REQ_* */
     uint64_t offset; /* bytes */
     uint64_t len;    /* bytes; the iovecs add up to it (READ, WRITE) */
@@ -77,12 +84,11 @@ struct vhb_req {
     bool bad;     /* completes with IOERR, whatever it asks */
     uint8_t result; /* VIRTIO_BLK_S_* */
     uint64_t bounce_slots; /* VHB_BOUNCE_SLOTs of its descriptors and table */
-    uint32_t n_ranges, range;
-    struct vhb_range ranges[VHB_MAX_RANGES];
+    uint32_t n_ranges, range;    /* those are in its wide part */
     struct vhb_req *buried_next; /* in the graveyard */
-    struct iovec *vec;           /* own or borrowed */
-    struct iovec own[VHB_SLOT_IOV];
     struct vhb_req *order_prev, *order_next; /* in order.c's list */
+    struct iovec *vec; /* own, wide or borrowed */
+    struct iovec own[VHB_SLOT_IOV];
 };
 
 struct vhb_disk_ops {

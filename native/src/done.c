@@ -73,7 +73,7 @@ static void account(struct vhb_req *req)
 
 void vhb_blk_next_range(struct vhb_req *req)
 {
-    const struct vhb_range *range = &req->ranges[req->range];
+    const struct vhb_range *range = &wide_of(req)->ranges[req->range];
     store_relaxed(&req->offset, range->offset);
     store_relaxed(&req->len, range->len);
     req->flags = range->flags;

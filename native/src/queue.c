@@ -22,13 +22,20 @@ static size_t slots_size(const struct vhb_queue *q)
     return slot_count(q) * sizeof(struct vhb_req);
 }
 
-static const size_t samples_size = VHB_SAMPLES * sizeof(struct vhb_sample);
+static size_t wide_size(const struct vhb_queue *q)
+{
+    return slot_count(q) * sizeof(struct vhb_wide);
+}
+
+static const size_t samples_size = VHB_SAMPLE_RING * sizeof(struct vhb_sample);
 static const size_t borrow_size = VHB_BORROW_COUNT * VHB_MAX_IOV * sizeof(struct iovec);
 
 static void queue_dispose(struct vhb_queue *q)
 {
     if (q->slots)
         munmap(q->slots, slots_size(q));
+    if (q->wide)
+        munmap(q->wide, wide_size(q));
     if (q->borrow)
         munmap(q->borrow, borrow_size);
     if (q->samples.ring)
@@ -69,11 +76,12 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
     q->held_tail = &q->held;
     q->errors.tail = &q->errors.held;
     q->slots = reserve(slots_size(q));
+    q->wide = reserve(wide_size(q));
     q->borrow = reserve(borrow_size);
     q->samples.ring = reserve(samples_size);
     q->free_slots = calloc(slot_count(q), sizeof(*q->free_slots));
     q->ids = calloc(1, ids_size(q));
-    if (!q->slots || !q->borrow || !q->samples.ring || !q->free_slots || !q->ids) {
+    if (!q->slots || !q->wide || !q->borrow || !q->samples.ring || !q->free_slots || !q->ids) {
         queue_dispose(q);
         return -ENOMEM;
     }

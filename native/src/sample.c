@@ -2,6 +2,9 @@
  *
  * The worker stores, the control plane takes, neither waits for the other; but the first chains are
  * not popped before there is room (samples_have_room). */
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "vq.h"
 
 uint32_t vhb_samples_store(struct vhb_queue *q, uint32_t n, struct vhb_sample sample)
@@ -10,7 +13,7 @@ uint32_t vhb_samples_store(struct vhb_queue *q, uint32_t n, struct vhb_sample sa
     if (samples_waiting(s) + n >= VHB_SAMPLES)
         return n;
     sample.chain = s->chain;
-    s->ring[(s->stored + n) % VHB_SAMPLES] = sample;
+    s->ring[(s->stored + n) % VHB_SAMPLE_RING] = sample;
     return n + 1;
 }
 
@@ -45,6 +48,17 @@ void vhb_samples_publish(struct vhb_queue *q, uint32_t n, bool outside)
     vhb_queue_post(q, VHB_SAMPLED);
 }
 
+/* Before *n* samples count as taken: give the pages back of which they are the last, so that a
+ * queue that is idle holds one.  The worker stores nowhere in those until then: it is VHB_SAMPLES
+ * ahead at most, and the ring is longer by more than a page. */
+static void give_back(const struct vhb_samples *s, uint32_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uint32_t each = (uint32_t)(page / sizeof(*s->ring)), end = s->taken + n;
+    for (uint32_t at = s->taken / each * each; end - at >= each; at += each)
+        madvise(s->ring + at % VHB_SAMPLE_RING, page, MADV_DONTNEED);
+}
+
 int vhb_queue_take_samples(struct vhb_queue *q, struct vhb_sample *out, uint32_t n)
 {
     struct vhb_samples *s = &q->samples;
@@ -54,7 +68,8 @@ int vhb_queue_take_samples(struct vhb_queue *q, struct vhb_sample *out, uint32_t
     if (n == 0)
         return 0;
     for (uint32_t i = 0; i < n; i++)
-        out[i] = s->ring[(s->taken + i) % VHB_SAMPLES];
+        out[i] = s->ring[(s->taken + i) % VHB_SAMPLE_RING];
+    give_back(s, n);
     /* Only now may the worker store there again.  pair: samples-taken */
     store_release(&s->taken, s->taken + n);
     vhb_worker_wake(q->worker); /* it may wait for room; has a fence.  pair: samples-told */

@@ -138,11 +138,8 @@ void vhb_req_release(struct vhb_req *req)
 {
     struct vhb_queue *q = req->queue;
     let_go(req);
-    if (req->vec != req->own) {
-        q->borrow_free |= 1u << ((size_t)(req->vec - q->borrow) / VHB_MAX_IOV);
+    if (give_back_array(q, req))
         q->starved = false;
-        req->vec = req->own;
-    }
     q->bounce_slots -= req->bounce_slots;
     store_relaxed(&q->counters.slots, q->bounce_slots);
     store_relaxed(&req->state, VHB_REQ_FREE);

@@ -40,10 +40,13 @@ struct vhb_space {
     uint32_t n_denied;
 };
 
+/* VHB_SAMPLES wait at most; the rest of the ring may be given back while they do: sample.c. */
+enum { VHB_SAMPLE_RING = 2 * VHB_SAMPLES };
+
 /* Samples on their way from the worker to the control plane: one producer, one consumer.  The
- * indexes run on; the ring is touched as far as it is used. */
+ * indexes run on. */
 struct vhb_samples {
-    struct vhb_sample *ring; /* VHB_SAMPLES */
+    struct vhb_sample *ring; /* VHB_SAMPLE_RING */
     uint32_t stored;         /* the worker's; pair: samples-stored */
     uint32_t taken;          /* the control plane's; pair: samples-taken */
 
@@ -144,6 +147,7 @@ struct vhb_queue {
     struct vhb_graveyard *graveyard;
     uint32_t max_size;
     struct vhb_req *slots;
+    struct vhb_wide *wide; /* one of each slot, by its tag */
     uint16_t *free_slots; /* a stack: the slot used last is the warmest */
     uint32_t n_free;
     struct vhb_req *done, **done_tail;
@@ -189,6 +193,22 @@ static inline bool lost_memory(const struct vhb_queue *queue)
 static inline uint32_t slot_count(const struct vhb_queue *queue)
 {
     return 2 * queue->max_size;
+}
+
+static inline struct vhb_wide *wide_of(const struct vhb_req *req)
+{
+    return &req->queue->wide[req->tag];
+}
+
+/* Give a borrowed array back; whether it was one. */
+static inline bool give_back_array(struct vhb_queue *queue, struct vhb_req *req)
+{
+    size_t at = (size_t)((uintptr_t)req->vec - (uintptr_t)queue->borrow) / sizeof(struct iovec);
+    if (at >= (size_t)VHB_BORROW_COUNT * VHB_MAX_IOV) /* an address before it wraps to behind it */
+        return false;
+    queue->borrow_free |= 1u << at / VHB_MAX_IOV;
+    req->vec = req->own;
+    return true;
 }
 
 static inline size_t ids_size(const struct vhb_queue *queue)
@@ -282,8 +302,8 @@ void vhb_blk_abandon(struct vhb_req *req); /* cancelled: IOERR now, its slot sta
 
 /* ---- order.c ---- */
 
-void vhb_order_enter(struct vhb_req *req);      /* popped by a queue that is in order */
-void vhb_order_done(struct vhb_queue *queue);   /* one is done: move those to the done list whose
+void vhb_order_enter(struct vhb_req *req); /* popped by a queue that is in order */
+void vhb_order_done(struct vhb_queue *queue); /* one is done: move those to the done list whose
                                                * turn it is */
 void vhb_order_replace(struct vhb_req *req, struct vhb_req *by); /* a ghost takes its turn */
 /* It will not be given back, nor what is behind it: a used element there would cover it. */
