@@ -276,8 +276,13 @@ int vhb_queue_drain(struct vhb_queue *queue);
  * and is dead.  VHB_DRAINED follows. */
 int vhb_queue_cancel(struct vhb_queue *queue);
 
-/* Ask the worker to forget a drained queue; VHB_DETACHED follows.  -EBUSY: not drained. */
+/* Ask the worker to forget a drained queue; VHB_DETACHED follows when none is dead.  -EBUSY: not
+ * drained.  Its dirty log is dropped, all else stays as it is. */
 int vhb_queue_detach(struct vhb_queue *queue);
+
+/* Have *worker*, perhaps another one, serve a detached queue: it is drained then, as it was before.
+ * -EBUSY: VHB_DETACHED was not taken yet. */
+int vhb_queue_attach(struct vhb_queue *queue, struct vhb_worker *worker);
 int vhb_queue_free(struct vhb_queue *queue); /* -EBUSY unless detached with none dead */
 
 uint32_t vhb_queue_take_events(struct vhb_queue *queue); /* VHB_* bits, once each */

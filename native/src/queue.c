@@ -344,6 +344,20 @@ int vhb_queue_detach(struct vhb_queue *q)
     return 0;
 }
 
+int vhb_queue_attach(struct vhb_queue *q, struct vhb_worker *worker)
+{
+    if (q->attached)
+        return -EBUSY;
+    q->worker = worker;
+    q->attached = true;
+    q->watching = q->watching_disk = q->deaf = false; /* those were the other one's */
+    q->watched = -1;
+    q->served = VHB_OWNED_BY_CONTROL | VHB_ASK_DRAIN;
+    store_relaxed(&q->state, q->served); /* nobody else looks before it is adopted.  pair: inbox */
+    vhb_worker_adopt(worker, q);
+    return 0;
+}
+
 uint32_t vhb_queue_take_events(struct vhb_queue *q)
 {
     uint32_t events = __atomic_exchange_n(&q->events, 0, __ATOMIC_ACQ_REL); /* pair: events */
