@@ -17,6 +17,7 @@ from vhostblk.engine.api import (
     OnError,
     Op,
     Piece,
+    Queue,
     Slow,
     Stall,
     WorkerCounters,
@@ -108,6 +109,10 @@ class FakeQueue:
     @property
     def mailbox(self) -> FakeMailbox | None:
         return self._mailbox
+
+    @property
+    def worker(self) -> int:
+        return 0
 
     def names(self) -> list[object]:
         """Return the names of the calls so far, and forget the calls."""
@@ -333,6 +338,9 @@ class FakeEngine:
 
     def ways(self) -> None:
         """It serves no file."""
+
+    async def move(self, queue: Queue, worker: int | None) -> int:
+        raise AssertionError(queue, worker)
 
     async def close(self) -> None:
         self.closed = True

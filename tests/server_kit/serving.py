@@ -36,10 +36,12 @@ class Serving:
     Args:
         engine: Which data plane.
         directory: For sockets.
+        workers: Threads of a native one at most.
     """
 
-    def __init__(self, engine: EngineName, directory: Path) -> None:
+    def __init__(self, engine: EngineName, directory: Path, workers: int | None = None) -> None:
         self._engine = engine
+        self._workers = workers
         self.directory = directory
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
@@ -65,7 +67,7 @@ class Serving:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        async with Server(make_engine(self._engine)) as server:
+        async with Server(make_engine(self._engine, self._workers)) as server:
             self._server = server
             self.upgrade = Upgrade(server, None, self._stop.set)
             self.operations = Operations(server, self.upgrade, self._stop.set)
@@ -123,19 +125,19 @@ class Serving:
             raise self._failure
 
 
-def make_engine(name: EngineName) -> Engine:
+def make_engine(name: EngineName, workers: int | None = None) -> Engine:
     """Make a data plane; a test that needs one that is not built is skipped."""
     try:
-        return load(name)
+        return load(name, workers=workers)
     except VhostBlkError as error:
         pytest.skip(f"the compiled core is not built (make venv): {error}")
 
 
 @contextmanager
-def serving(engine: EngineName) -> Iterator[Serving]:
+def serving(engine: EngineName, *, workers: int | None = None) -> Iterator[Serving]:
     """Run a server; its sockets are in a directory with a short name."""
     with tempfile.TemporaryDirectory(prefix="vhb") as directory:
-        server = Serving(engine, Path(directory))
+        server = Serving(engine, Path(directory), workers)
         server.start()
         try:
             yield server

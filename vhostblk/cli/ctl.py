@@ -204,6 +204,25 @@ def reload(asking: Asking, *, name: str) -> None:
     asking.tell(asking.ask("reload", {"device": name}), f"{name} runs its new code now")
 
 
+@ctl.command(short_help="Have another worker serve a queue.")
+@click.argument("name")
+@click.argument("queue", type=click.IntRange(min=0))
+@click.argument("worker", type=click.IntRange(min=0), required=False)
+@_as_json
+@click.pass_obj
+def move(asking: Asking, *, name: str, queue: int, worker: int | None) -> None:
+    """
+    Have the thread WORKER serve QUEUE of the device NAME, both by number.
+
+    Without WORKER the queue goes to a thread that has fewer queues, if there is
+    one. The guest's requests wait for a moment, and none is lost.
+    """
+    params: dict[str, Json] = {"device": name, "queue": queue}
+    if worker is not None:
+        params["worker"] = worker
+    asking.tell(asking.ask("move", params), lambda result: shown.moved(name, queue, result))
+
+
 @ctl.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Also if a front-end is connected: hang up on it.")

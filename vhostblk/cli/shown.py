@@ -50,6 +50,12 @@ def resized(name: str, result: Json) -> str:
     return f"{name} has {bytes_} bytes ({size(bytes_)})"
 
 
+def moved(name: str, queue: int, result: Json) -> str:
+    """Show ``move``."""
+    worker = cast("Mapping[str, int]", result)["worker"]
+    return f"worker {worker} serves queue {queue} of {name}"
+
+
 def status(result: Json) -> str:
     """Show the status document of a device."""
     return "\n".join(_lines(cast("Mapping[str, Json]", result), ""))

@@ -60,6 +60,11 @@ class Queue(Protocol):
         """Where this queue's jobs wait; None where the engine serves the disk itself."""
         ...
 
+    @property
+    def worker(self) -> int:
+        """Which of the engine's workers serves it."""
+        ...
+
     def set_space(self, segments: Sequence[Segment]) -> None:
         """
         Point the queue at new segments, sorted and disjoint.
@@ -346,6 +351,22 @@ class Engine(Protocol):
 
     def workers(self) -> Sequence[WorkerCounters]:
         """Return what each of its workers has counted; legal at any time."""
+        ...
+
+    async def move(self, queue: Queue, worker: int | None) -> int:
+        """
+        Have another worker serve a queue, which is drained and stays so; nobody asks it meanwhile.
+
+        Args:
+            queue: Of this engine; no request of it is dead.
+            worker: Its number; None: one that has less to do, where there is one.
+
+        Returns:
+            The number of the one that serves it then.
+
+        Raises:
+            VhostBlkError: There is no such worker.
+        """
         ...
 
     async def close(self) -> None:

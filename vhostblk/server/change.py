@@ -1,8 +1,8 @@
 """
-Changes of a device while it is served: another size, another disk.
+Changes of a device while it is served: another size, another disk, another worker.
 
-The front-end's rings stand still for as long as it takes, its messages wait, and no other
-front-end comes.  Whatever fails leaves the device as it was.
+The front-end's rings, or the one that is moved, stand still for as long as it takes, its messages
+wait, and no other front-end comes.  Whatever fails leaves the device as it was.
 """
 
 import logging
@@ -15,12 +15,16 @@ from vhostblk.disk.file import File
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import Queue
 from vhostblk.errors import VhostBlkError
+from vhostblk.protocol.state import RingState
 from vhostblk.server.attached import Attached
 from vhostblk.server.backing import Backing, open_backing
 from vhostblk.server.device import Device
 from vhostblk.server.promise import keep, promise, resized
+from vhostblk.server.ring import Ring
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 
+STILL_SECONDS = 2.0
+"""How long requests of a queue that is moved may take."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -205,6 +209,53 @@ async def _forsake(device: Device, queue: Queue, backing: Backing) -> None:
     queue.set_err(None)
     queue.condemn("another one has taken its place")  # so nothing of it is given back
     await device.drop_queue(queue, backing)
+
+
+# ---- worker -------------------------------------------------------------------------------
+
+
+async def move(device: Device, index: int, worker: int | None) -> int:
+    """
+    Have another worker of the data plane serve a queue, while its driver uses it.
+
+    Args:
+        device: Whose; nobody else changes it meanwhile.
+        index: Number of the queue.
+        worker: Number of the worker; None: one that has less to do, where there is one.
+
+    Returns:
+        The number of the worker that serves it then.
+
+    Raises:
+        VhostBlkError: It cannot; it is served as it was.
+    """
+    front = device.attached
+    if front is None:
+        raise VhostBlkError("no front-end is connected: queues are placed when one comes")
+    async with front.lock:
+        ring = front.rings[index] if 0 <= index < len(front.rings) else None
+        if ring is None or not ring.keeper.made or device.attached is not front:
+            raise VhostBlkError(f"the front-end has set up no queue {index}")
+        async with _still(ring):
+            if ring.counters().dead:
+                raise VhostBlkError(f"the disk still has requests of queue {index}: try later")
+            return await device.engine.move(ring.queue, worker)
+
+
+@asynccontextmanager
+async def _still(ring: Ring) -> AsyncIterator[None]:
+    """Keep a ring from its worker, with nothing in flight; what takes long is not given up."""
+    if not ring.running:
+        await ring.keeper.take_back(drain=True)
+        yield
+        return
+    enabled = ring.state is RingState.STARTED
+    if not await ring.keeper.quiet(enabled=enabled, seconds=STILL_SECONDS):
+        raise VhostBlkError(f"requests take longer than {STILL_SECONDS:g} s now: try again later")
+    try:
+        yield
+    finally:
+        await ring.keeper.go_on(enabled=enabled)
 
 
 # ---- both ---------------------------------------------------------------------------------

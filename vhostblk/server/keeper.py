@@ -96,6 +96,11 @@ class Keeper:
             self._made = self._make_queue()
         return self._made
 
+    @property
+    def worker(self) -> int | None:
+        """Which worker serves it; None: there is no queue."""
+        return None if self._made is None else self._made.worker
+
     def eventfds(self) -> Mapping[str, int]:
         """Return its eventfds, which stay its own; see `Queue.eventfds`."""
         return {} if self._made is None else self._made.eventfds()

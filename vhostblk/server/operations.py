@@ -51,6 +51,7 @@ class Operations:
             self.resize,
             self.replace,
             self.reload,
+            self.move,
             self.remove,
             self.upgrade,
             self.shutdown,
@@ -116,6 +117,11 @@ class Operations:
             made = await asyncio.to_thread(load_again, source.body, source.options)
             await change.replace(served, made, source, inherit=True)
             return _row(service)
+
+    async def move(self, device: str, queue: int, worker: int | None = None) -> Json:
+        """Have another worker of the data plane serve a queue."""
+        async with self._changing(device) as service:
+            return {"worker": await change.move(service.device, queue, worker)}
 
     async def remove(self, device: str, force: bool = False) -> Json:  # noqa: FBT001, FBT002 - JSON's
         """Serve a device no longer."""

@@ -52,6 +52,7 @@ class QueueStatus(RingStatus):
     """A queue."""
 
     queue: int
+    worker: int | None
     running: bool
     translated: bool
     fault: str | None
@@ -228,6 +229,7 @@ def _queue(ring: Ring, counters: Counters) -> QueueStatus:
     running = ring.running and fault is None and not ring.keeper.waits
     return {
         "queue": ring.index,
+        "worker": ring.keeper.worker,
         "running": running,
         **ring_status(ring, running=running),
         "translated": ring.translated,

@@ -1,10 +1,16 @@
 """Which worker serves a queue."""
 
 import asyncio
+import ctypes
+from collections.abc import Iterator
 
 import pytest
+from engine.driver import GPA, MEMORY, Lane
+from engine.harness import Rig
 
 from vhostblk.disk.null import Null
+from vhostblk.engine.reference.engine import ReferenceEngine
+from vhostblk.memory.dirty import DirtyLog, LogRegion, marked
 
 pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
 
@@ -40,3 +46,42 @@ def test_every_worker_polls_as_it_is_told(text: str, window: int | None) -> None
         return [one.window_us for one in engine.workers()] if queues else []
 
     assert asyncio.run(windows()) == [window, window]
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    """Return an engine of three workers that are stepped."""
+    made = Rig(lambda: NativeEngine(3, threaded=False))
+    yield made
+    made.close()
+
+
+def move(rig: Rig, lane: Lane, worker: int | None) -> int:
+    """Move a running queue."""
+    rig.drain(lane, seconds=1)
+    number = rig.wait(rig.engine.move(lane.queue, worker))
+    rig.call(lane.queue.run)
+    return number
+
+
+def test_dirty_log_comes_along(rig: Rig) -> None:
+    """What is written behind a move is marked as what was written before."""
+    bits = (ctypes.c_ubyte * 4096)()
+    lane = rig.lane()
+    region = LogRegion(rig.memory.host, MEMORY, GPA)
+    log = DirtyLog(address=ctypes.addressof(bits), length=4096, regions=(region,))
+    rig.set(lane, lambda queue: queue.set_log(log))
+    for worker in (1, 2, 0):
+        assert move(rig, lane, worker) == lane.queue.worker == worker
+        asked = lane.read()
+        rig.pump()
+        assert marked(bytes(bits)) == log.pages([(asked.data_at, 512), (asked.status_at, 1)])
+        ctypes.memset(bits, 0, 4096)
+
+
+def test_queue_of_another_engine_is_none(rig: Rig) -> None:
+    """It is a bug of ours."""
+    other = ReferenceEngine(threaded=False)
+    queue = rig.call(lambda: other.device(Null(1 << 20)).queue(0, on_broken=lambda: None))
+    with pytest.raises(TypeError, match="of another engine"):
+        rig.wait(rig.engine.move(queue, 1))

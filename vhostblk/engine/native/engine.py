@@ -15,12 +15,13 @@ from vhostblk.disk.api import (
     NativeNull,
     NativeSpec,
 )
-from vhostblk.engine.api import Way, Ways
+from vhostblk.engine.api import Queue, Way, Ways
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.queue import NativeQueue
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.poll import Poll
 from vhostblk.engine.told import WorkerCounters
+from vhostblk.errors import VhostBlkError
 from vhostblk.spec.virtio_ring import (
     F_EVENT_IDX,
     F_IN_ORDER,
@@ -177,14 +178,41 @@ class NativeEngine:
         """Return the worker with the fewest queues, whatever devices those are of."""
         least = min(self._workers, key=lambda one: len(one.queues), default=None)
         if least is None or (least.queues and len(self._workers) < self._limit):
-            loop = asyncio.get_running_loop()
-            least = Worker(len(self._workers), loop, self._poll, threaded=self._threaded)
-            self._workers.append(least)
+            return self._begin()
         return least
 
     def workers(self) -> Sequence[WorkerCounters]:
         """Return what each worker has counted."""
         return [worker.counters() for worker in self._workers]
+
+    async def move(self, queue: Queue, worker: int | None) -> int:
+        """Have another worker serve a drained queue."""
+        if not isinstance(queue, NativeQueue):
+            raise TypeError(f"{queue!r} is a queue of another engine")
+        if worker is not None and not 0 <= worker < self._limit:
+            most = self._limit - 1
+            raise VhostBlkError(f"there is no worker {worker}: there are 0 to {most}")
+        target = self._lighter(queue.worker) if worker is None else self._numbered(worker)
+        if target.index != queue.worker:
+            await queue.move(target)
+        return target.index
+
+    def _lighter(self, than: int) -> Worker:
+        """Return a worker that has less to do even with one queue more, or the one there is."""
+        own = self._workers[than]
+        best = self.worker() if len(own.queues) > 1 else own
+        return best if len(best.queues) + 1 < len(own.queues) else own
+
+    def _numbered(self, number: int) -> Worker:
+        while len(self._workers) <= number:
+            self._begin()
+        return self._workers[number]
+
+    def _begin(self) -> Worker:
+        loop = asyncio.get_running_loop()
+        worker = Worker(len(self._workers), loop, self._poll, threaded=self._threaded)
+        self._workers.append(worker)
+        return worker
 
     def step(self) -> int:
         """Make one pass of every worker that never blocks; how much was done."""

@@ -20,11 +20,11 @@ from vhostblk.engine.api import (
 )
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
-from vhostblk.engine.native.tell import Take, latency, slow, take_note
+from vhostblk.engine.native.tell import Take, latency, pieces_table, sample, slow, take_note
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
 from vhostblk.memory.dirty import DirtyLog
-from vhostblk.memory.sample import Role, Sample
+from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Access, Segment
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
@@ -40,7 +40,6 @@ _POLICIES = {
 }
 SLOTS = 2 * MAX_QUEUE_SIZE
 """Requests a queue can have with its disk, dead ones among them."""
-
 
 _Last: TypeAlias = tuple[Counters, Fault | None, Mapping[Op, Latency]]
 
@@ -88,14 +87,19 @@ class NativeQueue:
         self._closed = False
         self._detached = False
         self._last: _Last | None = None  # once it is freed
-        self._news = asyncio.Event()
-        self._fds: dict[str, int] = {}
+        self._news, self._fds = asyncio.Event(), dict[str, int]()
+        self._log: DirtyLog | None = None
         worker.queues.add(self)
 
     @property
     def mailbox(self) -> NativeMailbox | None:
         """Where this queue's jobs wait."""
         return self._mailbox
+
+    @property
+    def worker(self) -> int:
+        """Which worker serves it."""
+        return self._worker.index
 
     # ---- settings -------------------------------------------------------------------------
 
@@ -123,7 +127,7 @@ class NativeQueue:
         """Say where the ring lives."""
         check(lib.vhb_queue_set_size(self.handle, size), f"ring size {size}")
         for part, pieces in enumerate((desc, avail, used)):
-            table = _pieces(pieces)
+            table = pieces_table(pieces)
             check(lib.vhb_queue_set_part(self.handle, part, table, len(pieces)), "ring address")
 
     def set_base(self, base: int) -> None:
@@ -234,6 +238,7 @@ class NativeQueue:
 
     def set_log(self, log: DirtyLog | None) -> None:
         """Mark what is written from the next run on."""
+        self._log = log
         if log is None:
             check(lib.vhb_queue_set_log(self.handle, ffi.NULL, 0, ffi.NULL, 0, 0), "dirty log")
             return
@@ -258,7 +263,7 @@ class NativeQueue:
 
     def watch_use(self, memory: Sequence[Piece]) -> None:
         """Say what `unused` waits for."""
-        table = _pieces(memory)
+        table = pieces_table(memory)
         check(lib.vhb_queue_watch_use(self.handle, table, len(memory)), "memory in use")
 
     async def unused(self) -> None:
@@ -359,8 +364,19 @@ class NativeQueue:
             n = lib.vhb_queue_take_samples(self.handle, table, TAKE_SAMPLES)
             if n == 0:
                 break
-            taken += [_sample(table[i]) for i in range(n)]
+            taken += [sample(table[i]) for i in range(n)]
         return taken
+
+    async def move(self, worker: Worker) -> None:
+        """Have another worker serve it; it is drained, none is dead, and nobody asks meanwhile."""
+        check(lib.vhb_queue_detach(self.handle), "detach")
+        await self._until(lambda: self._detached)
+        self._detached = False
+        self._worker.queues.discard(self)
+        check(lib.vhb_queue_attach(self.handle, worker.handle), "attach")
+        self._worker = worker
+        worker.queues.add(self)
+        self.set_log(self._log)  # the core forgot it: nobody was to write there
 
     async def close(self) -> None:
         """Forget the ring and close its eventfds; waits for dead requests in the background."""
@@ -382,14 +398,3 @@ class NativeQueue:
             os.close(fd)
         self._last = self.counters(), self.fault(), self.latency()
         check(lib.vhb_queue_free(self.handle), "free")
-
-
-def _pieces(pieces: Sequence[Piece]) -> Any:
-    rows = [(ffi.cast("void *", host), length) for host, length in pieces]
-    return ffi.new("struct vhb_piece[]", rows)
-
-
-def _sample(raw: Any) -> Sample:
-    role = Role(raw.role & ~lib.VHB_ROLE_OUTSIDE)
-    outside = bool(raw.role & lib.VHB_ROLE_OUTSIDE)
-    return Sample(raw.chain, raw.iova, raw.len, role, outside)

@@ -1,10 +1,11 @@
-"""What a queue of the core tells, as values of `vhostblk.engine.api`."""
+"""What a queue of the core tells, as values of `vhostblk.engine.api`, and is told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from vhostblk.engine.api import Latency, Op, Slow, Stall
+from vhostblk.engine.api import Latency, Op, Piece, Slow, Stall
 from vhostblk.engine.native.core import check, ffi, lib
+from vhostblk.memory.sample import Role, Sample
 
 Take: TypeAlias = Callable[[Any, Any], int]
 """``vhb_queue_stall`` or ``vhb_queue_failure``."""
@@ -50,3 +51,16 @@ def slow(handle: Any, seconds: float) -> list[Slow]:
         )
         for one in table[0:n]
     ]
+
+
+def sample(raw: Any) -> Sample:
+    """Return a sample that was taken."""
+    role = Role(raw.role & ~lib.VHB_ROLE_OUTSIDE)
+    outside = bool(raw.role & lib.VHB_ROLE_OUTSIDE)
+    return Sample(raw.chain, raw.iova, raw.len, role, outside)
+
+
+def pieces_table(pieces: Sequence[Piece]) -> Any:
+    """Return pieces as the core takes them."""
+    rows = [(ffi.cast("void *", host), length) for host, length in pieces]
+    return ffi.new("struct vhb_piece[]", rows)

@@ -35,7 +35,7 @@ class Worker:
     A worker of the core.
 
     Args:
-        index: For the thread's name.
+        index: Its number.
         loop: Where its events are handed out.
         poll: How long it looks on before it sleeps.
         threaded: Work on a thread of its own; without it only ``vhb_worker_step`` works.
@@ -47,6 +47,7 @@ class Worker:
         how = {"poll": _MODES[poll.mode], "poll_us": poll.microseconds}
         config = ffi.new("struct vhb_worker_config *", how)
         self.handle = make("worker", lib.vhb_worker_new, config)
+        self.index = index
         self.queues: set[EventTaker] = set()
         self._poll = poll.mode
         self._loop = loop

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 from vhostblk.disk.api import Disk
-from vhostblk.engine.api import Fault
+from vhostblk.engine.api import Fault, Queue
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import Bell
 from vhostblk.engine.reference.queue import ReferenceQueue
 from vhostblk.engine.told import WorkerCounters
+from vhostblk.errors import VhostBlkError
 from vhostblk.spec.virtio_ring import F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_RING_RESET
 
 TICK_MS = 1
@@ -160,6 +161,12 @@ class ReferenceEngine:
     def workers(self) -> Sequence[WorkerCounters]:
         """Count nothing: it polls nothing."""
         return ()
+
+    async def move(self, queue: Queue, worker: int | None) -> int:  # noqa: ARG002
+        """Leave a queue where it is: there is one worker."""
+        if worker:
+            raise VhostBlkError(f"there is no worker {worker}: the reference engine has one, 0")
+        return 0
 
     def step(self) -> int:
         """One pass of the worker that never blocks; only where there is no thread."""

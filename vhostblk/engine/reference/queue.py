@@ -84,6 +84,11 @@ class ReferenceQueue:
         """Where this queue's jobs wait."""
         return self._box
 
+    @property
+    def worker(self) -> int:
+        """Which worker serves it: the only one."""
+        return 0
+
     def _ours(self) -> Settings:
         if self._owner is not Owner.CONTROL:
             raise Busy("the worker owns the ring")
