@@ -17,6 +17,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     fd: int | None = None,
     connect: str | os.PathLike[str] | None = None,
     engine: Literal["auto", "native", "reference"] = "auto",
+    workers: int | None = None,
+    cpus: str = "",
     poll: str = "auto",
     serial: str = "",
     num_queues: int = 1,
@@ -49,6 +51,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         connect: Instead: where a front-end listens; connected to, now and whenever it is back.
             Without any of the three: the socket that systemd has passed.
         engine: ``auto``, ``native`` (the compiled core) or ``reference`` (Python).
+        workers: Threads that serve queues at most; None: one for each CPU.
+        cpus: CPUs of these threads, one each in this order, like ``0-3,8``; empty: any.
         poll: How long a thread looks on for the next request before it sleeps: ``auto``,
             ``always``, ``0``, or microseconds, ``50us``.
         serial: What the guest sees as the disk's serial, 20 bytes at most.
@@ -81,6 +85,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     from vhostblk.disk.grammar import parse  # noqa: PLC0415
     from vhostblk.disk.make import make  # noqa: PLC0415
     from vhostblk.engine.api import OnError  # noqa: PLC0415
+    from vhostblk.engine.cpus import parse_cpus  # noqa: PLC0415
     from vhostblk.engine.poll import Poll  # noqa: PLC0415
     from vhostblk.memory.ranges import OnViolation  # noqa: PLC0415
     from vhostblk.server.activation import passed_sockets  # noqa: PLC0415
@@ -104,6 +109,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         disk if source is None else make(source),
         place,
         engine=engine,
+        workers=workers,
+        cpus=parse_cpus(cpus, workers=workers),
         poll=Poll.parse(poll),
         socket=SocketOptions(mode=socket_mode, uid=uid, gid=gid),
         options=DeviceOptions(

@@ -1,6 +1,7 @@
 """``vhostblk serve``: what it logs, how it ends, and that its options reach the device."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -87,18 +88,19 @@ def test_sigusr1_logs_the_status(image: Path, program: str) -> None:
             server.kill()
 
 
-def test_poll_reaches_the_workers(image: Path) -> None:
-    """What --poll says is the window that the status document shows."""
+def test_options_reach_the_workers(image: Path) -> None:
+    """What --poll, --workers and --cpus say is what the status document shows."""
     pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
     path = image.with_name("s")
-    with running.serving("--poll", "7us", image, socket=path) as server:
+    cpu = max(os.sched_getaffinity(0))
+    options = ("--poll", "7us", "--workers", "1", "--cpus", str(cpu))
+    with running.serving(*options, image, socket=path) as server:
         with Guest.connect(path) as guest:
             guest.read(0, 512)
             server.send_signal(signal.SIGUSR1)
             line = next(line for line in server.stderr or () if " status: " in line)
-        assert [
-            one["window_us"] for one in json.loads(line.partition(" status: ")[2])["workers"]
-        ] == [7]
+        shown = json.loads(line.partition(" status: ")[2])["workers"]
+        assert [(one["window_us"], one["cpu"]) for one in shown] == [(7, cpu)]
         running.end(server)
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from vhostblk.engine.api import Counters, WorkerCounters
+from vhostblk.engine.api import Counters, WorkerCounters, WorkerStatus
 from vhostblk.memory.window import GuestDma
 from vhostblk.server.latency import LatencyStatus
 from vhostblk.server.setup_status import FileIoStatus
@@ -20,6 +20,7 @@ def test_page_describes_every_field() -> None:
     documents = (Status, FileIoStatus, SharedWindow, QueueStatus, LatencyStatus)
     there = {name for one in documents for name in one.__annotations__} - {"queues", "workers"}
     there |= {field.name for one in (Counters, WorkerCounters) for field in fields(one)}
+    there |= {field.name for field in fields(WorkerStatus)} - {"counters"}
     assert set(described) == there | set(GuestDma)
     assert len(described) == len(set(described)), "one row each"
 

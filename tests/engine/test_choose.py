@@ -1,5 +1,6 @@
 import logging
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
@@ -43,17 +44,17 @@ def test_auto_prefers_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the core can be imported it is taken, without a word."""
     core = ModuleType(NATIVE)
     made = ReferenceEngine(threaded=False)
-    asked: list[tuple[int | None, Poll | None]] = []
+    asked: list[tuple[int | None, Poll | None, Sequence[int]]] = []
 
-    def make(workers: int | None, *, poll: Poll | None) -> ReferenceEngine:
-        asked.append((workers, poll))
+    def make(workers: int | None, *, poll: Poll | None, cpus: Sequence[int]) -> ReferenceEngine:
+        asked.append((workers, poll, cpus))
         return made
 
     monkeypatch.setattr(core, "NativeEngine", make, raising=False)
     monkeypatch.setitem(sys.modules, NATIVE, core)
     assert load("auto") is made
-    assert load("native", workers=3, poll=Poll.parse("always")) is made
-    assert asked == [(None, None), (3, Poll.parse("always"))]
+    assert load("native", workers=3, poll=Poll.parse("always"), cpus=(1, 0, 5)) is made
+    assert asked == [(None, None, ()), (3, Poll.parse("always"), (1, 0, 5))]
 
 
 def test_an_engine_that_is_none_is_refused() -> None:

@@ -23,7 +23,8 @@ def test_every_key_reaches_its_device(tmp_path: Path) -> None:
     """Numbers may be whole where fractions are taken; what is not said has its default."""
     config = read(
         tmp_path,
-        'control = "c"\nengine = "reference"\nworkers = 3\npoll = "5us"\n[[device]]\n'
+        'control = "c"\nengine = "reference"\nworkers = 3\ncpus = "4,0-1"\n'
+        'poll = "5us"\n[[device]]\n'
         'name = "n"\ndisk = "file:a,,b"\nsocket_path = "s"\nsocket_mode = "660"\n'
         'socket_owner = "7:8"\nserial = "S"\nnum_queues = 2\nqueue_size = 64\npacked = false\n'
         "ring_reset = true\nread_only = true\n"
@@ -33,6 +34,7 @@ def test_every_key_reaches_its_device(tmp_path: Path) -> None:
         'on_violation = "break"\niommu = "off"\naccess_platform = false\n' + ONE,
     )
     assert (str(config.control), config.engine, config.workers) == ("c", "reference", 3)
+    assert config.cpus == (4, 0, 1)
     assert config.poll == Poll.parse("5us")
     full, plain = config.devices
     options = full.options
@@ -62,7 +64,7 @@ def test_no_device_is_a_file_too(tmp_path: Path) -> None:
         (b"\xff", "not TOML"),
         (
             "x = 1",
-            "there is no key 'x' above the devices; there are control, engine, workers, poll,",
+            "there is no key 'x' above the devices; there are control, engine, workers, cpus,",
         ),
         ('disk = "a"', "what is about one device stands in its [[device]]"),
         ("device = 1", "device is a list of tables: write [[device]] above each"),
@@ -70,6 +72,8 @@ def test_no_device_is_a_file_too(tmp_path: Path) -> None:
         ('engine = "fast"', "engine is one of auto, native, reference, not 'fast'"),
         ("poll = '5'", "poll '5': give auto, always, 0, or microseconds"),
         ("workers = 0", "workers is 1 to 256, not 0"),
+        ('cpus = "a"', "cpus 'a' is no list of CPUs"),
+        ('workers = 3\ncpus = "0-1"', "3 workers are more than the CPUs of cpus '0-1'"),
         ("workers = true", "workers is a whole number, not True"),
         ("control = 1", "control is a text, not 1"),
         ("[[device]]", "device 1: disk is missing"),

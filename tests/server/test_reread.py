@@ -111,7 +111,7 @@ def test_what_takes_a_new_start_is_said(
         followed.device("a", "null:1M", 'serial = "S"\nnum_queues = 2'),
     )
     assert "a: disk, num_queues, serial changed in the file: that takes a new start" in caplog.text
-    assert "control, engine, workers and poll change with a new start only" in caplog.text
+    assert "control, engine, workers, cpus and poll change with a new start only" in caplog.text
     service = followed.server.services["a"]
     assert service.device.options.num_queues == 1
 

@@ -21,6 +21,7 @@ from vhostblk.engine.api import (
     Slow,
     Stall,
     WorkerCounters,
+    WorkerStatus,
 )
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
@@ -321,8 +322,9 @@ class FakeEngine:
         self.queues.append(FakeQueue(index, on_broken, mailbox))
         return self.queues[-1]
 
-    def workers(self) -> Sequence[WorkerCounters]:
-        return [WorkerCounters(polls_hit=2)]
+    def workers(self) -> Sequence[WorkerStatus]:
+        counters = WorkerCounters(polls_hit=2)
+        return [WorkerStatus(thread=7, cpu=None, queue_count=len(self.queues), counters=counters)]
 
     def guard(self, host: int, length: int, page: int) -> Callable[[], None]:
         assert 0 not in {host, length, page}

@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import click
 
 from vhostblk.disk.file import LockWhen
+from vhostblk.engine.cpus import parse_cpus
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import takeover
@@ -23,6 +24,7 @@ from vhostblk.server.activation import expected
 from vhostblk.server.policy import parse_shared_ranges
 
 MAX_QUEUES = 64
+MAX_WORKERS = 256
 MAX_MODE = 0o777
 Engine: TypeAlias = Literal["auto", "native", "reference"]
 Confidential: TypeAlias = Literal["off", "auto", "require"]
@@ -195,6 +197,33 @@ def engine(command: _F) -> _F:
         show_default=True,
         help="Data plane: native is C, reference is Python, auto is native where it was built.",
     )(command)
+
+
+def workers(command: _F) -> _F:
+    """Give a command ``--workers`` and ``--cpus``; see `vhostblk.serve`."""
+    most = click.option(
+        "--workers",
+        type=click.IntRange(1, MAX_WORKERS),
+        metavar="N",
+        help="Threads that serve queues at most.  [default: one for each CPU]",
+    )
+    cpus = click.option(
+        "--cpus",
+        metavar="LIST",
+        default="",
+        callback=parsed(_cpus),
+        help="CPUs of these threads, one each in this order, like 0-3,8; other threads run on any.",
+    )
+    return most(cpus(command))
+
+
+def _cpus(text: str) -> str:
+    """Make sure that CPUs can be read; they go on as they are."""
+    try:
+        parse_cpus(text)
+    except VhostBlkError as error:
+        raise click.BadParameter(f"{error}.") from error
+    return text
 
 
 def poll(command: _F) -> _F:

@@ -76,6 +76,7 @@ from vhostblk.disk.make import beside, make
     help="What the guest's requests are a multiple of.  [default: what the disk says]",
 )
 @options.engine
+@options.workers
 @options.poll
 @click.option(
     "--drain-timeout",
@@ -127,6 +128,8 @@ def serve(
     lock: str | None,
     block_size: int,
     engine: options.Engine,
+    workers: int | None,
+    cpus: str,
     poll: str,
     drain_timeout: float | None,
     on_error: options.OnError,
@@ -177,6 +180,8 @@ def serve(
         fd=fd,
         connect=connect,
         engine=engine,
+        workers=workers,
+        cpus=cpus,
         poll=poll,
         serial=serial,
         num_queues=num_queues,

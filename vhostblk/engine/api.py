@@ -17,7 +17,15 @@ from vhostblk.engine.errors import OnError, Stall
 from vhostblk.engine.job import Job, Mailbox
 from vhostblk.engine.latency import Latency, Slow
 from vhostblk.engine.op import Op
-from vhostblk.engine.told import Counters, Fault, Miss, Way, Ways, WorkerCounters
+from vhostblk.engine.told import (
+    Counters,
+    Fault,
+    Miss,
+    Way,
+    Ways,
+    WorkerCounters,
+    WorkerStatus,
+)
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
@@ -42,6 +50,7 @@ __all__ = [
     "Way",
     "Ways",
     "WorkerCounters",
+    "WorkerStatus",
 ]
 
 Piece = tuple[int, int]
@@ -349,8 +358,8 @@ class Engine(Protocol):
         """
         ...
 
-    def workers(self) -> Sequence[WorkerCounters]:
-        """Return what each of its workers has counted; legal at any time."""
+    def workers(self) -> Sequence[WorkerStatus]:
+        """Return what each of its workers is and has done, by number; legal at any time."""
         ...
 
     async def move(self, queue: Queue, worker: int | None) -> int:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal, get_args
 
@@ -16,24 +17,32 @@ _REFERENCE = "vhostblk.engine.reference.engine"
 _log = logging.getLogger(__name__)
 
 
-def load(name: EngineName, *, workers: int | None = None, poll: Poll | None = None) -> Engine:
+def load(
+    name: EngineName,
+    *,
+    workers: int | None = None,
+    poll: Poll | None = None,
+    cpus: Sequence[int] = (),
+) -> Engine:
     """
     Make a data plane.
 
     Args:
         name: ``auto``: the C core, or with one warning the reference engine where it is missing.
-        workers: Threads of the C core at most; None: as many as there are CPUs.
+        workers: Threads of the C core at most; None: as many as there are CPUs for them.
         poll: How long a worker of the C core looks on before it sleeps; None: as it pays.
+        cpus: The CPU of each of these threads, in their order; none: they run on any.
 
     Raises:
-        VhostBlkError: ``native`` was asked for and is missing, or there is no such engine.
+        VhostBlkError: ``native`` was asked for and is missing, there is no such engine, or one of
+            *cpus* is not there.
     """
     if name not in get_args(EngineName):
         raise VhostBlkError(f"no engine {name!r}: there are {', '.join(get_args(EngineName))}")
     if name == "reference":
         return _reference()
     try:
-        return _native(workers, poll)
+        return _native(workers, poll, cpus)
     except ImportError as error:
         if name == "native":
             raise VhostBlkError(
@@ -53,10 +62,10 @@ def preload(name: EngineName) -> None:
     importlib.import_module(_REFERENCE)
 
 
-def _native(workers: int | None, poll: Poll | None) -> Engine:
+def _native(workers: int | None, poll: Poll | None, cpus: Sequence[int]) -> Engine:
     # Imported here and by name: where there was no compiler the module's own import fails.
     module = importlib.import_module(_NATIVE)
-    engine: Engine = module.NativeEngine(workers, poll=poll)
+    engine: Engine = module.NativeEngine(workers, poll=poll, cpus=cpus)
     return engine
 
 

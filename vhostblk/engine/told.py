@@ -142,3 +142,21 @@ class WorkerCounters:
     passes: int = 0
     enters: int = 0
     window_us: int | None = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """
+    What a worker is, and what it has done.
+
+    Args:
+        thread: The kernel's number of its thread; None: it has none, and is stepped.
+        cpu: It runs on this one only; None: on any that the process may use.
+        queue_count: Queues it serves.
+        counters: What it has done.
+    """
+
+    thread: int | None
+    cpu: int | None
+    queue_count: int
+    counters: WorkerCounters

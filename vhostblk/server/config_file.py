@@ -13,6 +13,7 @@ from typing import get_args
 
 from vhostblk.engine.api import OnError
 from vhostblk.engine.choose import EngineName
+from vhostblk.engine.cpus import parse_cpus
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.settings import Key, Settings, check, read_settings
@@ -22,6 +23,7 @@ SERVER_KEYS: Mapping[str, Key] = {
     "control": Key(str),
     "engine": Key(str, "auto", get_args(EngineName)),
     "workers": Key(int),
+    "cpus": Key(str, ""),
     "poll": Key(str, "auto"),
 }
 
@@ -36,6 +38,7 @@ class Config:
         control: Where to listen for operators; None: nowhere.
         engine: The data plane.
         workers: Threads of the native one at most; None: one for each CPU.
+        cpus: The CPU of each of them, in their order; none: they run on any.
         poll: How long one looks on before it sleeps.
         devices: What to serve.
     """
@@ -44,13 +47,14 @@ class Config:
     control: Path | None
     engine: EngineName
     workers: int | None
+    cpus: tuple[int, ...]
     poll: Poll
     devices: tuple[Settings, ...]
 
     @property
     def shared(self) -> tuple[object, ...]:
         """What no running server can change."""
-        return self.control, self.engine, self.workers, self.poll
+        return self.control, self.engine, self.workers, self.cpus, self.poll
 
 
 def read_config(path: Path) -> Config:
@@ -81,12 +85,14 @@ def _config(path: Path, document: Mapping[str, object]) -> Config:
         if key != "device":
             said[key] = _server_key(key, value)
     devices = tuple(_device(number, table) for number, table in enumerate(tables, start=1))
-    control, workers, engine = said.get("control"), said.get("workers"), said.get("engine", "auto")
+    control, engine = said.get("control"), said.get("engine", "auto")
+    workers = found if isinstance(found := said.get("workers"), int) else None
     config = Config(
         path=path,
         control=None if control is None else Path(str(control)),
         engine=next(name for name in get_args(EngineName) if name == engine),
-        workers=workers if isinstance(workers, int) else None,
+        workers=workers,
+        cpus=parse_cpus(str(said.get("cpus", "")), workers=workers),
         poll=Poll.parse(str(said.get("poll", "auto"))),
         devices=devices,
     )

@@ -66,7 +66,7 @@ class Rereader:
                 return
             if config.shared != self._config.shared:
                 _log.warning(
-                    "%s: control, engine, workers and poll change with a new start only", path
+                    "%s: control, engine, workers, cpus and poll change with a new start only", path
                 )
             wanted = {one.name: one for one in config.devices}
             for name in [name for name in self._known if name not in wanted]:

@@ -4,16 +4,17 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.disk.make import make
-from vhostblk.engine.api import OnError
+from vhostblk.engine.api import Engine, OnError
 from vhostblk.engine.choose import EngineName, load, preload
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
@@ -46,6 +47,8 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
     place: Where,
     *,
     engine: EngineName = "auto",
+    workers: int | None = None,
+    cpus: Sequence[int] = (),
     poll: Poll | None = None,
     socket: SocketOptions | None = None,
     options: DeviceOptions | None = None,
@@ -63,7 +66,9 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         disk: Any object that meets the `Disk` contract; closed at the end.
         place: Where front-ends come from.
         engine: ``auto``, ``native`` or ``reference``.
-        poll: How long the native one looks on before it sleeps; None: as it pays.
+        workers: Threads of the native one at most; None: one for each CPU.
+        cpus: The CPU of each of these, in their order; none: they run on any.
+        poll: How long one of them looks on before it sleeps; None: as it pays.
         socket: Who may connect to a socket path.
         options: What to ask of the device.
         control: Where to listen for operators; None: nowhere.
@@ -80,9 +85,10 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
             "give a control socket, too, for `vhostblk ctl resume`"
         )
     preload(engine)
+    plane = partial(load, engine, workers=workers, cpus=cpus, poll=poll)
     takeover = Takeover.begin(os.environ)
     if takeover is not None:
-        _take_over(takeover, disk, engine, options, source, ready, poll=poll)
+        _take_over(takeover, disk, plane, options, source, ready)
         return
     # The sockets first: who asks for a taken one should not have locked the disk meanwhile.
     with ExitStack() as sockets:
@@ -95,7 +101,7 @@ def serve_disk(  # noqa: PLR0913 - one for each thing a user may want to say
         async def add(server: Server) -> None:
             await server.add(disk, listener, options, source)
 
-        uvloop.run(_serve(add, engine, operators, ready, poll=poll))
+        uvloop.run(_serve(add, plane, operators, ready))
 
 
 def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> None:
@@ -142,11 +148,15 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
         uvloop.run(
             _serve(
                 begin,
-                config.engine,
+                partial(
+                    load,
+                    config.engine,
+                    workers=config.workers,
+                    cpus=config.cpus,
+                    poll=config.poll,
+                ),
                 operators,
                 ready,
-                workers=config.workers,
-                poll=config.poll,
                 follow=follow,
                 interruptible=takeover is None,
             )
@@ -156,12 +166,10 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
 def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     takeover: Takeover,
     disk: object,
-    engine: EngineName,
+    plane: Callable[[], Engine],
     options: DeviceOptions,
     source: DiskSpec | None,
     ready: Callable[[], None] | None,
-    *,
-    poll: Poll | None,
 ) -> None:
     if options.name == TAKEN_OVER:
         options = replace(options, name=takeover.only)
@@ -169,24 +177,21 @@ def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
     operators = takeover.control()
     with ExitStack() as sockets:
         sockets.callback(takeover.close_control)
-        begin = takeover.go_on
-        uvloop.run(_serve(begin, engine, operators, ready, poll=poll, interruptible=False))
+        uvloop.run(_serve(takeover.go_on, plane, operators, ready, interruptible=False))
 
 
 async def _serve(  # noqa: PLR0913 - two callers, here
     add: Callable[[Server], Awaitable[None]],
-    engine: EngineName,
+    plane: Callable[[], Engine],
     operators: Listener | None,
     ready: Callable[[], None] | None,
     *,
-    workers: int | None = None,
-    poll: Poll | None = None,
     follow: Callable[[Server], Rereader | None] = lambda _: None,
     interruptible: bool = True,
 ) -> None:
     told, handed_over = asyncio.Event(), asyncio.Event()
     _on_signals(told.set, *SIGNALS)
-    async with Server(load(engine, workers=workers, poll=poll)) as server:
+    async with Server(plane()) as server:
         upgrade = Upgrade(server, operators, handed_over.set)
         _on_signals(server.report, STATUS_SIGNAL)
         # A disk may have to be waited for.  Who takes over is not interrupted: the other one waits.

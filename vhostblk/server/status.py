@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TypedDict
 
 from vhostblk.blk.features import names
-from vhostblk.engine.api import Counters
+from vhostblk.engine.api import Counters, WorkerStatus
 from vhostblk.memory.regions import Region
 from vhostblk.memory.window import ISLAND_GAP, Use, Window
 from vhostblk.server.attached import Attached
@@ -140,7 +140,7 @@ def status(device: Device) -> Status:
         **_totals(device.guest, counters),
         **_iotlb(front),
         "memfd_resident_bytes": 0 if front is None else resident(front.space.table.regions),
-        "workers": [asdict(one) for one in device.engine.workers()],
+        "workers": [_worker(one) for one in device.engine.workers()],
         "queues": [_queue(*one) for one in zip(rings, counters, strict=True)],
     }
 
@@ -222,6 +222,11 @@ def _iotlb(front: Attached | None) -> IotlbStatus:
         "iotlb_timeouts": counted.expired,
         "iotlb_entries": 0 if front is None else len(front.iommu.iotlb),
     }
+
+
+def _worker(one: WorkerStatus) -> dict[str, int | None]:
+    place = {"thread": one.thread, "cpu": one.cpu, "queue_count": one.queue_count}
+    return {**place, **asdict(one.counters)}
 
 
 def _queue(ring: Ring, counters: Counters) -> QueueStatus:

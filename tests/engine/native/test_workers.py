@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -43,9 +44,33 @@ def test_every_worker_polls_as_it_is_told(text: str, window: int | None) -> None
     async def windows() -> list[int | None]:
         engine = NativeEngine(2, poll=Poll.parse(text), threaded=False)
         queues = [engine.device(Null(1 << 20)).queue(0, on_broken=lambda: None) for _ in range(2)]
-        return [one.window_us for one in engine.workers()] if queues else []
+        return [one.counters.window_us for one in engine.workers()] if queues else []
 
     assert asyncio.run(windows()) == [window, window]
+
+
+def test_each_runs_on_its_cpu() -> None:
+    """In the order of the list; the thread that made them runs where it did."""
+    here = sorted(os.sched_getaffinity(0))
+    cpus = here[::-1][:2]
+
+    async def places() -> list[tuple[int | None, set[int]]]:
+        engine = NativeEngine(cpus=cpus)
+        device = engine.device(Null(1 << 20))
+        queues = [device.queue(index, on_broken=lambda: None) for index in range(3)]
+        assert sum(one.queue_count for one in engine.workers()) == 3
+        for queue in queues:  # a thread that drains is past its beginning
+            await queue.drained(seconds=5)
+        threads = [(one.cpu, one.thread) for one in engine.workers()]
+        found = [(cpu, os.sched_getaffinity(thread or 0)) for cpu, thread in threads]
+        for queue in queues:
+            await queue.close()
+        await device.close()
+        await engine.close()
+        return found
+
+    assert asyncio.run(places()) == [(cpu, {cpu}) for cpu in cpus]
+    assert sorted(os.sched_getaffinity(0)) == here
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from vhostblk.disk.api import (
     NativeSpec,
 )
 from vhostblk.engine.api import Queue, Way, Ways
+from vhostblk.engine.cpus import check_cpus
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.queue import NativeQueue
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.poll import Poll
-from vhostblk.engine.told import WorkerCounters
+from vhostblk.engine.told import WorkerStatus
 from vhostblk.errors import VhostBlkError
 from vhostblk.spec.virtio_ring import (
     F_EVENT_IDX,
@@ -127,16 +128,28 @@ class NativeEngine:
     `Engine`: workers, made as queues need them, one per queue up to the number of CPUs.
 
     Args:
-        workers: How many at most; None: as many as there are CPUs.
+        workers: How many at most; None: as many as *cpus*, or as this process may use.
         poll: How long each looks on before it sleeps.
+        cpus: The CPU of each, in their order; none: they run on any.
         threaded: Each works on a thread of its own; without it only `step` works.
+
+    Raises:
+        VhostBlkError: One of *cpus* is not there, or not for this process.
     """
 
     def __init__(
-        self, workers: int | None = None, *, poll: Poll | None = None, threaded: bool = True
+        self,
+        workers: int | None = None,
+        *,
+        poll: Poll | None = None,
+        cpus: Sequence[int] = (),
+        threaded: bool = True,
     ) -> None:
+        usable = os.sched_getaffinity(0)
+        check_cpus(cpus, usable)
         self._poll = poll or Poll()
-        self._limit = workers or len(os.sched_getaffinity(0))
+        self._cpus = cpus
+        self._limit = workers or len(cpus or usable)
         self._threaded = threaded
         self._workers: list[Worker] = []
         check(lib.vhb_fault_install(), "SIGBUS handler")
@@ -181,9 +194,9 @@ class NativeEngine:
             return self._begin()
         return least
 
-    def workers(self) -> Sequence[WorkerCounters]:
-        """Return what each worker has counted."""
-        return [worker.counters() for worker in self._workers]
+    def workers(self) -> Sequence[WorkerStatus]:
+        """Return what each worker is and has done."""
+        return [worker.status() for worker in self._workers]
 
     async def move(self, queue: Queue, worker: int | None) -> int:
         """Have another worker serve a drained queue."""
@@ -209,8 +222,9 @@ class NativeEngine:
         return self._workers[number]
 
     def _begin(self) -> Worker:
-        loop = asyncio.get_running_loop()
-        worker = Worker(len(self._workers), loop, self._poll, threaded=self._threaded)
+        loop, index = asyncio.get_running_loop(), len(self._workers)
+        cpu = self._cpus[index] if self._cpus else None
+        worker = Worker(index, loop, self._poll, cpu=cpu, threaded=self._threaded)
         self._workers.append(worker)
         return worker
 

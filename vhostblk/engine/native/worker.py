@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.poll import Poll, PollMode
-from vhostblk.engine.told import WorkerCounters
+from vhostblk.engine.told import WorkerCounters, WorkerStatus
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +38,18 @@ class Worker:
         index: Its number.
         loop: Where its events are handed out.
         poll: How long it looks on before it sleeps.
+        cpu: Its thread runs there only; None: on any.
         threaded: Work on a thread of its own; without it only ``vhb_worker_step`` works.
     """
 
     def __init__(
-        self, index: int, loop: asyncio.AbstractEventLoop, poll: Poll, *, threaded: bool
+        self,
+        index: int,
+        loop: asyncio.AbstractEventLoop,
+        poll: Poll,
+        *,
+        cpu: int | None,
+        threaded: bool,
     ) -> None:
         how = {"poll": _MODES[poll.mode], "poll_us": poll.microseconds}
         config = ffi.new("struct vhb_worker_config *", how)
@@ -50,6 +57,7 @@ class Worker:
         self.index = index
         self.queues: set[EventTaker] = set()
         self._poll = poll.mode
+        self._cpu = cpu
         self._loop = loop
         self._event_fd: int = lib.vhb_worker_event_fd(self.handle)
         uring = lib.vhb_worker_uring(self.handle)
@@ -62,8 +70,16 @@ class Worker:
         if threaded:
             self._thread.start()
 
-    def counters(self) -> WorkerCounters:
-        """Return what it has counted; legal at any time."""
+    def status(self) -> WorkerStatus:
+        """Return what it is and has done; legal at any time."""
+        return WorkerStatus(
+            thread=self._thread.native_id,
+            cpu=self._cpu,
+            queue_count=len(self.queues),
+            counters=self._counters(),
+        )
+
+    def _counters(self) -> WorkerCounters:
         raw = ffi.new("struct vhb_worker_counters *")
         check(lib.vhb_worker_counters(self.handle, raw), "counters")
         counted = WorkerCounters(
@@ -72,9 +88,18 @@ class Worker:
         return replace(counted, window_us=None) if self._poll is PollMode.ALWAYS else counted
 
     def _run(self) -> None:
+        if self._cpu is not None:
+            self._pin({self._cpu})
         result = lib.vhb_worker_run(self.handle)
         if result < 0:
             _log.critical("a worker cannot work: %s", os.strerror(-result))
+
+    def _pin(self, cpus: set[int]) -> None:
+        try:
+            os.sched_setaffinity(0, cpus)  # of this thread
+        except OSError as error:  # it could when we began, and may no longer
+            _log.warning("worker %d is not pinned to a CPU: %s", self.index, error.strerror)
+            self._cpu = None
 
     def _on_events(self) -> None:
         os.read(self._event_fd, 8)

@@ -11,7 +11,7 @@ from vhostblk.engine.api import Fault, Queue
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import Bell
 from vhostblk.engine.reference.queue import ReferenceQueue
-from vhostblk.engine.told import WorkerCounters
+from vhostblk.engine.told import WorkerStatus
 from vhostblk.errors import VhostBlkError
 from vhostblk.spec.virtio_ring import F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_RING_RESET
 
@@ -158,7 +158,7 @@ class ReferenceEngine:
         """Guard nothing: a SIGBUS cannot be caught in Python, it ends the process."""
         return _nothing
 
-    def workers(self) -> Sequence[WorkerCounters]:
+    def workers(self) -> Sequence[WorkerStatus]:
         """Count nothing: it polls nothing."""
         return ()
 
