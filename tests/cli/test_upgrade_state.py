@@ -19,7 +19,8 @@ LEARN = 160
 POOL = SwiotlbOptions(nslabs=512)
 """So many requests use all of such a pool."""
 X = b"x" * 4096
-ENGINES = ["native", "reference"]
+ENGINES = ["native", pytest.param("reference", marks=pytest.mark.slow)]
+"""Each test starts several processes."""
 
 
 def test_a_message_in_halves_is_put_together(image: Path) -> None:

@@ -17,7 +17,7 @@ from vhostblk.guest.iommu import Flush
 
 BLOCKS = 96
 DEPTH = 48
-FEW = 3
+FEW = 2
 MANY = 40
 
 SLOW = pytest.mark.slow
@@ -101,7 +101,9 @@ def _kit_for_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "PACKAGES", f"{running.PACKAGES}:{running.ROOT / 'tests'}")
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[SLOW] * (way.engine == "reference")) for way in WAYS], ids=str
+)
 def test_a_few_deaths(way: Way, tmp_path: Path, image: Path) -> None:
     """Requests that end in any order, on two queues."""
     crash(tmp_path, image, way, "scattered", FEW)

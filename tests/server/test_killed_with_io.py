@@ -14,6 +14,8 @@ from vhostblk.guest.blk import Request
 from vhostblk.guest.errors import DeadlineError
 
 X = b"x" * 4096
+SLOW = pytest.mark.slow
+"""Several processes each, that wait for one another."""
 SOON_S = ORPHAN_SECONDS / 3
 """Much less than the wait, and enough for a loaded machine."""
 
@@ -23,7 +25,7 @@ def _core() -> None:
     pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
 
 
-@pytest.mark.parametrize("words", ["--read-only", "locking=off"])
+@pytest.mark.parametrize("words", ["--read-only", pytest.param("locking=off", marks=SLOW)])
 def test_what_a_dead_server_reads_is_not_read_again_meanwhile(words: str, image: Path) -> None:
     """
     The request would come back, and the kernel write to memory that is the guest's again.
@@ -60,7 +62,7 @@ def test_a_writer_starts_when_the_last_write_of_a_dead_one_has_landed(image: Pat
             running.end(second)
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=SLOW)])
 def test_a_server_that_waits_for_a_lock_ends_when_told_to(sig: signal.Signals, image: Path) -> None:
     """SIGTERM, and Ctrl-C: at once, with status 0, and nothing left."""
     path = image.with_name("s")

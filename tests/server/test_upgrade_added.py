@@ -11,7 +11,7 @@ import pytest
 from server_kit import successors
 from server_kit.engine import FakeEngine
 from server_kit.serving import Serving
-from server_kit.taking_over import taken_over
+from server_kit.taking_over import one_engine, taken_over
 
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.null import Null
@@ -56,6 +56,7 @@ def test_a_device_that_was_added_goes_on(
     assert not path.exists()
 
 
+@one_engine
 def test_a_device_that_cannot_be_made_again_costs_nothing(
     server: Serving, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_device_that_cannot_be_made_again_costs_nothing(
     first.write(0, X)
 
 
+@one_engine
 def test_a_disk_that_was_replaced_goes_on(
     server: Serving, engine: EngineName, vhost_user_guest: Connect
 ) -> None:

@@ -5,8 +5,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from server_kit import successors
 from server_kit.serving import Serving
+
+one_engine = pytest.mark.parametrize(
+    "engine", ["native", pytest.param("reference", marks=pytest.mark.slow)]
+)
+"""For what no data plane has a part in: each of these tests starts an interpreter, or two."""
 
 
 @contextmanager
