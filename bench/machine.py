@@ -5,7 +5,8 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from bench.servers import Running
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _STAT = Path("/proc/stat")
+_FLAGS, _PF_KTHREAD = 6, 0x00200000
+"""Field of /proc/PID/stat, counted behind the name; its bit in <linux/sched.h>."""
+_NEGLIGIBLE = 0.001
+"""CPU seconds of a process that is not looked at further."""
+_TICKS_OFF = 0.2
+"""CPU seconds by which ticks may be off in a run of a second or two: they are samples."""
 
 
 def build(directory: Path) -> Path:
@@ -58,6 +65,56 @@ def parse_stat(text: str) -> Busy:
     return Busy(used=sum(fields[:3]), stolen=fields[7])
 
 
+def clock(pid: int) -> float:
+    """
+    Return the CPU seconds of a process, of those of its threads that have ended, too.
+
+    Raises:
+        OSError: There is none.
+    """
+    # As clock_getcpuclockid(3) makes it: CPUCLOCK_SCHED is 2.
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def clocks() -> dict[int, float]:
+    """Return the CPU seconds of every process."""
+    found = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError):
+                found[int(path.name)] = clock(int(path.name))
+    return found
+
+
+def is_kernel(pid: int) -> bool:
+    """Tell whether a process is one of the kernel's threads."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return bool(int(words[_FLAGS]) & _PF_KTHREAD)
+
+
+def used_by_others(
+    used: float, ours: float, spent: Mapping[int, float], mine: Container[int]
+) -> float:
+    """
+    Say what other processes used, in CPU seconds.
+
+    Args:
+        used: By everybody, by the kernel's ticks, which are coarse but see who came and went.
+        ours: By children of ours that have ended.
+        spent: By every process that is there in the end, exactly.
+        mine: Which of them are no others.
+    """
+    busy = {pid: seconds for pid, seconds in spent.items() if seconds > _NEGLIGIBLE}
+    # The kernel writes back what we have written: its threads are nobody's.
+    kernel = sum(seconds for pid, seconds in busy.items() if pid not in mine and is_kernel(pid))
+    own = sum(seconds for pid, seconds in busy.items() if pid in mine)
+    others = sum(busy.values()) - kernel - own
+    return max(others, used - ours - own - kernel - _TICKS_OFF)
+
+
 def watched(run: Callable[[], Sample], servers: Sequence[Running]) -> Sample:
     """
     Take a sample and say who else was at work.
@@ -67,17 +124,18 @@ def watched(run: Callable[[], Sample], servers: Sequence[Running]) -> Sample:
         servers: Whose CPU time is not others'.
     """
 
-    def own() -> float:
+    def children() -> float:
         spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ours = sum(server.cpu_seconds() for server in servers)
-        return spent.ru_utime + spent.ru_stime + ours + time.process_time()
+        return spent.ru_utime + spent.ru_stime
 
-    before, mine, begin = parse_stat(_STAT.read_text()), own(), time.monotonic()
+    before, ended, stat, begin = clocks(), children(), _STAT.read_text(), time.monotonic()
     taken = run()
-    after, ours, seconds = parse_stat(_STAT.read_text()), own() - mine, time.monotonic() - begin
-    # Ticks are coarse and taken at other moments than the clocks: a little below zero is none.
-    other = max(after.used - before.used - ours, 0.0) / seconds
-    return taken.beside(other=other, stolen=(after.stolen - before.stolen) / seconds)
+    after, seconds = clocks(), time.monotonic() - begin
+    was, now = parse_stat(stat), parse_stat(_STAT.read_text())
+    spent = {pid: used - before.get(pid, 0.0) for pid, used in after.items()}
+    mine = {os.getpid(), *(server.pid for server in servers)}
+    other = used_by_others(now.used - was.used, children() - ended, spent, mine)
+    return taken.beside(other=other / seconds, stolen=(now.stolen - was.stolen) / seconds)
 
 
 def describe(program: Path, cores: tuple[int, int]) -> dict[str, object]:

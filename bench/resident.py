@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import load as client_load
+from bench.machine import clock
 from bench.progress import Progress
 from bench.sample import Load
 from bench.servers import Running, Work, serving, vhostblk
@@ -105,9 +106,9 @@ def idle(tools: Tools, seconds: float = IDLE_SECONDS) -> Idle:
     """Watch one idle device for so long."""
     with connected(tools, 1) as server:
         time.sleep(SLOW_SECONDS)
-        count, cpu = switches(server.pid), server.cpu_seconds()
+        count, cpu = switches(server.pid), clock(server.pid)
         time.sleep(seconds)
-        count, cpu = switches(server.pid) - count, server.cpu_seconds() - cpu
+        count, cpu = switches(server.pid) - count, clock(server.pid) - cpu
     return Idle(wakes=count / seconds, cpu=cpu * 1000 / seconds)
 
 

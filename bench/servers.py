@@ -172,11 +172,6 @@ class Running:
     sockets: Sequence[Path]
     words: Sequence[str]
 
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of all its threads, of those that have ended, too."""
-        # The clock of another process, as clock_getcpuclockid(3) makes it: CPUCLOCK_SCHED is 2.
-        return time.clock_gettime(~self.pid << 3 | 2)
-
     def go_on(self) -> None:
         """Let it have the CPU."""
         os.kill(self.pid, signal.SIGCONT)

@@ -8,7 +8,7 @@ import pytest
 
 from bench import raw
 from bench.__main__ import numbers, parse
-from bench.machine import parse_stat
+from bench.machine import clocks, is_kernel, parse_stat, used_by_others
 from bench.resident import parse_status
 from bench.sample import Load
 from bench.servers import Work, peer, qsd, vhostblk
@@ -103,3 +103,24 @@ def test_status_gives_numbers_by_name() -> None:
     """Words are left out."""
     text = "Name:\tx\nRssAnon:\t    1024 kB\nvoluntary_ctxt_switches:\t7\nEmpty:\n"
     assert parse_status(text) == {"RssAnon": 1024, "voluntary_ctxt_switches": 7}
+
+
+def test_others_are_seen_by_their_clocks() -> None:
+    """Exactly, however coarse the ticks are; servers and ourselves are no others."""
+    pid = os.getpid()
+    spent = {pid: 0.5, 1 << 30: 0.25, (1 << 30) + 1: 0.0001}
+    assert used_by_others(0.5, 0.0, spent, {pid}) == pytest.approx(0.25)
+    assert used_by_others(0.5, 0.0, spent, {pid, 1 << 30}) == 0.0
+
+
+def test_others_that_came_and_went_are_seen_by_ticks() -> None:
+    """Beyond what ticks may be off by; children of ours that have ended are no others."""
+    assert used_by_others(1.5, 1.0, {}, ()) == pytest.approx(0.3)
+    assert used_by_others(1.1, 1.0, {}, ()) == 0.0
+
+
+def test_every_process_has_a_clock() -> None:
+    """This one, too, and it is none of the kernel's."""
+    assert clocks()[os.getpid()] > 0.0
+    assert is_kernel(2) == (Path("/proc/2/comm").read_text() == "kthreadd\n")
+    assert not is_kernel(os.getpid())
