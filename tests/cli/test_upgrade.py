@@ -19,7 +19,7 @@ ENGINES = ["native", "reference"]
     ("engine", "packed"),
     [
         ("native", True),
-        ("reference", False),
+        pytest.param("reference", False, marks=pytest.mark.slow),
         pytest.param("native", False, marks=pytest.mark.slow),
         pytest.param("reference", True, marks=pytest.mark.slow),
     ],
@@ -109,6 +109,7 @@ def test_memory_in_a_memfd_is_carried(tmp_path: Path) -> None:
         server.end()
 
 
+@pytest.mark.slow
 def test_a_front_end_that_listens_is_kept(image: Path) -> None:
     """With --connect the connection goes on, and the next process connects again afterwards."""
     path = image.with_name("q")
@@ -182,6 +183,7 @@ def test_told_to_stop_ends_an_upgrade_too(image: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_one_upgrade_at_a_time(image: Path) -> None:
     """A second SIGUSR2 while one is under way is a warning, not a second process."""
     with image_served(image) as (server, _):

@@ -15,6 +15,7 @@ import pytest
 from server_kit import successors
 from server_kit.disks import Saving
 from server_kit.serving import Serving, make_engine, names, until
+from server_kit.taking_over import one_engine
 
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.null import Null
@@ -121,6 +122,7 @@ def test_a_client_that_stays_keeps_nobody_from_asking_again(server: Serving) -> 
     assert server.run(twice()) == "the new process has ended with status 1"
 
 
+@one_engine
 def test_a_client_that_stays_keeps_us_from_ending_no_longer(server: Serving, engine: str) -> None:
     """Once another process has taken over, we end, though who asked is connected still."""
     server.add(Memfd(SIZE))
@@ -170,6 +172,7 @@ def test_no_device_comes_while_another_process_takes_over(server: Serving) -> No
     server.add(Null(SIZE))
 
 
+@one_engine
 def test_only_a_process_of_ours_takes_over(
     server: Serving, engine: str, vhost_user_guest: Connect
 ) -> None:
@@ -224,6 +227,7 @@ def test_a_device_on_its_way_does_not_come_any_more(server: Serving) -> None:
     assert not path.exists()
 
 
+@one_engine
 def test_a_device_that_goes_while_another_process_starts(
     server: Serving, engine: str, vhost_user_guest: Connect
 ) -> None:
