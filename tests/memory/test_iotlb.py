@@ -8,18 +8,9 @@ from hypothesis import strategies as st
 
 from vhostblk.errors import Refused
 from vhostblk.memory.iotlb import EVERYWHERE, Iotlb, checked
+from vhostblk.memory.parts import AVAIL, DESC, USED
 from vhostblk.memory.regions import RegionTable, Wanted
-from vhostblk.memory.space import (
-    AVAIL,
-    DESC,
-    USED,
-    Access,
-    AddressSpace,
-    Denied,
-    Missing,
-    Segment,
-    Translation,
-)
+from vhostblk.memory.space import Access, AddressSpace, Denied, Missing, Segment, Translation
 
 PAGE = 4096
 UVA = 1 << 40

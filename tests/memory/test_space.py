@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostblk.errors import Refused
+from vhostblk.memory.parts import AVAIL, DESC, USED, RingPart
 from vhostblk.memory.regions import Place, RegionTable, Wanted
-from vhostblk.memory.space import AVAIL, DESC, USED, Access, AddressSpace, Denied, RingPart, Segment
+from vhostblk.memory.space import Access, AddressSpace, Denied, Segment
 
 PAGE = 4096
 PAGES = 24

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostblk.errors import Refused
+from vhostblk.memory.parts import DESC
 from vhostblk.memory.ranges import Limit, OnViolation, Ranges
 from vhostblk.memory.regions import Place, RegionTable, Wanted
-from vhostblk.memory.space import DESC, Access, AddressSpace, Denied, Missing, Translation
+from vhostblk.memory.space import Access, AddressSpace, Denied, Missing, Translation
 
 PAGE = 4096
 PAGES = 8

@@ -10,23 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntFlag
 from errno import EINVAL
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from vhostblk.errors import Refused, VhostBlkError
 from vhostblk.memory.ranges import Limit, OnViolation, Range
 from vhostblk.memory.regions import Region, RegionTable
-from vhostblk.spec.virtio_ring import (
-    AVAIL_ALIGN,
-    AVAIL_ELEM_SIZE,
-    AVAIL_HEADER_SIZE,
-    DESC_ALIGN,
-    DESC_SIZE,
-    PACKED_EVENT_ALIGN,
-    PACKED_EVENT_SIZE,
-    USED_ALIGN,
-    USED_ELEM_SIZE,
-    USED_HEADER_SIZE,
-)
+
+if TYPE_CHECKING:  # it says what is done with each in our words
+    from vhostblk.memory.parts import RingPart
 
 Piece: TypeAlias = tuple[int, int]
 """(host address, length in bytes) of a part of a ring."""
@@ -120,40 +111,6 @@ class Denied(VhostBlkError):  # noqa: N818 - a verdict, not an error of ours
         self.fatal = fatal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RingPart:
-    """
-    What a part of a ring looks like, for `AddressSpace.ring_pieces`.
-
-    Args:
-        align: What its address must be a multiple of, bytes.
-        header: Bytes before the first element.
-        element: Bytes of an element, which no border may split.
-        access: What the device does with it.
-    """
-
-    align: int
-    header: int
-    element: int
-    access: Access
-
-
-DESC = RingPart(align=DESC_ALIGN, header=0, element=DESC_SIZE, access=Access.READ)
-AVAIL = RingPart(
-    align=AVAIL_ALIGN, header=AVAIL_HEADER_SIZE, element=AVAIL_ELEM_SIZE, access=Access.READ
-)
-USED = RingPart(
-    align=USED_ALIGN, header=USED_HEADER_SIZE, element=USED_ELEM_SIZE, access=Access.WRITE
-)
-PACKED_DESC = RingPart(align=DESC_ALIGN, header=0, element=DESC_SIZE, access=_ANY)
-DRIVER_EVENT = RingPart(
-    align=PACKED_EVENT_ALIGN, header=0, element=PACKED_EVENT_SIZE, access=Access.READ
-)
-DEVICE_EVENT = RingPart(
-    align=PACKED_EVENT_ALIGN, header=0, element=PACKED_EVENT_SIZE, access=Access.WRITE
-)
-
-
 @dataclass(frozen=True, slots=True)
 class AddressSpace:
     """
@@ -180,6 +137,7 @@ class AddressSpace:
         translations: Sequence[Translation] | None = None,
         *,
         window: Limit | None = None,
+        cuts: "Cuts | None" = None,
     ) -> "AddressSpace":
         """
         Make the address space of a device.
@@ -190,12 +148,12 @@ class AddressSpace:
                 (any more) is left out.  None: it has none, and the driver uses guest physical
                 addresses.
             window: Where the device may go at all, in guest physical addresses; None: everywhere.
+            cuts: Of *table*, for who builds again and again.
         """
         if translations is None:
             rows = [(region.place.gpa, _whole(region)) for region in table.regions]
         else:
-            by_uva = sorted(table.regions, key=lambda region: region.place.uva)
-            rows = [row for one in translations for row in _cut(one, by_uva)]
+            rows = (cuts or Cuts(table)).rows(translations)
         asks = translations is not None
         whole = tuple(row for _, row in rows)
         if window is None:
@@ -242,7 +200,7 @@ class AddressSpace:
             row += 1
         return pieces
 
-    def ring_pieces_by_iova(self, iova: int, length: int, part: RingPart) -> list[Piece]:
+    def ring_pieces_by_iova(self, iova: int, length: int, part: "RingPart") -> list[Piece]:
         """
         Find where a part of a ring lives whose address goes through the IOMMU.
 
@@ -271,7 +229,7 @@ class AddressSpace:
         self._check_window(pieces)
         return pieces
 
-    def ring_pieces(self, uva: int, length: int, part: RingPart) -> list[Piece]:
+    def ring_pieces(self, uva: int, length: int, part: "RingPart") -> list[Piece]:
         """
         Find where a part of a ring lives in this process.
 
@@ -342,6 +300,30 @@ class AddressSpace:
         return region.mapping.address + skip, region.place.size - skip
 
 
+class Cuts:
+    """
+    What translations are in the regions of a table: made once of each, as long as it is known.
+
+    What an IOMMU has told changes by one entry at a time, and is built anew each time.
+
+    Args:
+        table: The regions.
+    """
+
+    def __init__(self, table: RegionTable) -> None:
+        self.table = table
+        self._by_uva = sorted(table.regions, key=lambda region: region.place.uva)
+        self._made: dict[int, tuple[Translation, tuple[tuple[int, Segment], ...]]] = {}
+
+    def rows(self, translations: Sequence[Translation]) -> list[tuple[int, Segment]]:
+        """Return all rows in the order of *translations*, each behind its GPA."""
+        before, self._made = self._made, {}
+        for one in translations:
+            name = id(one)  # nobody else has it: those that have rows are held
+            self._made[name] = before.get(name) or (one, tuple(_cut(one, self._by_uva)))
+        return [row for _, rows in self._made.values() for row in rows]
+
+
 def _whole(region: Region) -> Segment:
     """Return the row of a region whose guest has no IOMMU."""
     place, access = region.place, Access.READ | Access.WRITE
@@ -383,7 +365,7 @@ def _cut(one: Translation, by_uva: Sequence[Region]) -> Iterator[tuple[int, Segm
             yield gpa, Segment(iova, length, host, one.access)
 
 
-def _check_borders(uva: int, pieces: Sequence[Piece], part: RingPart) -> None:
+def _check_borders(uva: int, pieces: Sequence[Piece], part: "RingPart") -> None:
     border = 0
     for _, length in pieces[:-1]:
         border += length

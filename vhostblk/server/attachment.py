@@ -14,7 +14,7 @@ from vhostblk.memory.locate import locate
 from vhostblk.memory.mapping import Mapping
 from vhostblk.memory.regions import RegionTable
 from vhostblk.memory.sample import Sample
-from vhostblk.memory.space import AddressSpace, Translation
+from vhostblk.memory.space import AddressSpace, Cuts, Translation
 from vhostblk.protocol.channel import ConfigChange
 from vhostblk.server.backing import Backing
 from vhostblk.server.detect import Detector
@@ -63,6 +63,7 @@ class Attachment:
         self.protocol_features = ProtocolFeature(0)
         self.status = 0
         self.space = AddressSpace.build(RegionTable())
+        self._cuts = Cuts(self.space.table)
         self.iommu = Iommu(seconds=device.options.miss_seconds, log=device.log)
         self.turn = Turn(device.tenure, after=after, resume=self._resume, log=device.log)
         self.rings = [self._ring(index) for index in range(device.blk.num_queues)]
@@ -213,10 +214,13 @@ class Attachment:
         self, table: RegionTable, translations: Sequence[Translation] | None = None
     ) -> AddressSpace:
         """Make an address space, limited to what the device may use at all."""
-        space = AddressSpace.build(table, translations)
+        if self._cuts.table is not table:
+            self._cuts = Cuts(table)
+        build = partial(AddressSpace.build, table, translations, cuts=self._cuts)
+        space = build()
         rings = [one for ring in self.rings for part in ring.lies_in(space) for one in part]
         window = self.enforcement.window(rings)
-        return space if window is None else AddressSpace.build(table, translations, window=window)
+        return space if window is None else build(window=window)
 
     async def log_into(self, log: Mapping) -> None:
         """

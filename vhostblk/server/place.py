@@ -7,19 +7,17 @@ from typing import TypeAlias
 
 from vhostblk.engine.api import Piece
 from vhostblk.errors import Refused
-from vhostblk.memory.ranges import Range
-from vhostblk.memory.space import (
+from vhostblk.memory.parts import (
     AVAIL,
     DESC,
     DEVICE_EVENT,
     DRIVER_EVENT,
     PACKED_DESC,
     USED,
-    AddressSpace,
-    Denied,
-    Missing,
     RingPart,
 )
+from vhostblk.memory.ranges import Range
+from vhostblk.memory.space import AddressSpace, Denied, Missing
 from vhostblk.spec.virtio_ring import (
     AVAIL_ELEM_SIZE,
     AVAIL_HEADER_SIZE,

@@ -1,10 +1,9 @@
 """What it costs to serve a disk in Python: calls into the core, and objects left behind."""
 
-import asyncio
 import gc
 from collections import Counter
 from collections.abc import Iterator
-from typing import cast
+from typing import Any
 
 import pytest
 from engine.conftest import make_rig
@@ -39,7 +38,7 @@ def rig() -> Iterator[Rig]:
 
 
 def served(rig: Rig, disk: Ram) -> Served:
-    loop = cast("asyncio.AbstractEventLoop", None)  # the disk has no async method
+    loop: Any = None  # the disk has no async method
     log = Log("vhostblk.test", "bench")
     box = rig.lanes[0].mailbox
     return Served(

@@ -19,6 +19,7 @@ from vhostblk.engine.api import Queue, Way, Ways
 from vhostblk.engine.cpus import check_cpus
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.queue import NativeQueue
+from vhostblk.engine.native.table import Tables
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.poll import Poll
 from vhostblk.engine.told import WorkerStatus
@@ -76,6 +77,7 @@ class NativeDevice:
         self.disk = None if spec is None else _native_disk(spec)
         self._is_file = isinstance(spec, NativeFile)
         self.graveyard = make("graveyard", lib.vhb_graveyard_new)
+        self.tables = Tables()
         self._queues: set[NativeQueue] = set()
         self._late: set[asyncio.Future[None]] = set()
 

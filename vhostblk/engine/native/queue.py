@@ -20,6 +20,7 @@ from vhostblk.engine.api import (
 )
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
+from vhostblk.engine.native.table import Tables
 from vhostblk.engine.native.tell import Take, latency, pieces_table, sample, slow, take_note
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
@@ -49,6 +50,7 @@ class Share(Protocol):
 
     disk: Any
     graveyard: Any
+    tables: Tables
 
     def forget(self, queue: "NativeQueue") -> None:
         """Drop a queue that was freed."""
@@ -105,11 +107,7 @@ class NativeQueue:
 
     def set_space(self, segments: Sequence[Segment]) -> None:
         """Point the queue at new segments."""
-        table = ffi.new("struct vhb_segment[]", len(segments))
-        for row, segment in zip(table, segments, strict=True):
-            row.iova, row.len = segment.iova, segment.length
-            row.host = ffi.cast("void *", segment.host)
-            row.access = int(segment.access)
+        table = self._device.tables.of(segments)
         check(lib.vhb_queue_set_space(self.handle, table, len(segments)), "memory table")
 
     def set_ask(self, on_miss: Callable[[Miss], None] | None) -> None:
