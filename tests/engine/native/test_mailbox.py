@@ -14,7 +14,7 @@ pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=Impo
 
 from vhostblk.disk.call import Calls
 from vhostblk.engine.api import Job
-from vhostblk.engine.native import core, mailbox
+from vhostblk.engine.native import core, mailbox, table, tell
 from vhostblk.server.log import Log, Told
 from vhostblk.server.served import Served
 
@@ -62,10 +62,12 @@ def test_a_batch_costs_three_calls(rig: Rig, size: int, monkeypatch: pytest.Monk
         assert [each.status for each in asked] == [0] * size
 
 
-def test_the_words_of_a_job_are_those_of_the_struct() -> None:
-    """Rows are read by offset: the formats have the sizes that the header gives."""
+def test_words_are_those_of_the_structs() -> None:
+    """Rows are read and written by offset: the formats have the sizes that the header gives."""
     assert mailbox._JOB.size == core.ffi.sizeof("struct vhb_job")
     assert mailbox._PIECE.size == core.ffi.sizeof("struct vhb_piece")
+    assert table._ROW.size == core.ffi.sizeof("struct vhb_segment")
+    assert tell._SAMPLE.size == core.ffi.sizeof("struct vhb_sample")
     assert core.ffi.sizeof("struct vhb_ended") == 16
 
 

@@ -42,6 +42,6 @@ def test_samples_comes_back_from_a_guest_that_never_stops(
     """All that was there is taken, and what came meanwhile at most once more: others wait."""
     lane = rig.lane()
     with monkeypatch.context() as patch:
-        patch.setattr("vhostblk.engine.native.queue.lib", flood := Flood(lib))
+        patch.setattr("vhostblk.engine.native.tell.lib", flood := Flood(lib))
         taken = lane.queue.samples()
     assert len(taken) == flood.taken == 2 * ROOM

@@ -21,7 +21,7 @@ from vhostblk.engine.api import (
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
 from vhostblk.engine.native.table import Tables
-from vhostblk.engine.native.tell import Take, latency, pieces_table, sample, slow, take_note
+from vhostblk.engine.native.tell import Take, latency, pieces_table, slow, take_note, take_samples
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.reason import Reason
 from vhostblk.memory.dirty import DirtyLog
@@ -30,10 +30,6 @@ from vhostblk.memory.space import Access, Segment
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 from vhostblk.spec.virtio_ring import MAX_QUEUE_SIZE
 
-TAKE_SAMPLES = 512
-"""Samples taken from a queue at once."""
-TAKES = 2 * lib.VHB_SAMPLES // TAKE_SAMPLES
-"""Times that is done in a row at most: a guest may store faster than we take."""
 _POLICIES = {
     OnError.REPORT: lib.VHB_ON_ERROR_REPORT,
     OnError.STOP: lib.VHB_ON_ERROR_STOP,
@@ -354,16 +350,7 @@ class NativeQueue:
 
     def samples(self) -> list[Sample]:
         """Return the samples there are, and forget them."""
-        taken: list[Sample] = []
-        if self._last is not None:
-            return taken
-        table = ffi.new("struct vhb_sample[]", TAKE_SAMPLES)
-        for _ in range(TAKES):
-            n = lib.vhb_queue_take_samples(self.handle, table, TAKE_SAMPLES)
-            if n == 0:
-                break
-            taken += [sample(table[i]) for i in range(n)]
-        return taken
+        return [] if self._last is not None else take_samples(self.handle)
 
     async def move(self, worker: Worker) -> None:
         """Have another worker serve it; it is drained, none is dead, and nobody asks meanwhile."""

@@ -1,6 +1,7 @@
 """What a queue of the core tells, as values of `vhostblk.engine.api`, and is told."""
 
 from collections.abc import Callable, Sequence
+from struct import Struct
 from typing import Any, TypeAlias
 
 from vhostblk.engine.api import Latency, Op, Piece, Slow, Stall
@@ -11,6 +12,13 @@ Take: TypeAlias = Callable[[Any, Any], int]
 """``vhb_queue_stall`` or ``vhb_queue_failure``."""
 ROOM = 64
 """Slow requests that are looked for at first."""
+TAKE_SAMPLES = 512
+"""Samples taken from a queue at once."""
+TAKES = 2 * lib.VHB_SAMPLES // TAKE_SAMPLES
+"""Times that is done in a row at most: a guest may store faster than we take."""
+_SAMPLE = Struct("=QIHH")
+"""``struct vhb_sample``."""
+_ROLES = tuple(Role)
 
 
 def take_note(handle: Any, take: Take) -> Stall | None:
@@ -53,11 +61,23 @@ def slow(handle: Any, seconds: float) -> list[Slow]:
     ]
 
 
-def sample(raw: Any) -> Sample:
-    """Return a sample that was taken."""
-    role = Role(raw.role & ~lib.VHB_ROLE_OUTSIDE)
-    outside = bool(raw.role & lib.VHB_ROLE_OUTSIDE)
-    return Sample(raw.chain, raw.iova, raw.len, role, outside)
+def take_samples(handle: Any) -> list[Sample]:
+    """Return the samples there are in a queue, and forget them."""
+    taken: list[Sample] = []
+    table = ffi.new("struct vhb_sample[]", TAKE_SAMPLES)
+    words = memoryview(ffi.buffer(table))
+    for _ in range(TAKES):
+        n = lib.vhb_queue_take_samples(handle, table, TAKE_SAMPLES)
+        if n == 0:
+            break
+        taken += [_sample(row) for row in _SAMPLE.iter_unpack(words[: n * _SAMPLE.size])]
+    return taken
+
+
+def _sample(row: tuple[int, ...]) -> Sample:
+    iova, length, role, chain = row
+    outside = role & lib.VHB_ROLE_OUTSIDE != 0
+    return Sample(chain, iova, length, _ROLES[role & ~lib.VHB_ROLE_OUTSIDE], outside)
 
 
 def pieces_table(pieces: Sequence[Piece]) -> Any:
