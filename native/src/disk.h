@@ -103,8 +103,11 @@ struct vhb_disk_ops {
     int (*poll_fd)(struct vhb_disk *disk);
     /* Call vhb_req_done() for what is over; how many.  arm: the worker is about to sleep. */
     int (*reap)(struct vhb_disk *disk, bool arm);
+    /* How many requests that are over inside submit may wait for each other; 0: none ever is.
+     * waits: submit may wait for a device, so that the clock is looked at behind each. */
+    uint32_t at_once;
+    bool waits;
     void (*free)(struct vhb_disk *disk); /* the control plane's */
-    int budget; /* requests in one visit; 0: visit.c's */
 };
 
 struct vhb_disk {

@@ -249,7 +249,7 @@ static void file_free(struct vhb_disk *disk)
 }
 
 static const struct vhb_disk_ops file_ops = {
-    .submit = file_submit, .cancel = file_cancel, .free = file_free};
+    .submit = file_submit, .cancel = file_cancel, .free = file_free, .at_once = 16, .waits = true};
 
 /* ---- the way, by what the file system is ------------------------------------------------- */
 

@@ -17,7 +17,10 @@ struct vhb_io {
     int why_not; /* -errno of io_uring_queue_init */
     int epoll;   /* without uring */
     struct io_uring ring;
-    uint64_t now;     /* ns; of this pass, or as late as its last batch */
+    uint64_t now;     /* ns; when the clock was looked at last: worker.c */
+    uint64_t found;   /* ns; when the pass met the first request; 0: it has met none */
+    uint64_t pass;    /* its number; read by anyone */
+    uint64_t batched; /* number of the last pass that has given something back */
     uint64_t enters; /* calls of io_uring_enter or epoll_wait so far; read by anyone */
     uint32_t pending; /* requests that the kernel has, or gets at the next turn */
 

@@ -51,9 +51,8 @@ static void add(struct vhb_latency *latency, uint64_t ns, uint64_t n)
         store_relaxed(&latency->max_ns, ns);
 }
 
-void vhb_latency_done(struct vhb_queue *q, struct vhb_io *io)
+void vhb_latency_done(struct vhb_queue *q, const struct vhb_io *io)
 {
-    io->now = vhb_clock();
     for (const struct vhb_req *req = q->done; req;) {
         /* What came together and goes together took as long. */
         const struct vhb_req *first = req;

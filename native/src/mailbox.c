@@ -30,9 +30,6 @@
  * and the next job with its cancel; that one was not taken, so it cannot complete. */
 enum { POSTS_PER_SLOT = 3, MAX_SLOTS = 65536, MAX_ERRNO = 4095 };
 
-/* Requests taken of a ring before the server is told of them: to post one costs next to nothing. */
-enum { BATCH = 32 };
-
 /* The worker's, but for job: written before its post, read by the server after. */
 struct slot {
     struct vhb_job job; /* pair: mailbox-post */
@@ -225,7 +222,7 @@ static int mailbox_reap(struct vhb_disk *disk, bool arm)
 static const struct vhb_disk_ops mailbox_ops = {
     /* no free: the box owns its disk */
     .submit = mailbox_submit,   .cancel = mailbox_cancel, .flush = mailbox_flush,
-    .poll_fd = mailbox_poll_fd, .reap = mailbox_reap,     .budget = BATCH,
+    .poll_fd = mailbox_poll_fd, .reap = mailbox_reap,
 };
 
 /* ---- the serving thread's side ------------------------------------------------------- */

@@ -102,7 +102,8 @@ static void memory_free(struct vhb_disk *disk)
     free(disk);
 }
 
-static const struct vhb_disk_ops memory_ops = {.submit = memory_submit, .free = memory_free};
+static const struct vhb_disk_ops memory_ops = {
+    .submit = memory_submit, .free = memory_free, .at_once = 8};
 
 int vhb_disk_memory_new(void *host, uint64_t size, struct vhb_disk **out)
 {
@@ -138,7 +139,8 @@ static void null_free(struct vhb_disk *disk)
     free(disk);
 }
 
-static const struct vhb_disk_ops null_ops = {.submit = null_submit, .free = null_free};
+static const struct vhb_disk_ops null_ops = {
+    .submit = null_submit, .free = null_free, .at_once = 8};
 
 int vhb_disk_null_new(bool zero, struct vhb_disk **out)
 {

@@ -68,6 +68,7 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
                             .call = -1,
                             .err = -1,
                             .watched = -1,
+                            .pace = 1,
                             .attached = true,
                             .state = VHB_OWNED_BY_CONTROL,
                             .served = VHB_OWNED_BY_CONTROL,

@@ -7,10 +7,7 @@
 
 #include "inflight.h"
 #include "io.h"
-
-/* What is taken in one visit, so that queues share a worker fairly and none waits for long for what
- * a disk does inside submit.  A disk that does nothing there says how many it takes. */
-enum { BUDGET = 4, BUDGET_BYTES = 4 << 20 };
+#include "visit.h"
 
 /* When a ring is looked at again that has gone quiet: look_again(). */
 enum { LOOK_US = 10000 };
@@ -98,11 +95,13 @@ static int push_done(struct vhb_queue *q, struct vhb_io *io)
         release_done(q);
         return 0;
     }
-    vhb_latency_done(q, io);
     q->ring->push(q);
-    int n = release_done(q);
     if (q->ring->should_call(q))
         call_driver(q);
+    io->now = vhb_clock(); /* the driver waits for none of this any more */
+    io->batched = io->pass;
+    vhb_latency_done(q, io);
+    int n = release_done(q);
     q->look_at = io->now + LOOK_US * 1000ull;
     return n;
 }
@@ -123,84 +122,6 @@ static void look_again(struct vhb_queue *q, struct vhb_io *io)
         return;
     call_driver(q);
     count(&q->counters.late_calls, 1);
-}
-
-struct vhb_req *vhb_slot_peek(struct vhb_queue *q)
-{
-    uint16_t tag = q->free_slots[q->n_free - 1];
-    struct vhb_req *req = &q->slots[tag];
-    req->queue = q;
-    req->tag = tag;
-    return req;
-}
-
-void vhb_req_release(struct vhb_req *req)
-{
-    struct vhb_queue *q = req->queue;
-    let_go(req);
-    if (give_back_array(q, req))
-        q->starved = false;
-    q->bounce_slots -= req->bounce_slots;
-    store_relaxed(&q->counters.slots, q->bounce_slots);
-    store_relaxed(&req->state, VHB_REQ_FREE);
-    q->free_slots[q->n_free++] = (uint16_t)req->tag;
-}
-
-static bool has_slot(const struct vhb_queue *q)
-{
-    /* One for the request, and one for each that may have to be cancelled.  More than the ring is
-     * long are not given back only where a head is made available again before it is. */
-    uint32_t not_back = slot_count(q) - q->n_free - q->dead;
-    return q->n_free >= q->in_flight + 2 && not_back < q->size && !q->starved &&
-           samples_have_room(&q->samples);
-}
-
-/* A queue that is to drain takes what a predecessor had taken, and nothing else: its base says that
- * all of that was taken. */
-static bool may_take(const struct vhb_queue *q, uint32_t ask)
-{
-    if (q->missing || q->broken || is_stalled(q))
-        return false;
-    return ask == VHB_ASK_RUN ? q->enabled : ask == VHB_ASK_DRAIN && q->loaded && must_replay(q);
-}
-
-/* For who looks on: that something is under way. */
-static void note_taken(struct vhb_queue *q)
-{
-    if (load_relaxed(&q->busy_asked)) {
-        store_relaxed(&q->busy_asked, 0u);
-        vhb_queue_post(q, VHB_BUSY);
-    }
-}
-
-static int pop_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
-{
-    int n = 0;
-    uint64_t bytes = 0;
-    int most = q->disk->ops->budget ? q->disk->ops->budget : BUDGET;
-    while (n < most && bytes < BUDGET_BYTES && may_take(q, ask) && !lost_memory(q) && has_slot(q)) {
-        struct vhb_req *req = vhb_slot_peek(q);
-        int r = q->ring->pop(q, req);
-        q->starved = r == -EAGAIN;
-        if (r == -ENODATA) {
-            q->missing = true;
-            vhb_queue_post(q, VHB_MISS);
-        }
-        if (r <= 0)
-            break;
-        q->n_free--;
-        n++;
-        if (req->tag >= q->touched)
-            store_relaxed(&q->touched, req->tag + 1);
-        store_relaxed(&req->popped, io->now);
-        if (q->in_order)
-            vhb_order_enter(req);
-        vhb_blk_start(q, req, io);
-        bytes += req->len;
-    }
-    if (n)
-        note_taken(q);
-    return n;
 }
 
 static void retry_held(struct vhb_queue *q, struct vhb_io *io)
@@ -243,7 +164,7 @@ static void give(struct vhb_queue *q, uint32_t ask, uint32_t event)
 /* Do what the control plane asked, if its time has come. */
 static void answer(struct vhb_queue *q, uint32_t ask)
 {
-    bool idle = q->in_flight == 0 && !q->done && !q->order_first && !may_take(q, ask);
+    bool idle = q->in_flight == 0 && !q->done && !q->order_first && !vhb_may_take(q, ask);
     if (ask == VHB_ASK_PARK)
         give(q, ask, VHB_PARKED);
     else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle)
@@ -304,7 +225,7 @@ static int serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     check_mappings(q);
     if (q->was_run && !q->broken) /* its end may have been asked for before we saw it */
         take_over(q);
-    n += pop_some(q, io, ask);
+    n += vhb_take_some(q, io, ask);
     if (ask == VHB_ASK_CANCEL && !q->cancelled)
         cancel_all(q, io);
     q->cancelled = ask == VHB_ASK_CANCEL;
@@ -343,7 +264,7 @@ static bool may_pop(struct vhb_queue *q)
     uint32_t lost = vhb_fault_seen();
     bool more = q->ring->arm(q);
     doom_if_lost(q, lost);
-    return (more || must_replay(q)) && has_slot(q);
+    return (more || must_replay(q)) && vhb_has_slot(q);
 }
 
 void vhb_queue_quiet(struct vhb_queue *q)
@@ -373,7 +294,7 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
     case VHB_ASK_PARK:
         return true;
     case VHB_ASK_DRAIN:
-        return q->done || (may_take(q, ask) ? has_slot(q) : q->in_flight == 0);
+        return q->done || (vhb_may_take(q, ask) ? vhb_has_slot(q) : q->in_flight == 0);
     case VHB_ASK_CANCEL:
         return q->done || q->in_flight == 0 || !q->cancelled;
     case VHB_ASK_DETACH:

@@ -162,6 +162,7 @@ struct vhb_queue {
     struct vhb_fault doom; /* found outside a visit */
     uint32_t lost; /* vhb_fault_seen() when the visit began */
     uint32_t losses; /* vhb_fault_total() when the mappings were looked at; 0: not yet */
+    uint32_t pace; /* requests that are over at once: how many are given back together */
     bool starved; /* a long chain waits for a borrowed array */
     bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
     bool watching; /* the kick fd is watched by the worker's io */
@@ -278,15 +279,6 @@ void vhb_queue_post(struct vhb_queue *queue, uint32_t event); /* worker: tell th
 struct vhb_req *vhb_slot_peek(struct vhb_queue *queue);
 void vhb_req_release(struct vhb_req *req); /* the slot is free again */
 
-/* One visit by the worker: completions, new requests, what was asked.  *state* was loaded by the
- * caller, which has made its watches fit.  How much was done. */
-int vhb_queue_serve(struct vhb_queue *queue, struct vhb_io *io, uint32_t state);
-/* The worker is about to sleep: whether it must not. */
-bool vhb_queue_wants_visit(struct vhb_queue *queue);
-/* How long it may sleep on for this queue: microseconds; -1: for ever. */
-int64_t vhb_queue_patience(const struct vhb_queue *queue);
-void vhb_queue_quiet(struct vhb_queue *queue); /* the worker is awake: kicks are not needed */
-
 /* ---- blk.c ---- */
 
 /* Look at a popped request and start it; it may be done already when this returns. */
@@ -334,8 +326,8 @@ static inline bool is_stalled(const struct vhb_queue *queue)
 
 uint64_t vhb_clock(void); /* ns, CLOCK_MONOTONIC */
 uint32_t vhb_latency_bucket(uint64_t ns);
-/* The done list is about to be given back: look at the clock, and count. */
-void vhb_latency_done(struct vhb_queue *queue, struct vhb_io *io);
+/* The done list was given back just now. */
+void vhb_latency_done(struct vhb_queue *queue, const struct vhb_io *io);
 
 /* ---- use.c ---- */
 

@@ -15,6 +15,7 @@
 #include "worker.h"
 
 enum {
+    CLOCK_EVERY = 4,  /* passes that find nothing: each takes less than a look at the clock */
     POLLED_US = 100, /* how often a ring whose kicks we cannot see is looked at */
     HELD_US = 5000,  /* how often a request behind a dead one tries again */
 };
@@ -26,7 +27,6 @@ int vhb_worker_new(const struct vhb_worker_config *config, struct vhb_worker **o
     struct vhb_worker *w = calloc(1, sizeof(*w));
     if (!w)
         return -ENOMEM;
-    w->stale = true;
     w->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int r = w->wake_fd < 0 || w->event_fd < 0 ? -errno : 0;
@@ -72,6 +72,7 @@ int vhb_worker_counters(struct vhb_worker *w, struct vhb_worker_counters *out)
     for (size_t i = 0; i < sizeof(*out) / sizeof(uint64_t); i++)
         ((uint64_t *)out)[i] = load_relaxed(&from[i]);
     out->enters = load_relaxed(&w->io.enters);
+    out->passes = load_relaxed(&w->io.pass);
     return 0;
 }
 
@@ -176,13 +177,17 @@ static int start(struct vhb_worker *w)
     return r;
 }
 
+/* One pass.  The clock costs as much as a request, so it is looked at where much time may have gone
+ * since the last look: behind a system call and behind what was done, of that behind each batch. */
 static int pass(struct vhb_worker *w, int64_t timeout_us)
 {
-    int n = vhb_io_turn(&w->io, timeout_us, vhb_watch_ready, w);
-    if (w->stale) /* else a batch of the last pass did, just now */
-        w->io.now = vhb_clock();
-    w->began = w->io.now;
-    count(&w->poll.counters.passes, 1);
+    struct vhb_io *io = &w->io;
+    uint64_t enters = io->enters;
+    int n = vhb_io_turn(io, timeout_us, vhb_watch_ready, w);
+    if (io->enters != enters)
+        io->now = vhb_clock();
+    count(&io->pass, 1);
+    io->found = 0;
     adopt(w);
     w->lent = false;
     for (uint32_t i = 0; i < w->n_queues; i++) {
@@ -193,12 +198,19 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
         uint32_t state = load_acquire(&q->state); /* pair: state */
         vhb_watch_disk(w, q);
         vhb_watch_kick(w, q, state);
-        n += vhb_queue_serve(q, &w->io, state);
+        n += vhb_queue_serve(q, io, state);
         w->lent |= q->in_flight && q->disk->ops->poll_fd;
         forget(w, q);
     }
-    w->stale = w->io.now == w->began;
+    if (n && io->batched != io->pass)
+        io->now = vhb_clock();
     return n;
+}
+
+/* When the pass that is over has met a request, or what else it found to do. */
+static uint64_t found(const struct vhb_worker *w)
+{
+    return w->io.found ? w->io.found : w->io.now;
 }
 
 static void quiet_kicks(struct vhb_worker *w)
@@ -263,10 +275,12 @@ static int sleep_until_work(struct vhb_worker *w)
 static void turn(struct vhb_worker *w)
 {
     if (pass(w, 0)) {
-        vhb_poll_hit(&w->poll, w->began, w->io.now);
+        vhb_poll_hit(&w->poll, found(w), w->io.now);
         quiet_kicks(w);
         return;
     }
+    if (++w->empty % CLOCK_EVERY == 0)
+        w->io.now = vhb_clock();
     /* What the kernel has may want this very CPU for its own threads, and a completion ends the
      * sleep as soon as a kick does. */
     bool disk = w->io.pending && w->poll.mode != VHB_POLL_ALWAYS;
@@ -282,7 +296,7 @@ static void turn(struct vhb_worker *w)
     if (disk)
         vhb_poll_restart(&w->poll, w->io.now);
     else
-        vhb_poll_woken(&w->poll, w->began, w->io.now);
+        vhb_poll_woken(&w->poll, found(w), w->io.now);
     quiet_kicks(w);
 }
 
@@ -305,6 +319,7 @@ int vhb_worker_step(struct vhb_worker *w)
     int r = start(w);
     if (r < 0)
         return r;
+    w->io.now = vhb_clock();
     int n = pass(w, 0);
     for (uint32_t i = 0; i < w->n_queues; i++)
         if (w->queues[i])

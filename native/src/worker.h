@@ -4,20 +4,19 @@
 
 #include "io.h"
 #include "polling.h"
-#include "vq.h"
+#include "visit.h"
 
 struct vhb_worker {
     struct vhb_io io;
     struct vhb_poll poll;
-    uint64_t began; /* ns; the last pass */
     int wake_fd, event_fd;
     uint32_t sleeping; /* pair: sleeping */
     uint32_t stop, running;
     uint32_t attached;       /* queues, counted by the control plane and the worker */
     struct vhb_queue *inbox; /* a stack of queues to adopt */
     bool started;            /* the io is enabled and watches wake_fd */
-    bool stale;              /* nobody has looked at the clock since the last pass began */
     bool lent;               /* a thread of this process has requests of ours */
+    uint32_t empty;          /* passes that found nothing to do */
     uint32_t generation;     /* of watches: a late event is told by it */
 
     struct vhb_queue **queues;

@@ -131,20 +131,27 @@ static void test_available_twice_breaks(void)
 {
     for (int chained = 0; chained < 2; chained++) {
         struct slow s;
-        open_slow(&s, &(struct rig_config){.size = 4, .features = RIG_PACKED});
+        open_slow(&s, &(struct rig_config){.size = 4, .features = RIG_PACKED | RIG_INDIRECT});
         struct vhb_job job = start(&s, 0, BLK_IN, 0); /* 3 of 4 */
         put_packed(&s.rig, RIG_DESC, 0, rig_at(RIG_DATA), 16, 1, PACKED_USED);
         if (chained) {
             put_raw(&s.rig, 0, rig_at(RIG_DATA), 16, 1, DESC_NEXT);
         } else {
-            put_request(&s.rig, 3, BLK_FLUSH, 0, 0, 0);
-            put_raw(&s.rig, 0, rig_at(RIG_DATA), 16, 1, 0); /* it is served */
+            put_request(&s.rig, 3, BLK_FLUSH, 0, 0, 0); /* it is served */
+            put_packed(&s.rig, RIG_DATA, 0, rig_at(header_at(3)), 16, 0, 0);
+            put_packed(&s.rig, RIG_DATA, 1, rig_at(status_at(3)), 1, 0, DESC_WRITE);
+            put_raw(&s.rig, 0, rig_at(RIG_DATA), 32, 1, DESC_INDIRECT);
         }
         rig_kick(&s.rig);
         struct vhb_fault fault = rig_broken(&s.rig);
         CHECK_EQ(fault.reason, VHB_AVAIL_INDEX);
         CHECK_EQ(fault.index, chained ? 3 : 0);
         CHECK_EQ(fault.value, 0);
+        struct vhb_job flush;
+        if (!chained) {
+            CHECK_EQ(vhb_mailbox_take(s.box, &flush, 1), 1);
+            finish(&s, &flush);
+        }
         drain_broken(&s, &job);
     }
 }

@@ -89,9 +89,11 @@ def test_a_used_descriptor_stands_where_the_next_is_expected(packed_rig: Rig) ->
 def test_elements_of_a_batch_come_together(packed_rig: Rig) -> None:
     """What ends together is told together, each in its own descriptor."""
     lane = packed_rig.lane()
-    asked = [lane.ask(RequestType.GET_ID, room=20) for _ in range(4)]
+    asked = [lane.read() for _ in range(4)]
+    packed_rig.step()
+    packed_rig.finish_together(lane)
     packed_rig.pump()
-    assert lane.used() == [(one.head, 21) for one in asked]
+    assert lane.used() == [(one.head, 513) for one in asked]
     assert lane.rings(lane.call) == 1
 
 

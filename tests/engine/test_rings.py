@@ -133,7 +133,9 @@ def test_call_once_for_a_batch(rig: Rig) -> None:
     """Requests published together are one interrupt."""
     lane = rig.lane()
     for _ in range(4):
-        lane.ask(RequestType.GET_ID, room=20)
+        lane.read()
+    rig.step()
+    rig.finish_together(lane)
     rig.pump()
     assert len(lane.used()) == 4
     assert lane.rings(lane.call) == 1

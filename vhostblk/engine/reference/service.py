@@ -19,7 +19,7 @@ from vhostblk.engine.reference.work import Work
 from vhostblk.errors import Refused
 from vhostblk.memory.space import Missing
 
-BUDGET = 4
+BUDGET = 32
 """
 Requests taken in one visit: a driver that never stops must not keep us from anything else.  As many
 as the C core takes: what is done before a ring breaks is given back a visit at a time.
@@ -49,6 +49,7 @@ class Service:
         self._loaded = False  # the ring knows where it stands
         self._anew = False  # what the region says is over
         self._owed = False  # a call, if the driver turns out to want it
+        self._pace = 1  # of what is over at once, how many are given back together
         self._places = 0, 0  # where the ring stood
         self.settings = Settings()
         self.fault: Fault | None = None
@@ -164,16 +165,32 @@ class Service:
         """Take what the driver made available; return how much."""
         ring = self._ring
         if ring is None or not self.may_take(ask):
+            self._pace = 1
             return 0
-        n, size, has_room = 0, ring.layout.size, self._work.has_room
-        while n < BUDGET and self.may_take(ask) and has_room(size) and self._pop_one(ring):
-            n += 1
+        n = self._pop_some(ring, ask)
+        size, has_room = ring.layout.size, self._work.has_room
         if ask is not Ask.RUN:
             return n
         if n:
             ring.quiet()
         slipped_in = self.may_take(ask) and ring.arm() and has_room(size)
         return n + slipped_in
+
+    def _pop_some(self, ring: Ring, ask: Ask) -> int:
+        """Take up to BUDGET, and of those that are over at once as many as go back together."""
+        n = over = 0
+        limit, size, work = min(self._pace, BUDGET), ring.layout.size, self._work
+        while n < BUDGET and over < limit and self.may_take(ask) and work.has_room(size):
+            in_flight = work.in_flight
+            if not self._pop_one(ring):
+                break
+            n += 1
+            over += work.in_flight == in_flight
+        if n == 0:
+            self._pace = 1
+        elif over == self._pace:
+            self._pace *= 2
+        return n
 
     def _is_loaded(self, ring: Ring) -> bool:
         """Let a ring look where it stands, once; return whether it is whole."""
