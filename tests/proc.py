@@ -55,3 +55,10 @@ def status(process: int | str, name: str) -> int:
     """Return a number of /proc/PID/status; of sizes, kilobytes."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+def switches(process: int) -> dict[str, int]:
+    """Return how often each thread of a process was taken off its CPU, by its number."""
+    names = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+    tasks = [one.name for one in Path(f"/proc/{process}/task").iterdir()]
+    return {one: sum(status(f"{process}/task/{one}", name) for name in names) for one in tasks}
