@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import FLAGS, HERE
-from bench.sample import Sample
+from bench.sample import Sample, Unable
 from bench.servers import Running
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -122,6 +122,9 @@ def watched(run: Callable[[], Sample], servers: Sequence[Running]) -> Sample:
     Args:
         run: What takes it; its processes are our children and have ended.
         servers: Whose CPU time is not others'.
+
+    Raises:
+        Unable: No request came back in the measured time.
     """
 
     def children() -> float:
@@ -131,6 +134,8 @@ def watched(run: Callable[[], Sample], servers: Sequence[Running]) -> Sample:
     before, ended, stat, begin = clocks(), children(), _STAT.read_text(), time.monotonic()
     taken = run()
     after, seconds = clocks(), time.monotonic() - begin
+    if not taken.iops:
+        raise Unable("no request came back in the measured time: give it more --seconds")
     was, now = parse_stat(stat), parse_stat(_STAT.read_text())
     spent = {pid: used - before.get(pid, 0.0) for pid, used in after.items()}
     mine = {os.getpid(), *(server.pid for server in servers)}

@@ -7,7 +7,8 @@ through it reaches from the smallest to the largest.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Group:
 
     Args:
         name: What they have in common.
-        runs: Samples by depth and by who took turns.
+        runs: Samples by depth and by who took turns; of rivals the best one's, by what they are.
     """
 
     name: str
@@ -56,8 +57,14 @@ def groups(content: Mapping[str, Any]) -> list[Group]:
         for entry in line["entries"]:
             same = entry["work"] == work and entry["load"] == first["load"]
             if same and not entry["again"] and entry["samples"][0]["latency_us"].get("90"):
-                runs[entry["name"]] = entry["samples"]
+                name = f"{entry['rival']} (best)" if entry["rival"] else entry["name"]
+                runs[name] = max(runs.get(name, []), entry["samples"], key=rate)
     return list(found.values())
+
+
+def rate(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Return the median rate over turns; 0 of none."""
+    return statistics.median(sample["iops"] for sample in runs) if runs else 0.0
 
 
 def by_depth(group: Group, title: str, unit: str, figure: Figure) -> Chart | None:

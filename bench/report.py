@@ -102,6 +102,7 @@ def document(measured: Measured) -> dict[str, object]:
                 "devices": entries[name].work.devices,
                 "load": asdict(entries[name].load),
                 "again": name.endswith(AGAIN),
+                "rival": entries[name].rival,
                 "command": shlex.join(measured.commands.get(name, [])),
                 "samples": [sample.document() for sample in runs],
             }

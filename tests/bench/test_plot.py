@@ -26,6 +26,7 @@ def entry(name: str, depth: int, iops: float, cpu: float = 0.5) -> dict[str, obj
         "work": "null",
         "devices": 1,
         "again": name.endswith("again"),
+        "rival": "fio" if "fio" in name else "",
         "load": asdict(Load(depth=depth)),
         "samples": [sample, {**sample, "iops": iops * 2}],
     }
@@ -39,7 +40,8 @@ def content() -> Mapping[str, Any]:
                 "entries": [
                     entry("vhostblk", depth, 1000.0 * depth),
                     entry("vhostblk again", depth, 1.0),
-                    entry("<fio>", depth, 500.0 * depth, cpu=0.0),
+                    entry("fio <worse>", depth, 300.0 * depth, cpu=0.0),
+                    entry("fio <best>", depth, 500.0 * depth, cpu=0.0),
                 ]
             }
             for depth in (1, 32)
@@ -48,11 +50,12 @@ def content() -> Mapping[str, Any]:
 
 
 def test_loads_that_differ_in_depth_share_a_picture(content: Mapping[str, Any]) -> None:
-    """The A/A run is left out."""
+    """The A/A run is left out; of rivals the best one stands for all."""
     [group] = groups(content)
     assert group.name == "null randread 4K block"
     assert sorted(group.runs) == [1, 32]
-    assert group.names == ["vhostblk", "<fio>"]
+    assert group.names == ["vhostblk", "fio (best)"]
+    assert [sample["iops"] for sample in group.runs[32]["fio (best)"]] == [16000.0, 32000.0]
 
 
 def test_pictures_are_well_formed_and_complete(content: Mapping[str, Any]) -> None:
@@ -66,7 +69,7 @@ def test_pictures_are_well_formed_and_complete(content: Mapping[str, Any]) -> No
         "null-randread-4k-block-latency-qd32": 2 * len(PERCENTILES),
     }
     texts = [text.text for text in drawn["null-randread-4k-block-iops"].findall(f"{SVG}text")]
-    assert {"vhostblk", "<fio>", "1", "32", "IOPS"} <= set(texts)
+    assert {"vhostblk", "fio (best)", "1", "32", "IOPS"} <= set(texts)
 
 
 def test_nothing_is_drawn_outside_of_the_picture(content: Mapping[str, Any]) -> None:
@@ -77,6 +80,19 @@ def test_nothing_is_drawn_outside_of_the_picture(content: Mapping[str, Any]) -> 
         for line in root.iter(f"{SVG}line"):
             assert all(0 <= float(line.attrib[x]) <= width for x in ("x1", "x2"))
             assert all(0 <= float(line.attrib[y]) <= height for y in ("y1", "y2"))
+
+
+def test_names_are_no_markup() -> None:
+    """A peer may be called anything."""
+    chart = Chart(
+        title="<t>",
+        unit="u&",
+        below="b",
+        places=["1"],
+        series=[Series("<&>", [Spread(1, 1, 1)])],
+    )
+    root = ET.fromstring(render(chart))
+    assert {"<t>", "u&", "<&>"} <= {text.text for text in root.iter(f"{SVG}text")}
 
 
 def test_a_larger_rate_is_higher() -> None:

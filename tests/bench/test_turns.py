@@ -3,8 +3,11 @@
 import io
 from collections.abc import Callable, Iterator
 
+import pytest
+
+from bench.machine import watched
 from bench.progress import Progress
-from bench.sample import Load, Sample
+from bench.sample import Load, Sample, Unable
 from bench.servers import Work
 from bench.turns import PILOT_TURNS, Entry, Line, alternate
 
@@ -48,6 +51,12 @@ def test_repeats_are_bounded() -> None:
     assert repeats == 3
     assert [s.iops for s in got["a"]] == [3, 4, 5]
     assert all(s.disturbed for s in got["a"])
+
+
+def test_a_run_without_a_request_ends_its_line() -> None:
+    """There is no ratio to nothing."""
+    with pytest.raises(Unable, match="no request came back"):
+        watched(lambda: sample(0), ())
 
 
 def test_rivals_cost_a_pilot_and_one_winner() -> None:
