@@ -20,7 +20,16 @@ def build(directory: Path) -> Path:
     """Compile the core and step.c as a release build does; return the program."""
     program = directory / "step"
     core = sorted(str(path) for path in (ROOT / "native/src").glob("*.c"))
-    command = ["gcc", "-O3", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
+    command = [
+        "gcc",
+        "-O3",
+        "-flto=auto",
+        "-std=gnu11",
+        "-D_GNU_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
     command += [f"-I{ROOT / 'native/include'}", f"-I{ROOT / 'native/src'}", *core, str(SOURCE)]
     command += ["-l:liburing.a", "-lpthread", "-o", str(program)]
     subprocess.run(command, check=True)
