@@ -44,6 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--targets", action="store_true", help="what the project promises, and whether it is met")
+    add("--only", default="", metavar="TEXT", help="lines with TEXT in their name; else all")
     add("--whole", action="store_true", help="all disks, loads and shapes there are: above an hour")
     add("--work", type=words, default="null", help="disks: " + ", ".join(works.WORKS))
     add("--op", type=words, default="read,write", help="read, write; of --targets the first counts")
@@ -92,11 +93,12 @@ def planned(args: argparse.Namespace, shm: Path) -> Plan:
     """Return what is measured: the targets, the whole matrix, or the lines asked for."""
     base = Load(op=args.op[0], seconds=args.seconds)
     if args.targets:
-        return targets.plan(base, args.directory, shm)
+        return targets.plan(base, args.directory, shm).only(args.only)
     asked = list(works.whole(base) if args.whole else shapes(args))
     found = works.make_works({shape.work for shape in asked}, args.directory, shm)
     peers = [servers.peer(text) for text in args.peer]
-    return Plan([works.line(found[shape.work], shape, peers) for shape in asked], ())
+    lines = [works.line(found[shape.work], shape, peers) for shape in asked]
+    return Plan(lines, ()).only(args.only)
 
 
 def main() -> None:
@@ -138,18 +140,21 @@ def run(args: argparse.Namespace, scratch: Path, shm: Path) -> None:
         content["lines"] = [report.document(each) for each in measured]
         keep(args, content)  # at once: a long run may be cut short
     if args.targets:
-        content["targets"] = [asdict(one) for one in judged(plan, measured, tools)]
+        content["targets"] = [asdict(one) for one in judged(args, plan, measured, tools)]
     content["after"] = machine.describe(probe, (SERVER_CORE, CLIENT_CORE))
     print(f"\nafter: {content['after']}")
     keep(args, content)
 
 
-def judged(plan: Plan, measured: Sequence[Measured], tools: Tools) -> list[Verdict]:
+def judged(
+    args: argparse.Namespace, plan: Plan, measured: Sequence[Measured], tools: Tools
+) -> list[Verdict]:
     """Hold the lines against the targets, and print the verdicts."""
-    tools.report.line("idle device, memory")
     samples = {one.line.name: one.samples for one in measured}
     found = [verdicts.verdict(target, samples.get(target.line)) for target in plan.targets]
-    found += verdicts.resting(tools)
+    if not args.only:
+        tools.report.line("idle device, memory")
+        found += verdicts.resting(tools)
     tools.report.clear()
     print("\n~: by less than a server differs from itself (A/A)")
     print("\n".join(map(str, found)))

@@ -39,6 +39,11 @@ class Plan:
     lines: Sequence[Line]
     targets: Sequence[Target]
 
+    def only(self, text: str) -> "Plan":
+        """Return what has *text* in the name of its line."""
+        lines = [line for line in self.lines if text in line.name]
+        return Plan(lines, [target for target in self.targets if text in target.line])
+
     def __add__(self, other: "Plan") -> "Plan":
         """Return both, this first."""
         return Plan([*self.lines, *other.lines], [*self.targets, *other.targets])

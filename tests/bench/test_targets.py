@@ -49,6 +49,13 @@ def test_ours_takes_two_turns_in_every_line(plan: targets.Plan) -> None:
         assert [entry.name for entry in line.entries[:2]] == ["vhostblk", "vhostblk again"]
 
 
+def test_a_part_has_its_own_targets_only(plan: targets.Plan) -> None:
+    """What is not measured is not judged."""
+    part = plan.only("memory randread")
+    assert [line.name for line in part.lines] == [target.line for target in part.targets]
+    assert plan.only("nothing of the kind").lines == []
+
+
 def test_ten_turns_of_a_second_fit_in_half_an_hour(plan: targets.Plan) -> None:
     """A run costs its seconds, a tenth to warm up, and some 0.2 s around it."""
     runs = sum(line.runs(10) for line in plan.lines)
