@@ -1,7 +1,8 @@
 /* load.c - a run: requests are begun, taken back, counted, and begun anew.
  *
- * A pass takes all that was used, begins as many again, shows them to the device at once and asks
- * once whether it wants a kick.  The clock is read once in a pass that found something. */
+ * A pass takes all that was used, begins as many again, and then asks once whether the device wants
+ * a kick, as Linux does: it sees each request as soon as that is written.  The clock is read once
+ * in a pass that found something. */
 #include <errno.h>
 #include <stddef.h>
 #include <time.h>
@@ -119,7 +120,7 @@ static int begin_all(struct drv_queue *q)
     for (uint32_t i = n; i < q->n_free; i++)
         q->free[kept++] = q->free[i];
     q->n_free = kept;
-    if (!q->ring.ops->publish(&q->ring))
+    if (!q->ring.ops->wants_kick(&q->ring))
         return 0;
     count(&q->counters.kicks, 1);
     uint64_t one = 1;

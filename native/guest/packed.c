@@ -24,22 +24,17 @@ static void step(const struct drv_ring *r, uint16_t *at, bool *wrap, uint32_t n)
     *at = (uint16_t)next;
 }
 
-/* One descriptor into the ring.  The flags of the very first wait for publish: a device that sees
- * them may go on to all the others. */
-static void put(struct drv_ring *r, uint64_t address, uint32_t length, uint16_t id, uint32_t flags)
+/* One descriptor into the ring, all but its flags; the flags that it must get. */
+static uint16_t put(struct drv_ring *r, const struct vring_packed_desc *d)
 {
     struct vring_packed_desc *to = &r->packed.desc[r->next_avail];
-    uint16_t all = (uint16_t)(flags | (r->avail_wrap ? AVAIL : USED));
-    to->addr = address;
-    to->len = length;
-    to->id = id;
-    if (r->added++ == 0) {
-        r->first = to;
-        r->first_flags = all;
-    } else {
-        store_relaxed(&to->flags, all);
-    }
+    uint16_t flags = (uint16_t)(d->flags | (r->avail_wrap ? AVAIL : USED));
+    to->addr = d->addr;
+    to->len = d->len;
+    to->id = d->id;
+    r->added++;
     step(r, &r->next_avail, &r->avail_wrap, 1);
+    return flags;
 }
 
 /* Entries of a table follow each other: no NEXT, no id. */
@@ -56,29 +51,50 @@ static void put_table(const struct drv_chain *chain, bool in)
     }
 }
 
-static void add(struct drv_ring *r, uint32_t slot, const struct drv_chain *chain, bool in)
+/* The chain as it is in the ring: descriptor number *i*. */
+static struct vring_packed_desc descriptor(const struct drv_ring *r, const struct drv_chain *chain,
+                                           uint32_t i, bool in)
 {
-    if (r->indirect) {
-        put_table(chain, in);
-        uint32_t length = chain->parts * (uint32_t)sizeof(struct vring_packed_desc);
-        put(r, chain->table, length, (uint16_t)slot, VRING_DESC_F_INDIRECT);
-        return;
-    }
-    for (uint32_t i = 0; i < chain->parts; i++) {
-        struct drv_part part = drv_part(chain, i, in);
-        uint32_t flags = part.writable ? VRING_DESC_F_WRITE : 0;
-        if (i + 1 < chain->parts)
-            flags |= VRING_DESC_F_NEXT;
-        put(r, part.address, part.length, (uint16_t)slot, flags);
-    }
+    if (r->indirect)
+        return (struct vring_packed_desc){
+            .addr = chain->table,
+            .len = chain->parts * (uint32_t)sizeof(struct vring_packed_desc),
+            .flags = VRING_DESC_F_INDIRECT,
+        };
+    struct drv_part part = drv_part(chain, i, in);
+    return (struct vring_packed_desc){
+        .addr = part.address,
+        .len = part.length,
+        .flags = (uint16_t)((part.writable ? VRING_DESC_F_WRITE : 0) |
+                            (i + 1 < chain->parts ? VRING_DESC_F_NEXT : 0)),
+    };
 }
 
-static bool publish(struct drv_ring *r)
+static void add(struct drv_ring *r, uint32_t slot, const struct drv_chain *chain, bool in)
+{
+    struct vring_packed_desc *first = &r->packed.desc[r->next_avail];
+    uint16_t first_flags = 0;
+    if (r->indirect)
+        put_table(chain, in);
+    for (uint32_t i = 0; i < r->length; i++) {
+        struct vring_packed_desc *to = &r->packed.desc[r->next_avail];
+        struct vring_packed_desc d = descriptor(r, chain, i, in);
+        d.id = (uint16_t)slot;
+        uint16_t flags = put(r, &d);
+        if (i)
+            store_relaxed(&to->flags, flags);
+        else
+            first_flags = flags;
+    }
+    /* All the rest of the chain first: a device that sees these goes on to it.
+     * pair: avail-flags (device) */
+    store_release(&first->flags, first_flags);
+}
+
+static bool wants_kick(struct drv_ring *r)
 {
     uint16_t added = (uint16_t)r->added;
     r->added = 0;
-    /* All other descriptors first.  pair: avail-flags (device) */
-    store_release(&r->first->flags, r->first_flags);
     full_fence(); /* as for a split ring.  pair: device-event (device) */
     uint16_t flags = load_relaxed(&r->packed.device->flags);
     if (flags != VRING_PACKED_EVENT_FLAG_DESC || !r->event_idx)
@@ -138,7 +154,7 @@ static void arm(struct drv_ring *r)
 const struct drv_ring_ops drv_packed = {
     .start = start,
     .add = add,
-    .publish = publish,
+    .wants_kick = wants_kick,
     .pop = pop,
     .has_used = has_used,
     .quiet = quiet,

@@ -37,10 +37,10 @@ struct drv_used {
 
 struct drv_ring_ops {
     void (*start)(struct drv_ring *r);
-    /* Write a chain; the device does not see it yet.  There is room. */
+    /* Write a chain and show it to the device, which may begin at once; there is room. */
     void (*add)(struct drv_ring *r, uint32_t slot, const struct drv_chain *chain, bool in);
-    /* Show the device all that was added, at once; whether it wants a kick for that. */
-    bool (*publish)(struct drv_ring *r);
+    /* Whether the device wants a kick for what was added since this was asked last. */
+    bool (*wants_kick)(struct drv_ring *r);
     /* Take one: 1, 0 where there is none, or minus a reason of enum drv_reason. */
     int (*pop)(struct drv_ring *r, struct drv_used *out);
     bool (*has_used)(const struct drv_ring *r);
@@ -69,9 +69,7 @@ struct drv_ring {
     uint16_t next_avail, next_used; /* split: indices that run freely; packed: descriptors */
     bool avail_wrap, used_wrap;     /* packed */
     uint16_t device_idx;            /* split: as last read */
-    uint32_t added;                 /* since published; split: chains; packed: descriptors */
-    struct vring_packed_desc *first; /* packed: of what was added, */
-    uint16_t first_flags;            /* and its flags, stored last */
+    uint32_t added; /* since wants_kick; split: chains; packed: descriptors */
 
     uint32_t in_flight;
     uint32_t *writable; /* of each slot: bytes the device may write; 0: not in flight */

@@ -52,17 +52,17 @@ static void add(struct drv_ring *r, uint32_t slot, const struct drv_chain *chain
     } else {
         put(&r->split.desc[head], head, chain, in);
     }
-    uint16_t entry = (uint16_t)(r->next_avail + r->added++) & (uint16_t)(r->size - 1);
-    store_relaxed(&r->split.avail->ring[entry], (uint16_t)head);
+    store_relaxed(&r->split.avail->ring[r->next_avail & (r->size - 1)], (uint16_t)head);
+    r->next_avail++;
+    r->added++;
+    /* Chain and entry first.  pair: avail-idx (device) */
+    store_release(&r->split.avail->idx, r->next_avail);
 }
 
-static bool publish(struct drv_ring *r)
+static bool wants_kick(struct drv_ring *r)
 {
-    uint16_t old = r->next_avail;
-    r->next_avail = (uint16_t)(old + r->added);
+    uint16_t old = (uint16_t)(r->next_avail - r->added);
     r->added = 0;
-    /* Chains and entries first.  pair: avail-idx (device) */
-    store_release(&r->split.avail->idx, r->next_avail);
     /* The device asks for kicks and then looks at the index; we the other way round, so one of us
      * sees the other.  pair: avail-event (device) */
     full_fence();
@@ -125,7 +125,7 @@ static void arm(struct drv_ring *r)
 const struct drv_ring_ops drv_split = {
     .start = start,
     .add = add,
-    .publish = publish,
+    .wants_kick = wants_kick,
     .pop = pop,
     .has_used = has_used,
     .quiet = quiet,
