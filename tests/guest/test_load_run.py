@@ -82,9 +82,10 @@ def test_the_same_seed_gives_the_same_order(server: Serving) -> None:
         put(server, disk, Load(depth=1, requests=20, seed=seed))
         return [call[1] for call in disk.calls if call[0] == "read"]
 
-    assert walk(5) == walk(5)
-    assert walk(5) != walk(6)
-    assert len(set(walk(5))) > 10
+    once, again, other = walk(5), walk(5), walk(6)
+    assert once == again
+    assert once != other
+    assert len(set(once)) > 10
 
 
 class Lying(Ram):
@@ -163,6 +164,20 @@ def test_failures_are_counted_by_status(server: Serving) -> None:
     assert (report.requests, report.iops) == (0, 0)
 
 
+class Unwritable(Ram):
+    """Fails every write."""
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        raise OSError(errno.ENOSPC, f"{len(views)} views at {offset}")
+
+
+def test_failures_are_counted_in_all_phases(server: Serving) -> None:
+    """What could not be filled is not checked, and not passed over in silence."""
+    load = Load(op="read", depth=1, requests=5, size=32 << 10, verify=True)
+    report = put(server, Unwritable(), load)
+    assert (report.failed["ioerr"], report.checked) == (8, 0)
+
+
 def test_a_read_only_disk_is_not_written(server: Serving) -> None:
     """Nor is it asked to be."""
     disk = Ram()
@@ -217,6 +232,16 @@ def test_a_run_that_is_stopped_reports_what_was_measured(server: Serving) -> Non
     assert report.interrupted
     assert report.requests >= 20 - 1
     assert report.seconds < 3600
+
+
+def test_a_check_that_is_stopped_is_not_complete(server: Serving) -> None:
+    """All that was asked for was read, but not all that was written: that is no success."""
+    disk = Counting()
+    load = Load(depth=1, requests=4, size=128 << 10, verify=True)
+    with run_module.LoadRun.connect(server.add(disk), load) as run, stopping(run, disk):
+        report = run.run()
+    assert report.interrupted == (report.checked < 4 + 32)
+    assert report.requests == 4
 
 
 def test_a_back_end_that_hangs_up_is_told_at_once(server: Serving) -> None:

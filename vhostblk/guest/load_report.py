@@ -95,7 +95,7 @@ class Report:
         client_cpu_us: CPU microseconds of the load itself for each request.
         server_cpu_us: Those of the server; ``None``: they cannot be told.
         server: Its process; ``None``: it is in another namespace, or this very process.
-        failed: Requests that ended otherwise than OK, by `FAILURES`, warm-up included.
+        failed: Requests that ended otherwise than OK, by `FAILURES`, in all phases.
         kicks: For each request.
         sleeps: For each request.
         missed_calls: How often something was used and no call came within 250 ms.
@@ -134,9 +134,10 @@ def make_report(  # noqa: PLR0913 - what else is known
     interrupted: bool,
     server: int | None,
     server_cpu_us: float | None,
+    failed: Mapping[str, int],
     checked: int,
 ) -> Report:
-    """Add up what the queues counted."""
+    """Add up what the queues counted; *failed* and *checked*: in all phases."""
     read, write = (_kind(plan, counts, which) for which in (READ, WRITE))
     requests = max(read.requests + write.requests, 1)
     return Report(
@@ -148,7 +149,7 @@ def make_report(  # noqa: PLR0913 - what else is known
         client_cpu_us=sum(one.cpu_ns for one in counts) / requests / 1e3,
         server_cpu_us=server_cpu_us,
         server=server,
-        failed=failures(counts),
+        failed={name: failed.get(name, 0) for name in FAILURES},
         kicks=sum(one.kicks for one in counts) / requests,
         sleeps=sum(one.sleeps for one in counts) / requests,
         missed_calls=sum(one.missed_calls for one in counts),

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -61,6 +62,7 @@ class LoadRun:
         self._drivers: list[_Driver] = []
         self._stopped = False
         self._checked = 0
+        self._failed: Counter[str] = Counter()
         with contextlib.ExitStack() as undo:
             undo.callback(frontend.close)
             frontend.connection.identify()
@@ -144,17 +146,18 @@ class LoadRun:
         if self._stopped:
             raise GuestError("stopped before anything was measured")
         server_cpu_us = self._phase("load", self._load_jobs(), tell)
-        counts, interrupted = self._counts(), self._stopped
-        if load.verify and not interrupted:
+        counts = self._counts()
+        if load.verify and not self._stopped:
             self._phase("check", self._sequential_jobs(read_percent=100), tell)
         with contextlib.suppress(GuestError):  # it served until here
             self._session.stop()
         return make_report(
             self.plan,
             counts,
-            interrupted=interrupted,
+            interrupted=self._stopped,
             server=self.server,
             server_cpu_us=server_cpu_us,
+            failed=self._failed,
             checked=self._checked,
         )
 
@@ -230,7 +233,9 @@ class LoadRun:
         for driver in self._drivers:
             if driver.error is not None:
                 raise driver.error
-        self._checked += sum(one.checked for one in self._counts())
+        counts = self._counts()
+        self._checked += sum(one.checked for one in counts)
+        self._failed += Counter(failures(counts))
         return watch.server_cpu_us()
 
     def _cpu(self, driver: "_Driver") -> int | None:
