@@ -239,7 +239,8 @@ struct vhb_worker_counters {
     uint64_t polls_missed; /* it looked on, and slept all the same */
     uint64_t polled_ns; /* in which it looked on */
     uint64_t sleeps;
-    uint64_t passes; /* over all its queues */
+    uint64_t passes; /* over its queues */
+    uint64_t visits; /* of queues, in these passes; one that is idle for long is left out */
     uint64_t enters; /* calls of io_uring_enter or epoll_wait */
     uint64_t window_us; /* how long it looks on now; for ever: UINT64_MAX */
 };

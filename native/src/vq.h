@@ -172,6 +172,7 @@ struct vhb_queue {
     uint32_t served; /* the state that the last visit met */
     uint32_t kick_generation, disk_generation; /* a late event of an older watch is told by it */
     uint32_t position; /* in the worker's table */
+    uint64_t active; /* ns; when a visit did something last */
     struct vhb_counters counters;
     uint32_t touched; /* slots that were ever taken are in front of it; atomic */
     struct vhb_latency latency[VHB_CANCEL];

@@ -64,6 +64,7 @@ void vhb_watch_ready(void *context, uint64_t tok, bool still_watched)
     struct vhb_queue *q = position < w->n_queues ? w->queues[position] : NULL;
     if (!q)
         return;
+    vhb_rest_end(w, q);
     if (kind == WATCH_DISK && generation == q->disk_generation)
         q->watching_disk = still_watched;
     else if (kind == WATCH_KICK && generation == q->kick_generation)

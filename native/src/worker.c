@@ -1,14 +1,15 @@
 /* worker.c - one thread that serves any number of queues on one io_uring.
  *
- * A pass: adopt new queues, turn the io (submit, reap), visit every queue.  After a pass without
- * work it looks again for a while (polling.c), then asks for kicks, looks once more, and sleeps in
- * the io.
+ * A pass: adopt new queues, turn the io (submit, reap), visit the queues that are awake (rest.c).
+ * After a pass without work it looks again for a while (polling.c), then asks for kicks, looks once
+ * more, and sleeps in the io.
  *
  * Sleeping without losing a wake-up: the worker sets *sleeping*, then looks at everything again;
  * the others store what they want seen, then look at *sleeping*.  pair: sleeping */
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -52,6 +53,7 @@ int vhb_worker_free(struct vhb_worker *w)
     close(w->wake_fd);
     close(w->event_fd);
     free(w->queues);
+    free(w->awake);
     free(w);
     return 0;
 }
@@ -85,7 +87,8 @@ struct vhb_io *vhb_worker_io(struct vhb_worker *w)
 
 void vhb_worker_wake(struct vhb_worker *w)
 {
-    full_fence(); /* what we want seen is stored before this look.  pair: sleeping */
+    store_release(&w->asked, 1u); /* behind what we want seen.  pair: asked */
+    full_fence(); /* which is stored before this look.  pair: sleeping */
     if (load_relaxed(&w->sleeping))
         eventfd_write(w->wake_fd, 1);
 }
@@ -115,23 +118,36 @@ int vhb_worker_stop(struct vhb_worker *w)
 
 /* ---- coming and going of queues ------------------------------------------------------- */
 
+/* Room for more queues: a multiple of 64, as the bits of those that are awake are. */
+static int table_grow(struct vhb_worker *w)
+{
+    uint32_t room = w->room ? 2 * w->room : 64;
+    struct vhb_queue **table = realloc(w->queues, room * sizeof(*table));
+    if (!table)
+        return -ENOMEM;
+    w->queues = table;
+    uint64_t *awake = realloc(w->awake, room / 64 * sizeof(*awake));
+    if (!awake)
+        return -ENOMEM;
+    memset(awake + w->room / 64, 0, (room - w->room) / 64 * sizeof(*awake));
+    w->awake = awake;
+    w->room = room;
+    return 0;
+}
+
 static int table_place(struct vhb_worker *w, struct vhb_queue *q)
 {
     uint32_t i = 0;
     while (i < w->n_queues && w->queues[i])
         i++;
-    if (i == w->room) {
-        uint32_t room = w->room ? 2 * w->room : 8;
-        struct vhb_queue **table = realloc(w->queues, room * sizeof(*table));
-        if (!table)
-            return -ENOMEM; /* stays in the inbox; tried again at the next pass */
-        w->queues = table;
-        w->room = room;
-    }
+    if (i == w->room && table_grow(w) < 0)
+        return -ENOMEM; /* stays in the inbox; tried again at the next pass */
     if (i == w->n_queues)
         w->n_queues++;
     w->queues[i] = q;
     q->position = i;
+    q->active = 0;
+    vhb_rest_end(w, q);
     q->disk_generation = ++w->generation;
     q->kick_generation = ++w->generation;
     return 0;
@@ -159,6 +175,7 @@ static void forget(struct vhb_worker *w, struct vhb_queue *q)
         return;
     vhb_watch_end(w, q);
     w->queues[q->position] = NULL;
+    w->awake[q->position / 64] &= ~(1ull << q->position % 64);
     __atomic_fetch_sub(&w->attached, 1, __ATOMIC_ACQ_REL);
     vhb_queue_post(q, VHB_DETACHED);
 }
@@ -190,18 +207,21 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
     io->found = 0;
     adopt(w);
     w->lent = false;
-    for (uint32_t i = 0; i < w->n_queues; i++) {
-        struct vhb_queue *q = w->queues[i];
-        if (!q)
-            continue;
+    vhb_rest_wake_asked(w);
+    struct vhb_queue *q;
+    uint32_t visits = 0;
+    for (uint32_t i = 0; (q = vhb_next_awake(w, &i)); i++, visits++) {
         /* One look for both: a ring is not given back while its kick fd is still watched. */
         uint32_t state = load_acquire(&q->state); /* pair: state */
         vhb_watch_disk(w, q);
         vhb_watch_kick(w, q, state);
-        n += vhb_queue_serve(q, io, state);
+        int did = vhb_queue_serve(q, io, state);
+        n += did;
         w->lent |= q->in_flight && q->disk->ops->poll_fd;
+        vhb_rest_after(w, q, did);
         forget(w, q);
     }
+    count(&w->poll.counters.visits, visits);
     if (n && io->batched != io->pass)
         io->now = vhb_clock();
     return n;
@@ -215,15 +235,14 @@ static uint64_t found(const struct vhb_worker *w)
 
 static void quiet_kicks(struct vhb_worker *w)
 {
-    for (uint32_t i = 0; i < w->n_queues; i++) {
-        if (w->queues[i])
-            vhb_queue_quiet(w->queues[i]);
-    }
+    struct vhb_queue *q;
+    for (uint32_t i = 0; (q = vhb_next_awake(w, &i)); i++)
+        vhb_queue_quiet(q);
 }
 
-/* The ring takes requests and nothing tells of its kicks.  The state comes first: all else may
- * be read by the owner only, and until it says RUN that is the control plane. */
-static bool is_polled(const struct vhb_queue *q)
+/* The state comes first: all else may be read by the owner only, and until it says RUN that is the
+ * control plane. */
+bool vhb_is_polled(const struct vhb_queue *q)
 {
     return load_acquire(&q->state) == VHB_ASK_RUN && /* pair: state */
            !q->watching && q->enabled && !q->broken && !q->missing && !is_stalled(q);
@@ -238,19 +257,19 @@ static int64_t sooner(int64_t a, int64_t b)
 /* How long the sleep may last in microseconds; 0: there is work; -1: for ever. */
 static int64_t sleep_limit(struct vhb_worker *w)
 {
-    int64_t limit = -1;
+    int64_t limit = vhb_rest_patience(w);
     if (load_acquire(&w->stop) || load_relaxed(&w->inbox)) /* pair: stop */
         return 0;
-    for (uint32_t i = 0; i < w->n_queues; i++) {
-        struct vhb_queue *q = w->queues[i];
-        if (!q)
-            continue;
+    if (load_relaxed(&w->asked)) /* pair: asked */
+        return 0;
+    struct vhb_queue *q;
+    for (uint32_t i = 0; (q = vhb_next_awake(w, &i)); i++) {
         if (vhb_queue_wants_visit(q))
             return 0;
         limit = sooner(limit, vhb_queue_patience(q));
         if (q->held)
             limit = sooner(limit, HELD_US);
-        if (is_polled(q)) {
+        if (vhb_is_polled(q)) {
             limit = sooner(limit, POLLED_US);
             q->deaf = false; /* tried again after this sleep */
         }
@@ -321,8 +340,8 @@ int vhb_worker_step(struct vhb_worker *w)
         return r;
     w->io.now = vhb_clock();
     int n = pass(w, 0);
-    for (uint32_t i = 0; i < w->n_queues; i++)
-        if (w->queues[i])
-            vhb_queue_wants_visit(w->queues[i]); /* kicks are asked for, as before a sleep */
+    struct vhb_queue *q;
+    for (uint32_t i = 0; (q = vhb_next_awake(w, &i)); i++)
+        vhb_queue_wants_visit(q); /* kicks are asked for, as before a sleep */
     return n;
 }

@@ -6,7 +6,7 @@
 
 #include "rig.h"
 
-enum { SIZE = 64, DISK = 1 << 20, MOVES = 150 };
+enum { SIZE = 64, DISK = 1 << 20, MOVES = 50 };
 
 /* Have *worker* serve the queue, which runs; its workers are stepped, or have threads. */
 static void move_to(struct rig *rig, struct vhb_worker *worker)

@@ -130,7 +130,8 @@ class WorkerCounters:
         polls_missed: It looked on, and slept all the same.
         polled_ns: Nanoseconds in which it looked on.
         sleeps: It had nothing to do.
-        passes: Over all its queues.
+        passes: Over its queues.
+        visits: Of queues, in these passes; one that is idle for long is left out.
         enters: Calls of io_uring_enter or epoll_wait.
         window_us: Microseconds it looks on now; None: without an end.
     """
@@ -140,6 +141,7 @@ class WorkerCounters:
     polled_ns: int = 0
     sleeps: int = 0
     passes: int = 0
+    visits: int = 0
     enters: int = 0
     window_us: int | None = 0
 
