@@ -286,6 +286,10 @@ int vhb_queue_attach(struct vhb_queue *queue, struct vhb_worker *worker);
 int vhb_queue_free(struct vhb_queue *queue); /* -EBUSY unless detached with none dead */
 
 uint32_t vhb_queue_take_events(struct vhb_queue *queue); /* VHB_* bits, once each */
+/* The first of *n* queues, at *from* or behind, that has any: its index, and the bits into *out*;
+ * *n* if none has. */
+uint32_t vhb_queues_take_events(struct vhb_queue *const *queues, uint32_t n, uint32_t from,
+                                uint32_t *out);
 int vhb_queue_fault(struct vhb_queue *queue, struct vhb_fault *out);
 int vhb_queue_counters(struct vhb_queue *queue, struct vhb_counters *out);
 

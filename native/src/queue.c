@@ -367,6 +367,17 @@ uint32_t vhb_queue_take_events(struct vhb_queue *q)
     return events;
 }
 
+uint32_t vhb_queues_take_events(struct vhb_queue *const *queues, uint32_t n, uint32_t from,
+                                uint32_t *out)
+{
+    uint32_t i = from;
+    while (i < n && !load_relaxed(&queues[i]->events))
+        i++;
+    if (i < n)
+        *out = vhb_queue_take_events(queues[i]);
+    return i;
+}
+
 int vhb_queue_fault(struct vhb_queue *q, struct vhb_fault *out)
 {
     /* The queue may be breaking just now.  pair: fault */

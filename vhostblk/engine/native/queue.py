@@ -87,7 +87,7 @@ class NativeQueue:
         self._last: _Last | None = None  # once it is freed
         self._news, self._fds = asyncio.Event(), dict[str, int]()
         self._log: DirtyLog | None = None
-        worker.queues.add(self)
+        worker.take(self)
 
     @property
     def mailbox(self) -> NativeMailbox | None:
@@ -357,10 +357,10 @@ class NativeQueue:
         check(lib.vhb_queue_detach(self.handle), "detach")
         await self._until(lambda: self._detached)
         self._detached = False
-        self._worker.queues.discard(self)
+        self._worker.drop(self)
         check(lib.vhb_queue_attach(self.handle, worker.handle), "attach")
         self._worker = worker
-        worker.queues.add(self)
+        worker.take(self)
         self.set_log(self._log)  # the core forgot it: nobody was to write there
 
     async def close(self) -> None:
@@ -377,7 +377,7 @@ class NativeQueue:
 
     async def _forgotten(self) -> None:
         await self._until(lambda: self._detached)
-        self._worker.queues.discard(self)
+        self._worker.drop(self)
         self._device.forget(self)
         for fd in self._fds.values():
             os.close(fd)

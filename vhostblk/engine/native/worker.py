@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol
 
@@ -55,7 +56,9 @@ class Worker:
         config = ffi.new("struct vhb_worker_config *", how)
         self.handle = make("worker", lib.vhb_worker_new, config)
         self.index = index
-        self.queues: set[EventTaker] = set()
+        self.queues: tuple[EventTaker, ...] = ()
+        self._handles = _handles(())
+        self._events = ffi.new("uint32_t *")
         self._poll = poll.mode
         self._cpu = cpu
         self._loop = loop
@@ -101,10 +104,24 @@ class Worker:
             _log.warning("worker %d is not pinned to a CPU: %s", self.index, error.strerror)
             self._cpu = None
 
+    def take(self, queue: EventTaker) -> None:
+        """Hand out events of a queue from now on."""
+        self.queues = (*self.queues, queue)
+        self._handles = _handles(self.queues)
+
+    def drop(self, queue: EventTaker) -> None:
+        """Hand out no event of a queue any more."""
+        self.queues = tuple(one for one in self.queues if one is not queue)
+        self._handles = _handles(self.queues)
+
     def _on_events(self) -> None:
         os.read(self._event_fd, 8)
-        for queue in tuple(self.queues):
-            queue.on_events(lib.vhb_queue_take_events(queue.handle))
+        # Some of many have any: C looks for them.
+        queues, handles = self.queues, self._handles
+        at = lib.vhb_queues_take_events(handles, len(queues), 0, self._events)
+        while at < len(queues):
+            queues[at].on_events(self._events[0])
+            at = lib.vhb_queues_take_events(handles, len(queues), at + 1, self._events)
 
     async def close(self) -> None:
         """End the thread; a worker whose disk never answered is left to the process's end."""
@@ -114,3 +131,7 @@ class Worker:
             await asyncio.to_thread(self._thread.join)
         if lib.vhb_worker_free(self.handle) < 0:
             _log.error("a disk still holds requests: its worker cannot be freed")
+
+
+def _handles(queues: Sequence[EventTaker]) -> Any:
+    return ffi.new("struct vhb_queue *[]", [queue.handle for queue in queues])
