@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -119,11 +121,10 @@ def test_the_sender_is_told_once_it_was_asked_for(pair: Pair) -> None:
     connection.receive("one")
     assert not connection.sender
     connection.identify()
-    child = os.fork()
-    if not child:
-        socket.send_fds(peer, [REPLY], [0, 1])
-        os._exit(0)
-    message = connection.receive("two")
+    program = "import socket, sys; peer = socket.socket(fileno=int(sys.argv[1]))"
+    program += f"; socket.send_fds(peer, [{REPLY!r}], [0, 1])"
+    command = [sys.executable, "-c", program, str(peer.fileno())]
+    with subprocess.Popen(command, pass_fds=[peer.fileno()]) as child:
+        message = connection.receive("two")
     close_all(message.fds)
-    os.waitpid(child, 0)
-    assert (connection.sender, len(message.fds)) == (child, 2)
+    assert (connection.sender, len(message.fds)) == (child.pid, 2)
