@@ -5,12 +5,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import click
 import pytest
 from server_kit.disks import Ram
 from server_kit.serving import Serving, serving
 
-from vhostblk.cli import bench, bench_shown, main
+from vhostblk.cli import bench_shown, main
 from vhostblk.guest.histogram import BUCKETS, Histogram
 from vhostblk.guest.load import Load, Plan
 from vhostblk.guest.load_report import Kind, Progress, Report
@@ -154,17 +153,16 @@ def test_failures_are_no_success(server: Serving, capsys: pytest.CaptureFixture[
     assert err == "vhostblk: 20 requests failed\n"
 
 
-@pytest.mark.parametrize(("text", "found"), [("0", (0,)), ("0,2-3", (0, 2, 3)), ("5-5,1", (5, 1))])
-def test_cpus(text: str, found: tuple[int, ...]) -> None:
-    """As taskset reads them, in the order they were given."""
-    assert bench.cpus(text) == found
-
-
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-2", "1,,2"])
-def test_cpus_that_are_none(text: str) -> None:
-    """What to write instead is in the line."""
-    with pytest.raises(click.BadParameter):
-        bench.cpus(text)
+@pytest.mark.parametrize(
+    "asked", [("--cpus", "3-2"), ("--cpus", "a"), ("--bytes", "4Q"), ("--size", "-1")]
+)
+def test_values_that_are_none(capsys: pytest.CaptureFixture[str], asked: tuple[str, str]) -> None:
+    """What to write instead is in the line, which says for which option."""
+    assert main.main(["bench", NOWHERE, *asked]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"vhostblk bench: Invalid value for '{asked[0]}': ")
+    assert asked[1] in said
+    assert said.count("\n") == 1
 
 
 def report(us: int) -> Report:

@@ -15,6 +15,7 @@ import click
 from vhostblk.cli import bench_shown, options
 from vhostblk.cli.report import Status
 from vhostblk.disk.grammar import parse_size
+from vhostblk.engine.cpus import parse_cpus
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import GuestError
 from vhostblk.guest.load import Load, Op, Order, Wait
@@ -33,20 +34,15 @@ class Run(Protocol):
 
 def cpus(text: str) -> tuple[int, ...]:
     """
-    Read a list of CPUs, as taskset takes them.
+    Read a list of CPUs.
 
     Raises:
         click.BadParameter: It is none.
     """
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or not (last if dash else "0").isdecimal():
-            raise click.BadParameter(f"{text!r} is not a list of CPUs; give it like 0,2-3.")
-        found += range(int(first), int(last if dash else first) + 1)
-    if not found:
-        raise click.BadParameter(f"{text!r} names no CPU.")
-    return tuple(found)
+    try:
+        return parse_cpus(text)
+    except VhostBlkError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 def size(text: str) -> int:
@@ -59,7 +55,7 @@ def size(text: str) -> int:
     try:
         return parse_size(text)
     except VhostBlkError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(f"{error}.") from error
 
 
 def put(socket: Path, load: Load, tell: Callable[[str], None]) -> bench_shown.Document:
@@ -215,7 +211,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     "where",
     default="",
     metavar="LIST",
-    callback=options.parsed(lambda text: cpus(text) if text else ()),
+    callback=options.parsed(cpus),
     help="CPUs for the queues' threads, in turn: 1 or 0,2-3.  [default: any]",
 )
 @click.option(
