@@ -22,6 +22,7 @@ test: setup ## Run every test but the slow ones (guest boots included)
 	@$(with_tools) $(bin)/pytest
 
 test-slow: setup ## Run the slow tests
+	@.ci/setup bench
 	@$(with_tools) $(bin)/pytest -m slow
 
 test-sanitize: setup ## Run the C tests under ASan+UBSan, then under TSan
