@@ -74,10 +74,18 @@ def test_what_is_marked_in_a_packed_part() -> None:
         assert made.marked(0, packed=True) == [7]
 
 
-@pytest.mark.parametrize("payload", [b"", bytes(20), bytes(24)])
-def test_a_reply_without_a_region_is_an_error(payload: bytes) -> None:
-    """24 bytes and one descriptor, or the back-end is not believed."""
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (b"", "GET_INFLIGHT_FD was answered"),
+        (bytes(20), "GET_INFLIGHT_FD was answered"),
+        (b"\1" + bytes(23), "GET_INFLIGHT_FD was answered"),
+        (bytes(24), "makes no inflight region for 1 queues of 4 descriptors"),
+    ],
+)
+def test_a_reply_without_a_region_is_an_error(payload: bytes, says: str) -> None:
+    """24 bytes and one descriptor, or the back-end is not believed; all zeros are a refusal."""
     with scripted({Request.GET_INFLIGHT_FD: payload}) as backend:
         frontend = FrontEnd.over(backend.front)
-        with pytest.raises(GuestError, match=r"GET_INFLIGHT_FD was answered"):
+        with pytest.raises(GuestError, match=says):
             frontend.get_inflight_fd(1, 4)

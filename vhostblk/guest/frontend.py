@@ -275,10 +275,15 @@ class FrontEnd:
             The region, the caller's to close.
 
         Raises:
-            GuestError: The reply is not 24 bytes and one descriptor.
+            GuestError: There is none for so many, or the reply is not 24 bytes and one descriptor.
         """
         asked = LAYOUT.pack(0, 0, queues, queue_size)
         reply = self.ask(Request.GET_INFLIGHT_FD, asked)
+        if reply.payload == bytes(LAYOUT.size) and not reply.fds:
+            raise GuestError(
+                f"the back-end makes no inflight region for {queues} queues "
+                f"of {queue_size} descriptors"
+            )
         try:
             (fd,) = reply.fds
             return Inflight.parse(reply.payload, fd)
