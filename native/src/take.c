@@ -83,6 +83,11 @@ static bool pop_one(struct vhb_queue *q, struct vhb_io *io, uint64_t *bytes)
     return true;
 }
 
+static uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
 static bool took_long(const struct vhb_queue *q, const struct vhb_io *io)
 {
     return q->disk->ops->waits && vhb_clock() - io->now > LONG_NS;
@@ -91,13 +96,15 @@ static bool took_long(const struct vhb_queue *q, const struct vhb_io *io)
 /* What the disk does inside submit is over, and waits until the visit ends: the first for all the
  * others.  So the first is given back alone, then two, and twice as many as long as there are that
  * many: a driver that waits for one is answered before it sleeps, one that has many under way is
- * called for many. */
+ * called for many.  Likewise a device begins with the first while we take the others.  Who is told
+ * by flush gets them together: each time costs a thread its sleep. */
 int vhb_take_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
 {
     uint32_t most = q->disk->ops->at_once ? q->disk->ops->at_once : BUDGET;
-    uint32_t n = 0, over = 0, limit = q->pace < most ? q->pace : most;
+    uint32_t n = 0, over = 0, limit = smaller(q->pace, most);
+    uint32_t budget = q->disk->ops->flush ? BUDGET : smaller(q->pace, BUDGET);
     uint64_t bytes = 0;
-    while (n < BUDGET && over < limit && bytes < BUDGET_BYTES && vhb_may_take(q, ask) &&
+    while (n < budget && over < limit && bytes < BUDGET_BYTES && vhb_may_take(q, ask) &&
            !lost_memory(q) && vhb_has_slot(q)) {
         uint32_t in_flight = q->in_flight;
         if (!pop_one(q, io, &bytes))
@@ -110,7 +117,7 @@ int vhb_take_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     }
     if (n == 0)
         q->pace = 1;
-    else if (over == q->pace)
+    else if (n == q->pace)
         q->pace *= 2;
     if (n)
         note_taken(q);

@@ -162,7 +162,7 @@ struct vhb_queue {
     struct vhb_fault doom; /* found outside a visit */
     uint32_t lost; /* vhb_fault_seen() when the visit began */
     uint32_t losses; /* vhb_fault_total() when the mappings were looked at; 0: not yet */
-    uint32_t pace; /* requests that are over at once: how many are given back together */
+    uint32_t pace; /* how many requests a visit takes: take.c */
     bool starved; /* a long chain waits for a borrowed array */
     bool cancelled; /* the pending VHB_ASK_CANCEL was carried out */
     bool watching; /* the kick fd is watched by the worker's io */
