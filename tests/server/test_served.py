@@ -156,3 +156,50 @@ def test_async_calls_that_end_together_are_told_of_together(box: Counting) -> No
         assert sorted(box.told[0]) == list(range(5))
 
     uvloop.run(together())
+
+
+class Mixed(Slow):
+    """Its flush is plain, and meets a request that is given up just then."""
+
+    def __init__(self, box: FakeMailbox) -> None:
+        super().__init__()
+        self._box = box
+
+    def flush(self) -> None:
+        self._box.post(job(1, Op.CANCEL))
+
+
+@pytest.mark.parametrize("how", ["given up", "stopped"])
+def test_a_call_that_has_not_begun_ends_when_it_is(box: Counting, how: str) -> None:
+    """A task that is cancelled before its first step never runs: its job must end all the same."""
+
+    async def given_up() -> None:
+        disk = Mixed(box)
+        await disk.open()
+        disk.set(free=False)
+        await asyncio.sleep(0)
+        served = serve(disk, box, loop=asyncio.get_running_loop())
+        box.post(job(1, Op.READ), *([job(2, Op.FLUSH)] if how == "given up" else []))
+        assert not served.work(1.0)
+        if how == "stopped":
+            served.stop()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert box.ended[1] == errno.ECANCELED
+        assert disk.cancelled == 1
+
+    uvloop.run(given_up())
+
+
+def test_an_error_that_is_its_own_cause_ends_its_request(box: Counting) -> None:
+    """A chain of errors may be a circle."""
+
+    class Circular(Timed):
+        def read(self, offset: int, views: Sequence[memoryview]) -> None:
+            error = OSError(errno.ENOSPC, f"{len(views)} at {offset}")
+            raise error from error
+
+    served = serve(Circular(), box)
+    box.post(job(1, Op.READ))
+    assert not served.work(1.0)
+    assert box.ended == {1: errno.ENOSPC}

@@ -1,5 +1,7 @@
 from collections.abc import Callable
 
+import pytest
+
 from vhostblk.server.slices import SLICE_SECONDS, Slices
 
 
@@ -88,4 +90,25 @@ def test_who_is_forgotten_works_no_more() -> None:
     time.turn()
     assert log == [stays]
     slices.forget(gone)
+    assert not time.soon
+
+
+class Broken(Working):
+    """Raises when it is to work."""
+
+    def work(self, until: float) -> bool:
+        raise ValueError(until)
+
+
+def test_one_that_raises_keeps_no_other_from_its_turn() -> None:
+    """Those behind it are not left waiting for somebody else's work to come."""
+    time, log = Time(), list[Working]()
+    slices = Slices(time.call_soon, time.clock)
+    stays = Working(time, [0.0], log)
+    slices.wake(Broken(time, [], log))
+    slices.wake(stays)
+    with pytest.raises(ValueError, match="100"):
+        time.turn()
+    time.turn()
+    assert log == [stays]
     assert not time.soon

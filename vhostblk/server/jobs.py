@@ -39,6 +39,8 @@ def _then(first: Pending, second: Callable[[], Pending]) -> Pending:
 
 def clear(error: BaseException | None) -> None:
     """Take the disk's locals out of a traceback: they are slices of the guest's memory."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # ``raise error from error`` is a circle
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+        error = error.__context__ if error.__cause__ is None else error.__cause__

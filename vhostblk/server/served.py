@@ -93,7 +93,7 @@ class Served:
             self._end(self._todo.popleft(), errno.ECANCELED)
         self._tell()
         for task in self._tasks.values():
-            task.cancel()
+            self._cancel(task)
 
     def _take(self) -> bool:
         taken = self.mailbox.take()
@@ -108,9 +108,13 @@ class Served:
     def _give_up(self, tag: int) -> None:
         task = self._tasks.get(tag)
         if task is not None:
-            task.cancel()
+            self._cancel(task)
         elif tag in self._jobs:  # it has not begun: the disk was busy with another
             self._revoked.add(tag)
+
+    def _cancel(self, task: asyncio.Task[None]) -> None:
+        # Behind its first step: one that is cancelled before never runs, and would not end its job.
+        self._loop.call_soon(task.cancel)
 
     def _do(self, until: float) -> None:
         todo, clock, revoked = self._todo, self._clock, self._revoked

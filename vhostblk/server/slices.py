@@ -52,11 +52,13 @@ class Slices:
     def _work(self) -> None:
         self._due = False
         until = self._clock() + SLICE_SECONDS
-        while self._waiting:
-            worker = next(iter(self._waiting))
-            del self._waiting[worker]
-            if worker.work(until):
-                self._waiting[worker] = None
-            if self._clock() >= until:
-                break
-        self._ask()
+        try:
+            while self._waiting:
+                worker = next(iter(self._waiting))
+                del self._waiting[worker]
+                if worker.work(until):
+                    self._waiting[worker] = None
+                if self._clock() >= until:
+                    break
+        finally:
+            self._ask()  # the others' turns come, whatever becomes of one
