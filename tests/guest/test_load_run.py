@@ -322,3 +322,19 @@ def test_threads_run_where_they_are_told(server: Serving) -> None:
     assert put(server, Null(MIB), Load(requests=1, cpus=(cpu,))).requests == 1
     with pytest.raises(GuestError, match="no thread can run on CPU 9999"):
         put(server, Null(MIB), Load(requests=1, cpus=(9999,)))
+
+
+def test_whoever_is_told_may_raise(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load has ended before that is raised: its memory goes with the run."""
+    monkeypatch.setattr(run_module, "TICK", 0.005)
+
+    def tell(progress: Progress) -> None:
+        raise BrokenPipeError(progress.phase)
+
+    before = threading.active_count()
+    with run_module.LoadRun.connect(server.add(Null(MIB)), Load(seconds=3600, warm_up=0)) as run:
+        connected = threading.active_count()
+        with pytest.raises(BrokenPipeError, match="load"):
+            run.run(tell)
+        assert threading.active_count() == connected
+    assert before <= connected

@@ -60,7 +60,8 @@ class Connection:
             sock.connect(str(path))
         except OSError as error:
             sock.close()
-            raise DisconnectedError(f"cannot connect to {path}: {error}") from error
+            why = error.strerror or error
+            raise DisconnectedError(f"cannot connect to {path}: {why}") from error
         return cls(sock, timeout)
 
     def fileno(self) -> int:

@@ -12,7 +12,7 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -60,7 +60,7 @@ class LoadRun:
 
     def __init__(self, frontend: FrontEnd, load: Load) -> None:
         self._drivers: list[_Driver] = []
-        self._stopped = False
+        self._stopped = self._at_once = False
         self._checked = 0
         self._failed: Counter[str] = Counter()
         with contextlib.ExitStack() as undo:
@@ -122,8 +122,9 @@ class LoadRun:
             at_once: Do not wait.
         """
         self._stopped = True
+        self._at_once = self._at_once or at_once
         for driver in self._drivers:
-            driver.generator.stop(at_once=at_once)
+            driver.generator.stop(at_once=self._at_once)
 
     def run(self, tell: Tell = _nobody) -> Report:
         """
@@ -224,12 +225,11 @@ class LoadRun:
             for driver, job in zip(self._drivers, jobs, strict=True)
         ]
         watch = _Watch(name, jobs[0].warm_up, self, tell)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(watch.left())
-                watch.look()
+        with self._at_work(threads):
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(watch.left())
+                    watch.look()
         for driver in self._drivers:
             if driver.error is not None:
                 raise driver.error
@@ -237,6 +237,21 @@ class LoadRun:
         self._checked += sum(one.checked for one in counts)
         self._failed += Counter(failures(counts))
         return watch.server_cpu_us()
+
+    @contextlib.contextmanager
+    def _at_work(self, threads: Sequence[threading.Thread]) -> Iterator[None]:
+        """Start threads, and end them before anything is raised: what they use may go then."""
+        begun: list[threading.Thread] = []
+        try:
+            for thread in threads:
+                thread.start()
+                begun.append(thread)
+            yield
+        except BaseException:
+            self.stop(at_once=True)
+            for thread in begun:
+                thread.join()
+            raise
 
     def _cpu(self, driver: "_Driver") -> int | None:
         cpus = self.plan.load.cpus
