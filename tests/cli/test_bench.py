@@ -154,7 +154,17 @@ def test_failures_are_no_success(server: Serving, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "asked", [("--cpus", "3-2"), ("--cpus", "a"), ("--bytes", "4Q"), ("--size", "-1")]
+    "asked",
+    [
+        ("--cpus", "3-2"),
+        ("--cpus", "a"),
+        ("--bytes", "4Q"),
+        ("--size", "-1"),
+        ("--seconds", "nan"),
+        ("--seconds", "0"),
+        ("--warm-up", "inf"),
+        ("--timeout", "1000001"),
+    ],
 )
 def test_values_that_are_none(capsys: pytest.CaptureFixture[str], asked: tuple[str, str]) -> None:
     """What to write instead is in the line, which says for which option."""

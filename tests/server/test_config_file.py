@@ -97,7 +97,7 @@ def test_no_device_is_a_file_too(tmp_path: Path) -> None:
             '[[device]]\ndisk = "memory:1M"',
             "give one of socket_path, connect, fd and systemd, not none",
         ),
-        (ONE + 'socket_mode = "9"', "socket_mode '9' is not a mode; give octal digits like 660"),
+        (ONE + 'socket_mode = "9"', "socket_mode: '9' is not a mode; give octal digits like 660"),
         (ONE + 'socket_owner = "no-such-one"', "there is no user 'no-such-one' on this machine"),
         (ONE + 'serial = "123456789012345678901"', "is longer than 20 bytes"),
         (ONE + 'shared_ranges = "x"', "device 1: "),

@@ -14,8 +14,6 @@ import click
 
 from vhostblk.cli import bench_shown, options
 from vhostblk.cli.report import Status
-from vhostblk.disk.grammar import parse_size
-from vhostblk.engine.cpus import parse_cpus
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import GuestError
 from vhostblk.guest.load import Load, Op, Order, Wait
@@ -30,32 +28,6 @@ class Run(Protocol):
 
     def stop(self, *, at_once: bool = False) -> None:
         """End it."""
-
-
-def cpus(text: str) -> tuple[int, ...]:
-    """
-    Read a list of CPUs.
-
-    Raises:
-        click.BadParameter: It is none.
-    """
-    try:
-        return parse_cpus(text)
-    except VhostBlkError as error:
-        raise click.BadParameter(f"{error}.") from error
-
-
-def size(text: str) -> int:
-    """
-    Read bytes, with K, M or G behind them.
-
-    Raises:
-        click.BadParameter: They are none.
-    """
-    try:
-        return parse_size(text)
-    except VhostBlkError as error:
-        raise click.BadParameter(f"{error}.") from error
 
 
 def put(socket: Path, load: Load, tell: Callable[[str], None]) -> bench_shown.Document:
@@ -129,7 +101,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     default="4K",
     show_default=True,
     metavar="SIZE",
-    callback=options.parsed(size),
+    callback=options.parsed(options.size),
     help="Of a request.",
 )
 @click.option(
@@ -148,14 +120,14 @@ def _interruptible(run: Run) -> Iterator[None]:
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Seconds(),
     default=5.0,
     show_default=True,
     help="How long to measure.",
 )
 @click.option(
     "--warm-up",
-    type=click.FloatRange(min=0),
+    type=options.Seconds(zero=True),
     metavar="SECONDS",
     help="Before that, not counted.  [default: a tenth of it]",
 )
@@ -196,7 +168,7 @@ def _interruptible(run: Run) -> Iterator[None]:
 @click.option(
     "--size",
     metavar="SIZE",
-    callback=options.parsed(size),
+    callback=options.parsed(options.size),
     help="Use no more than the first SIZE bytes of the disk.  [default: all]",
 )
 @click.option(
@@ -211,7 +183,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     "where",
     default="",
     metavar="LIST",
-    callback=options.parsed(cpus),
+    callback=options.parsed(options.cpus),
     help="CPUs for the queues' threads, in turn: 1 or 0,2-3.  [default: any]",
 )
 @click.option(
@@ -226,7 +198,7 @@ def _interruptible(run: Run) -> Iterator[None]:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Seconds(),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

@@ -5,9 +5,8 @@ Each parser takes what was typed and returns the value, or raises `click.BadPara
 to type instead; `option` makes a click callback of it.
 """
 
-import grp
+import math
 import os
-import pwd
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,18 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import click
 
 from vhostblk.disk.file import LockWhen
+from vhostblk.disk.grammar import parse_size
 from vhostblk.engine.cpus import parse_cpus
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import takeover
 from vhostblk.server.activation import expected
 from vhostblk.server.policy import parse_shared_ranges
+from vhostblk.server.settings import parse_mode, parse_owner
 
 MAX_QUEUES = 64
 MAX_WORKERS = 256
-MAX_MODE = 0o777
+MAX_SECONDS = 1_000_000
 Engine: TypeAlias = Literal["auto", "native", "reference"]
 Confidential: TypeAlias = Literal["off", "auto", "require"]
 OnViolation: TypeAlias = Literal["warn", "fail", "break"]
@@ -51,42 +52,60 @@ def parsed(
     return callback
 
 
-def mode(text: str) -> int:
+class Seconds(click.FloatRange):
     """
-    Read permission bits in octal, as chmod takes them.
+    A time that every clock can take.
 
-    Raises:
-        click.BadParameter: It is not octal, or more than 777.
+    Args:
+        zero: It may be 0.
     """
-    if not re.fullmatch(r"(0o)?[0-7]{1,4}", text) or int(text, 8) > MAX_MODE:
-        raise click.BadParameter(f"{text!r} is not a mode; give octal digits like 660.")
-    return int(text, 8)
+
+    def __init__(self, *, zero: bool = False) -> None:
+        super().__init__(min=0, min_open=not zero, max=MAX_SECONDS)
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read it; "nan" is none, though it is in any range."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no time.", param, ctx)
+        return seconds
 
 
-def owner(text: str) -> Owner:
-    """
-    Read USER, USER:GROUP or :GROUP, by name or number, as chown takes them.
+def reader(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Make a parser for `parsed` of one that raises `VhostBlkError`."""
 
-    Raises:
-        click.BadParameter: No such user or group.
-    """
-    user, _, group = text.partition(":")
-    if not user and not group:
-        raise click.BadParameter("give USER, USER:GROUP or :GROUP.")
-    uid = _number(user, lambda name: pwd.getpwnam(name).pw_uid, "user")
-    gid = _number(group, lambda name: grp.getgrnam(name).gr_gid, "group")
-    return uid, gid
+    def read(text: str) -> _T:
+        try:
+            return parse(text)
+        except VhostBlkError as error:
+            raise click.BadParameter(f"{error}.") from error
+
+    return read
 
 
-def _number(text: str, look_up: Callable[[str], int], what: str) -> int | None:
-    if not text:
-        return None
-    if text.isdecimal():
-        return int(text)
-    try:
-        return look_up(text)
-    except KeyError:
-        raise click.BadParameter(f"there is no {what} {text!r} on this machine.") from None
+def checker(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Make a parser that makes sure that a text can be read; it goes on as it is."""
+    read = reader(parse)
+
+    def check(text: str) -> str:
+        read(text)
+        return text
+
+    return check
+
+
+mode = reader(parse_mode)
+"""Reads permission bits in octal, as chmod takes them."""
+owner = reader(parse_owner)
+"""Reads USER, USER:GROUP or :GROUP, by name or number, as chown takes them."""
+size = reader(parse_size)
+"""Reads bytes, with K, M, G, T, P or E behind them."""
+cpus = reader(parse_cpus)
+"""Reads a list of CPUs."""
+shared_ranges = checker(parse_shared_ranges)
+"""Makes sure that shared ranges can be read."""
 
 
 def qemu_size(text: str) -> str:
@@ -211,19 +230,10 @@ def workers(command: _F) -> _F:
         "--cpus",
         metavar="LIST",
         default="",
-        callback=parsed(_cpus),
+        callback=parsed(checker(parse_cpus)),
         help="CPUs of these threads, one each in this order, like 0-3,8; other threads run on any.",
     )
     return most(cpus(command))
-
-
-def _cpus(text: str) -> str:
-    """Make sure that CPUs can be read; they go on as they are."""
-    try:
-        parse_cpus(text)
-    except VhostBlkError as error:
-        raise click.BadParameter(f"{error}.") from error
-    return text
 
 
 def poll(command: _F) -> _F:
@@ -233,33 +243,10 @@ def poll(command: _F) -> _F:
         metavar="auto|0|always|Nus",
         default="auto",
         show_default=True,
-        callback=parsed(_poll),
+        callback=parsed(checker(Poll.parse)),
         help="How long a thread looks on for the next request before it sleeps: auto is as long as "
         "it pays, always takes a whole CPU, 50us is 50 microseconds.",
     )(command)
-
-
-def _poll(text: str) -> str:
-    """Make sure that a poll can be read; it goes on as it is."""
-    try:
-        Poll.parse(text)
-    except VhostBlkError as error:
-        raise click.BadParameter(f"{error}.") from error
-    return text
-
-
-def shared_ranges(text: str) -> str:
-    """
-    Make sure that shared ranges can be read; they go on as they are.
-
-    Raises:
-        click.BadParameter: They cannot.
-    """
-    try:
-        parse_shared_ranges(text)
-    except VhostBlkError as error:
-        raise click.BadParameter(str(error)) from error
-    return text
 
 
 def lock(command: _F) -> _F:

@@ -132,13 +132,12 @@ def read_settings(table: Mapping[str, object]) -> Settings:
         read_only=read_only,
         lock=_text(said, "lock"),
     )
-    uid, gid = parse_owner(_text(said, "socket_owner") or "")
+    uid, gid = _read(said, "socket_owner", parse_owner) or (None, None)
+    mode = _read(said, "socket_mode", parse_mode)
     return Settings(
         source=source,
         place=place,
-        socket=SocketOptions(
-            mode=parse_mode(_text(said, "socket_mode") or "600"), uid=uid, gid=gid
-        ),
+        socket=SocketOptions(mode=0o600 if mode is None else mode, uid=uid, gid=gid),
         options=_options(said, place.name),
         table=dict(table),
     )
@@ -209,6 +208,14 @@ def _text(said: Mapping[str, object], key: str) -> str | None:
     return None if value is None else str(value)
 
 
+def _read(said: Mapping[str, object], key: str, parse: Callable[[str], _T]) -> _T | None:
+    text = _text(said, key)
+    try:
+        return parse(text) if text else None
+    except VhostBlkError as error:
+        raise VhostBlkError(f"{key}: {error}") from error
+
+
 def _int(value: object) -> int:
     return value if isinstance(value, int) else 0
 
@@ -225,18 +232,20 @@ def parse_mode(text: str) -> int:
         VhostBlkError: It is not octal, or more than 777.
     """
     if not re.fullmatch(r"(0o)?[0-7]{1,4}", text) or int(text, 8) > MAX_MODE:
-        raise VhostBlkError(f"socket_mode {text!r} is not a mode; give octal digits like 660")
+        raise VhostBlkError(f"{text!r} is not a mode; give octal digits like 660")
     return int(text, 8)
 
 
 def parse_owner(text: str) -> tuple[int | None, int | None]:
     """
-    Read USER, USER:GROUP or :GROUP, by name or number, as chown takes them; nothing: nobody.
+    Read USER, USER:GROUP or :GROUP, by name or number, as chown takes them.
 
     Raises:
         VhostBlkError: No such user or group.
     """
     user, _, group = text.partition(":")
+    if not user and not group:
+        raise VhostBlkError("give USER, USER:GROUP or :GROUP")
     uid = _number(user, lambda name: pwd.getpwnam(name).pw_uid, "user")
     gid = _number(group, lambda name: grp.getgrnam(name).gr_gid, "group")
     return uid, gid
@@ -250,7 +259,7 @@ def _number(text: str, look_up: Callable[[str], int], what: str) -> int | None:
     try:
         return look_up(text)
     except KeyError:
-        raise VhostBlkError(f"socket_owner: there is no {what} {text!r} on this machine") from None
+        raise VhostBlkError(f"there is no {what} {text!r} on this machine") from None
 
 
 async def add_device(server: Server, settings: Settings, passed: Sequence[Passed] = ()) -> Device:
@@ -308,9 +317,10 @@ async def add_devices(
             task.cancel()
         if coming:
             await asyncio.wait(coming.values())
-    for task in coming.values():
-        if not task.cancelled():
-            task.result()
+        # All of them are asked: asyncio tells of errors that nobody has heard of.
+        errors = [task.exception() for task in coming.values() if not task.cancelled()]
+    for error in filter(None, errors):
+        raise error
     for one in devices:
         server.services[one.name] = server.services.pop(one.name)
 
