@@ -13,20 +13,11 @@ from typing import Protocol
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
-from vhostblk.engine.errors import OnError, Stall
+from vhostblk.engine.errors import Busy, OnError, Stall
 from vhostblk.engine.job import Job, Mailbox
 from vhostblk.engine.latency import Latency, Slow
 from vhostblk.engine.op import Op
-from vhostblk.engine.told import (
-    Counters,
-    Fault,
-    Miss,
-    Way,
-    Ways,
-    WorkerCounters,
-    WorkerStatus,
-)
-from vhostblk.errors import VhostBlkError
+from vhostblk.engine.told import Counters, Fault, Miss, Way, Ways, WorkerCounters, WorkerStatus
 from vhostblk.memory.dirty import DirtyLog
 from vhostblk.memory.sample import Sample
 from vhostblk.memory.space import Segment
@@ -55,10 +46,6 @@ __all__ = [
 
 Piece = tuple[int, int]
 """(host address, length in bytes) of a part of a ring."""
-
-
-class Busy(VhostBlkError):  # noqa: N818 - a state, as EBUSY is
-    """A setter was called on a queue that its worker owns: our own bug."""
 
 
 class Queue(Protocol):

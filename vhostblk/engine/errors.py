@@ -1,9 +1,14 @@
-"""What becomes of what a disk cannot do."""
+"""What becomes of what a disk cannot do, and what is no time for a setter."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from vhostblk.engine.op import Op
+from vhostblk.errors import VhostBlkError
+
+
+class Busy(VhostBlkError):  # noqa: N818 - a state, as EBUSY is
+    """A setter was called on a queue that its worker owns: our own bug."""
 
 
 class OnError(StrEnum):

@@ -195,7 +195,7 @@ class Keeper:
         Returns:
             False: something takes longer, and it goes on.
         """
-        if self.held or self.fault() is not None or not self._may_run():
+        if self.waits or self.fault() is not None:
             if self.counters().in_flight:
                 return False
             await self.take_back(drain=True)  # a broken one has to be asked for, too

@@ -120,11 +120,10 @@ class Ring:
         """Note where it is, and where its used ring is logged; while it runs, move it there."""
         step = step_ring(self.state, RingEvent.ADDR)
         place = replace(self.place, addresses=addresses)
-        placed = None
-        if step.action is RingAction.UPDATE and not self.translated:
-            placed = place.pieces(terms.space)
+        moves = step.action is RingAction.UPDATE
+        placed = place.pieces(terms.space) if moves and not self.translated else None
         self.place, self.used_log, self.state = place, used_log, step.state
-        if step.action is not RingAction.UPDATE:
+        if not moves:
             return
         await self.keeper.take_back(drain=False)
         self._log_pages(terms)

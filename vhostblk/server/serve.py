@@ -18,7 +18,7 @@ from vhostblk.engine.api import Engine, OnError
 from vhostblk.engine.choose import EngineName, load, preload
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
-from vhostblk.server.activation import passed_sockets
+from vhostblk.server.activation import Passed, passed_sockets
 from vhostblk.server.config_file import Config
 from vhostblk.server.control import Control
 from vhostblk.server.jsonrpc import Dispatcher
@@ -116,13 +116,7 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
         VhostBlkError: A disk or a socket cannot be had, or a last flush failed.
     """
     preload(config.engine)
-    passed = passed_sockets(os.environ, os.getpid())
-    wanted = {one.place.systemd for one in config.devices}
-    if lost := [one.name for one in passed if one.name not in wanted]:
-        raise VhostBlkError(
-            f"systemd has passed sockets that no device is for ({', '.join(lost)}): say "
-            f"systemd = {lost[0]!r} in one, or disable the unit"
-        )
+    passed = _passed(config)
     takeover = Takeover.begin(os.environ)
 
     def follow(server: Server) -> Rereader:
@@ -161,6 +155,17 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
                 interruptible=takeover is None,
             )
         )
+
+
+def _passed(config: Config) -> Sequence[Passed]:
+    passed = passed_sockets(os.environ, os.getpid())
+    wanted = {one.place.systemd for one in config.devices}
+    if lost := [one.name for one in passed if one.name not in wanted]:
+        raise VhostBlkError(
+            f"systemd has passed sockets that no device is for ({', '.join(lost)}): say "
+            f"systemd = {lost[0]!r} in one, or disable the unit"
+        )
+    return passed
 
 
 def _take_over(  # noqa: PLR0913, PLR0917 - see `serve_disk`
