@@ -109,7 +109,8 @@ static int push_done(struct vhb_queue *q, struct vhb_io *io)
 /* Once more, when the ring has gone quiet.  QEMU emulates a machine on one thread, and one of one
  * CPU, without the barrier between what the driver stores (used_event) and then loads (the used
  * index): each side may miss what the other has just said, and both would sleep for good.  By now
- * both are visible.  Requests that were missed that way are popped by the visit itself. */
+ * both are visible.  Requests that were missed that way are popped by the visit itself.  Only of a
+ * ring that runs: behind a drain its memory may be gone. */
 static void look_again(struct vhb_queue *q, struct vhb_io *io)
 {
     if (!q->look_at || io->now < q->look_at)
@@ -232,7 +233,8 @@ static int serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (q->broken && is_stalled(q))
         vhb_errors_give_up(q);
     n += push_done(q, io);
-    look_again(q, io);
+    if (ask == VHB_ASK_RUN)
+        look_again(q, io);
     store_relaxed(&q->counters.in_flight, q->in_flight);
     store_relaxed(&q->counters.next_avail, q->next_avail);
     store_relaxed(&q->counters.next_used, q->next_used);
@@ -306,7 +308,7 @@ bool vhb_queue_wants_visit(struct vhb_queue *q)
 
 int64_t vhb_queue_patience(const struct vhb_queue *q)
 {
-    if (load_acquire(&q->state) & VHB_OWNED_BY_CONTROL) /* pair: state */
+    if (load_acquire(&q->state) != VHB_ASK_RUN) /* pair: state */
         return -1;
     return q->look_at ? LOOK_US : -1;
 }

@@ -1,6 +1,7 @@
 /* test_look.c - a driver whose own barriers are none: it says that it sleeps, and its look at the
  * used ring has come before.  Both formats, by the second look that a quiet ring gets. */
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "rig.h"
@@ -118,5 +119,20 @@ static void test_a_sleeping_worker_looks_again(void)
     }
 }
 
+/* Behind a drain the memory may go: nothing that is asked for later looks there. */
+static void test_a_drained_ring_is_not_looked_at(void)
+{
+    for (size_t i = 0; i < 4; i++) {
+        struct rig rig;
+        open_ring(&rig, &rings[i], false);
+        do_some(&rig, &rings[i]);
+        rig_drain(&rig);
+        CHECK_EQ(mprotect(rig.ram, RIG_RAM, PROT_NONE), 0);
+        usleep(LATER_US);
+        rig_drain(&rig);
+        rig_close(&rig);
+    }
+}
+
 CHECK_MAIN(TEST(who_sleeps_unheard_is_called_once), TEST(who_is_up_to_date_is_not_called),
-           TEST(a_sleeping_worker_looks_again))
+           TEST(a_sleeping_worker_looks_again), TEST(a_drained_ring_is_not_looked_at))
