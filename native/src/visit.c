@@ -102,6 +102,7 @@ static int push_done(struct vhb_queue *q, struct vhb_io *io)
     io->batched = io->pass;
     vhb_latency_done(q, io);
     int n = release_done(q);
+    q->given = true;
     q->look_at = io->now + LOOK_US * 1000ull;
     return n;
 }
@@ -116,8 +117,9 @@ static void look_again(struct vhb_queue *q, struct vhb_io *io)
     if (!q->look_at || io->now < q->look_at)
         return;
     q->look_at = 0;
-    if (q->broken)
+    if (q->broken || !q->given)
         return;
+    q->given = false;
     q->ring->look_back(q);
     if (!q->ring->should_call(q))
         return;
@@ -263,9 +265,14 @@ static bool may_pop(struct vhb_queue *q)
 {
     if (!q->enabled || q->broken || q->missing || is_stalled(q))
         return false;
+    /* Told something new, the driver may have missed it, and we what it has stored just now. */
+    bool new = q->quiet || q->armed != q->next_avail;
     uint32_t lost = vhb_fault_seen();
     bool more = q->ring->arm(q);
     doom_if_lost(q, lost);
+    q->armed = q->next_avail;
+    if (new && !q->look_at)
+        q->look_at = vhb_clock() + LOOK_US * 1000ull;
     return (more || must_replay(q)) && vhb_has_slot(q);
 }
 

@@ -95,7 +95,9 @@ struct vhb_queue {
     uint32_t base; /* as set, until the ring is loaded */
     uint16_t next_avail, next_used; /* split: indexes; packed: places on two laps of the ring */
     uint16_t signalled_used; /* next_used at the last call decision */
-    uint64_t look_at; /* when that is looked at again; 0: it was */
+    uint64_t look_at;   /* when the ring is looked at again; 0: it was */
+    bool given;         /* something was given back since that look */
+    uint16_t armed; /* next_avail when kicks were asked for last */
     bool was_run; /* since the base was set */
     bool loaded; /* base has become the indexes */
     bool quiet; /* the driver was told not to kick */

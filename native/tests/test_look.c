@@ -119,6 +119,41 @@ static void test_a_sleeping_worker_looks_again(void)
     }
 }
 
+/* Where the device says which kicks it wants. */
+static uint32_t event_of(const struct ring *ring)
+{
+    return RIG_USED + (!ring->packed && ring->event_idx ? 4 + 8 * 64 : 0);
+}
+
+static uint64_t passes(struct rig *rig)
+{
+    struct vhb_worker_counters counters;
+    CHECK_EQ(vhb_worker_counters(rig->worker, &counters), 0);
+    return counters.passes;
+}
+
+/* Whoever stores a request while kicks are asked for anew may see the word as it was before, and
+ * not be seen: the worker comes back, though nothing was given back and nobody has kicked. */
+static void test_who_asks_for_kicks_looks_again(void)
+{
+    for (size_t i = 0; i < 4; i++) {
+        const struct ring *ring = &rings[i];
+        uint32_t at = event_of(ring), never = ring->packed ? 1u << 16 : ring->event_idx ? 9999 : 1;
+        uint64_t features = (ring->packed ? RIG_PACKED : 0) | (ring->event_idx ? RIG_EVENT_IDX : 0);
+        struct rig rig;
+        rig_open(&rig,
+                 &(struct rig_config){.features = features, .threaded = true, .stopped = true});
+        put32(&rig, at, never);
+        rig_run(&rig);
+        int64_t end = rig_now_ms() + RIG_DEADLINE_MS;
+        while (get32(&rig, at) == never)
+            CHECK(rig_now_ms() < end);
+        for (uint64_t before = passes(&rig); passes(&rig) == before; usleep(500))
+            CHECK(rig_now_ms() < end);
+        rig_close(&rig);
+    }
+}
+
 /* Behind a drain the memory may go: nothing that is asked for later looks there. */
 static void test_a_drained_ring_is_not_looked_at(void)
 {
@@ -135,4 +170,5 @@ static void test_a_drained_ring_is_not_looked_at(void)
 }
 
 CHECK_MAIN(TEST(who_sleeps_unheard_is_called_once), TEST(who_is_up_to_date_is_not_called),
-           TEST(a_sleeping_worker_looks_again), TEST(a_drained_ring_is_not_looked_at))
+           TEST(a_sleeping_worker_looks_again), TEST(who_asks_for_kicks_looks_again),
+           TEST(a_drained_ring_is_not_looked_at))
