@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from server_kit.disks import Ram
 from server_kit.serving import serving
 
-from vhostblk.disk.memory import Memory
 from vhostblk.guest import Guest
 from vhostblk.guest.hostile import REQUEST_CASES, Case, Outcome, attempt
 from vhostblk.guest.hostile_packed import LAP, PACKED_CASES, descriptor, read_chain
@@ -17,9 +17,14 @@ SIZE = 1 << 20
 
 @pytest.fixture
 def guest(vhost_user_guest: Connect) -> Iterator[Guest]:
-    """A guest with two packed queues of a size that is no power of two."""
+    """
+    A guest with two packed queues of a size that is no power of two.
+
+    Its disk is in Python, which never answers a request before the next of a batch is taken: what
+    is given back at once may be made available again under the same id.
+    """
     with serving("native") as server:  # the other engine offers none
-        path = server.add(Memory(SIZE), num_queues=2)
+        path = server.add(Ram(SIZE), num_queues=2)
         guest = vhost_user_guest(path, queues=2, queue_size=11, packed=True)
         yield guest
         guest.close()

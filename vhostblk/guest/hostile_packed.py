@@ -47,6 +47,7 @@ def _id(id_: int) -> Callable[[Queue], Trap]:
 
 
 def _one_id_twice(queue: Queue) -> Trap:
+    """Wrong only while the first is in flight: not with a disk that is done with it at once."""
     return raw(queue, *read_chain(queue, 0), *read_chain(queue, 0))
 
 
