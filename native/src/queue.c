@@ -323,7 +323,12 @@ int vhb_queue_park(struct vhb_queue *q)
 
 int vhb_queue_drain(struct vhb_queue *q)
 {
-    hand_over(q, VHB_ASK_DRAIN);
+    uint32_t state = load_acquire(&q->state); /* pair: state */
+    if (state == (VHB_OWNED_BY_CONTROL | VHB_ASK_DRAIN) ||
+        state == (VHB_OWNED_BY_CONTROL | VHB_ASK_CANCEL))
+        vhb_queue_post(q, VHB_DRAINED); /* it is; its memory may be gone */
+    else
+        hand_over(q, VHB_ASK_DRAIN);
     return 0;
 }
 
