@@ -24,17 +24,6 @@ static inline void copy_in(void *local, const void *guest, size_t n)
     __asm__ volatile("" : : "r"(local) : "memory");
 }
 
-/* Have the line of *p* for writing by the time that we do: to read it first and own it later is two
- * round trips to the driver's CPU.  Never faults. */
-static inline void expect_store(const void *p)
-{
-#if defined(__x86_64__)
-    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)p)); /* as gcc does from -mprfchw on */
-#else
-    __builtin_prefetch(p, 1);
-#endif
-}
-
 static inline void cpu_relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)

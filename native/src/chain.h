@@ -112,8 +112,6 @@ static inline __attribute__((always_inline)) int walk_map(struct vhb_walk *walk,
             return vhb_walk_denied(walk, addr, left, access);
         }
         walk->noted |= (walk->q->space.last->access & VHB_ACCESS_NOTED) != 0;
-        if (writable ? left == 1 : walk->n == 0)
-            expect_store(host); /* the status byte, and the header, often its neighbour */
         int r = walk_add_piece(walk, host, run, writable);
         if (r < 0)
             return r;
