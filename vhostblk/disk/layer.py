@@ -1,0 +1,155 @@
+"""
+What a layer is: a disk in front of a disk.
+
+`Layer` hands everything on; a layer defines again what it does otherwise.  What it can do follows
+from what the disk below can, which `Layer.info` says: so a device offers neither more nor less
+because a layer is in front of its disk.
+
+A layer may be asked and changed while it serves: `Layer.settings`, `Layer.change`, and the methods
+that it names in `Layer.commands`.  All are called on the disk's thread, as its requests are.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import ClassVar
+
+from vhostblk.disk.api import Disk, DiskInfo, Extent
+from vhostblk.disk.call import Calls, Pending, run
+from vhostblk.errors import VhostBlkError
+
+Value = str | int | float | bool | None
+"""What a layer says of itself, in the JSON of the control socket."""
+
+_HANDED_ON = frozenset(
+    {
+        "writeback",
+        "lock_while_running",
+        "lock",
+        "unlock",
+        "call_off",
+        "mark",
+        "unmark",
+        "marked_by_others",
+        "share",
+        "adopt",
+        "save",
+        "restore",
+    }
+)
+"""What a disk may have beyond the contract: a layer has what the disk below has."""
+
+
+class Layer(Disk):
+    """
+    A disk in front of *below*, as which it looks until a method is defined otherwise.
+
+    A layer that keeps something in memory defines `save` and `restore` as well, or refuses them
+    (`vhostblk.disk.carry`), and what it defines of ``lock`` and ``unlock`` calls those below.
+
+    Args:
+        below: Any disk; opened and closed by the layer.
+    """
+
+    name: ClassVar[str] = "layer"
+    """As it is written in front of a disk."""
+    commands: ClassVar[Sequence[str]] = ()
+    """Methods without arguments that an operator may call; each returns `Value` by name, or None,
+    and may be ``async``."""
+
+    def __init__(self, below: object) -> None:
+        Calls(below)  # says what is no disk
+        self.below = below
+
+    @cached_property
+    def under(self) -> Calls:
+        """The disk below with the whole contract; not before `open`."""
+        return Calls(self.below)
+
+    def __getattr__(self, name: str) -> object:
+        """Have what the disk below has beyond the contract."""
+        if name in _HANDED_ON:
+            return getattr(self.below, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # ---- for an operator --------------------------------------------------------------------
+
+    def settings(self) -> Mapping[str, Value]:
+        """Return what the layer is set to, and what it has counted."""
+        return {}
+
+    def change(self, values: Mapping[str, str]) -> None:
+        """
+        Be set otherwise from the next request on; all of *values* or, where it raises, none.
+
+        Args:
+            values: As in front of a disk: text by option.
+
+        Raises:
+            VhostBlkError: No such option, none that can be changed now, or no such value.
+        """
+        key = next(iter(values), "")
+        raise VhostBlkError(f"{self.name}: {key!r} cannot be changed while it serves")
+
+    # ---- the contract, handed on ------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the disk below; a layer does so first."""
+        await run(self.under.open)
+
+    async def close(self) -> None:
+        """Close the disk below; a layer does so last."""
+        await run(self.under.close)
+
+    def info(self) -> DiskInfo:
+        """Return what the disk below is, and of what it cannot do nothing."""
+        info, can = self.under.info(), self.under.abilities()
+        return replace(
+            info,
+            read_only=not can.write,
+            volatile=info.volatile and can.write,
+            max_discard=info.max_discard if can.discard else 0,
+            max_write_zeroes=info.max_write_zeroes if can.write_zeroes else 0,
+        )
+
+    def read(self, offset: int, views: Sequence[memoryview]) -> Pending:
+        """Hand on."""
+        return self.under.read(offset, views)
+
+    def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> Pending:
+        """Hand on."""
+        return self.under.write(offset, views, fua=fua)
+
+    def flush(self) -> Pending:
+        """Hand on."""
+        return self.under.flush()
+
+    def discard(self, offset: int, length: int) -> Pending:
+        """Hand on."""
+        return self.under.discard(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> Pending:
+        """Hand on; where the disk below cannot, zeroes are written."""
+        return self.under.write_zeroes(offset, length, unmap=unmap)
+
+    def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+        """Hand on."""
+        return self.under.block_status(offset, length)
+
+    def resize(self, size: int) -> Pending:
+        """Hand on."""
+        return self.under.resize(size)
+
+    def inherit(self, before: Disk) -> Pending:
+        """Hand on, layer by layer; below another layer nothing is inherited."""
+        if not isinstance(before, type(self)):
+            kind = type(before).__name__
+            raise VhostBlkError(f"{kind} is no {self.name} layer, as it was before")
+        return self.under.inherit(before.below)
+
+
+def layers(disk: object) -> Iterator[Layer]:
+    """Yield the layers of a disk, the outermost first."""
+    while isinstance(disk, Layer):
+        yield disk
+        disk = disk.below

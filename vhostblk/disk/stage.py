@@ -1,0 +1,42 @@
+"""
+Layers that the C core runs: what each is set to, in the core's units.
+
+Such a layer is a `StageLayer`: it says what the core is to do (`StageLayer.stage`) and is told how
+to reach it (`StageLayer.bind`); no request of its own passes through Python.  Any number of queues
+may share one stage.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from vhostblk.disk.layer import Layer
+
+
+class Stage(Protocol):
+    """A frozen dataclass, one for each kind of layer of the core; beside its layer."""
+
+
+class Bound(Protocol):
+    """A stage that the core runs.  Any thread."""
+
+    def set(self, stage: Stage) -> None:
+        """Have it set otherwise from the next request on; a stage of the same kind."""
+        ...
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what it has counted, over all queues."""
+        ...
+
+
+class StageLayer(Layer):
+    """A layer that the C core runs; see `vhostblk.disk.layer.Layer`."""
+
+    bound: Bound | None = None
+
+    def stage(self) -> Stage:
+        """Return what the core is to do; valid once the layer is open."""
+        raise NotImplementedError
+
+    def bind(self, bound: Bound) -> None:
+        """Take what reaches the core; called behind `open` and before the first request."""
+        self.bound = bound
