@@ -8,17 +8,30 @@
 
 /* ---- buffers -------------------------------------------------------------------------- */
 
+static void *take(struct vhb_io *io)
+{
+    uint32_t i = (uint32_t)__builtin_ctz(io->bounce_free);
+    io->bounce_free &= ~(1u << i);
+    return io->bounce + (size_t)i * VHB_BOUNCE_SIZE;
+}
+
 void *vhb_bounce_get(struct vhb_io *io, struct vhb_req *req)
 {
-    if (io->bounce_free) {
-        uint32_t i = (uint32_t)__builtin_ctz(io->bounce_free);
-        io->bounce_free &= ~(1u << i);
-        return io->bounce + (size_t)i * VHB_BOUNCE_SIZE;
-    }
+    if (io->bounce_free && !io->bounce_wait)
+        return take(io);
     req->next = NULL;
     *io->bounce_tail = req;
     io->bounce_tail = &req->next;
     return NULL;
+}
+
+static struct vhb_req *next_in_line(struct vhb_io *io)
+{
+    struct vhb_req *first = io->bounce_wait;
+    io->bounce_wait = first->next;
+    if (!io->bounce_wait)
+        io->bounce_tail = &io->bounce_wait;
+    return first;
 }
 
 void vhb_bounce_put(struct vhb_io *io, struct vhb_req *req)
@@ -26,16 +39,16 @@ void vhb_bounce_put(struct vhb_io *io, struct vhb_req *req)
     void *buffer = req->bounce;
     req->bounce = NULL;
     explicit_bzero(buffer, req->len < VHB_BOUNCE_SIZE ? (size_t)req->len : VHB_BOUNCE_SIZE);
-    struct vhb_req *next = io->bounce_wait;
-    if (!next) {
-        io->bounce_free |= 1u << ((size_t)((uint8_t *)buffer - io->bounce) / VHB_BOUNCE_SIZE);
+    io->bounce_free |= 1u << ((size_t)((uint8_t *)buffer - io->bounce) / VHB_BOUNCE_SIZE);
+    if (io->bounce_giving) /* by a request that was next and is over already: the loop goes on */
         return;
+    io->bounce_giving = true;
+    while (io->bounce_wait && io->bounce_free) {
+        struct vhb_req *next = next_in_line(io);
+        next->bounce = take(io);
+        next->resume(next, 0, io);
     }
-    io->bounce_wait = next->next;
-    if (!io->bounce_wait)
-        io->bounce_tail = &io->bounce_wait;
-    next->bounce = buffer; /* straight to the next in line */
-    next->resume(next, 0, io);
+    io->bounce_giving = false;
 }
 
 /* ---- rounds: at the request's cursor -------------------------------------------------- */

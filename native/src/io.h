@@ -28,6 +28,7 @@ struct vhb_io {
     uint8_t *bounce;
     uint32_t bounce_free; /* one bit each */
     struct vhb_req *bounce_wait, **bounce_tail;
+    bool bounce_giving; /* those that wait are given what is free */
 };
 
 int vhb_io_init(struct vhb_io *io, bool allow_uring);

@@ -134,6 +134,49 @@ static void test_failed_transfer_shows_nothing_of_others(void)
     CHECK_EQ(vhb_worker_free(worker), 0);
 }
 
+/* ---- those that wait ------------------------------------------------------------------ */
+
+enum { WAITING = 1000 };
+
+static uintptr_t lowest; /* stack address that a resume was called at */
+static uint32_t resumed;
+
+/* As a request whose memory is gone when its turn comes. */
+static void end_at_once(struct vhb_req *req, int result, struct vhb_io *io)
+{
+    uint8_t here;
+    CHECK_EQ(result, 0);
+    if ((uintptr_t)&here < lowest)
+        lowest = (uintptr_t)&here;
+    resumed++;
+    vhb_bounce_put(io, req);
+}
+
+/* However many wait and end as soon as they are next, it takes no stack for each. */
+static void test_those_that_wait_take_no_stack_each(void)
+{
+    struct vhb_io io = {.bounce = malloc(AREA), .bounce_free = 1};
+    io.bounce_tail = &io.bounce_wait;
+    size_t size = (WAITING + 1) * sizeof(struct vhb_req);
+    struct vhb_req *reqs = aligned_alloc(_Alignof(struct vhb_req), size);
+    CHECK(io.bounce && reqs);
+    memset(reqs, 0, size);
+    reqs[0].bounce = vhb_bounce_get(&io, &reqs[0]);
+    CHECK(reqs[0].bounce);
+    for (uint32_t i = 1; i <= WAITING; i++) {
+        reqs[i].resume = end_at_once;
+        CHECK(!vhb_bounce_get(&io, &reqs[i]));
+    }
+    uint8_t here;
+    lowest = (uintptr_t)&here;
+    vhb_bounce_put(&io, &reqs[0]);
+    CHECK_EQ(resumed, WAITING);
+    CHECK((uintptr_t)&here - lowest < 4096);
+    CHECK(io.bounce_free == 1 && !io.bounce_wait && io.bounce_tail == &io.bounce_wait);
+    free(reqs);
+    free(io.bounce);
+}
+
 /* ---- not to be seen ------------------------------------------------------------------- */
 
 /* dd: not in a core dump; dc: not in a child. */
@@ -147,4 +190,5 @@ static void test_neither_dumped_nor_inherited(void)
 }
 
 CHECK_MAIN(TEST(wiped_behind_each_request), TEST(wiped_behind_many_and_behind_a_cancel),
-           TEST(failed_transfer_shows_nothing_of_others), TEST(neither_dumped_nor_inherited))
+           TEST(failed_transfer_shows_nothing_of_others), TEST(those_that_wait_take_no_stack_each),
+           TEST(neither_dumped_nor_inherited))
