@@ -14,6 +14,7 @@ import click
 
 from vhostblk.cli import bench_shown, options
 from vhostblk.cli.report import Status
+from vhostblk.cli.seconds import Seconds
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import GuestError
 from vhostblk.guest.load import Load, Op, Order, Wait
@@ -120,14 +121,14 @@ def _interruptible(run: Run) -> Iterator[None]:
 )
 @click.option(
     "--seconds",
-    type=options.Seconds(),
+    type=Seconds(),
     default=5.0,
     show_default=True,
     help="How long to measure.",
 )
 @click.option(
     "--warm-up",
-    type=options.Seconds(zero=True),
+    type=Seconds(zero=True),
     metavar="SECONDS",
     help="Before that, not counted.  [default: a tenth of it]",
 )
@@ -198,7 +199,7 @@ def _interruptible(run: Run) -> Iterator[None]:
 )
 @click.option(
     "--timeout",
-    type=options.Seconds(),
+    type=Seconds(),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 
 from vhostblk.cli import rpc, shown
+from vhostblk.cli.seconds import Seconds
 from vhostblk.disk.grammar import parse_size
 from vhostblk.server.jsonrpc import Json
 
@@ -69,7 +70,7 @@ def _as_json(command: _F) -> _F:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=SECONDS,
     show_default=True,
     metavar="SECONDS",

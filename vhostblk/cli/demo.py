@@ -24,6 +24,7 @@ import click
 
 from vhostblk.cli import fake_demo, guest_demo, options, report
 from vhostblk.cli.guest_vm import Tools, find_tools
+from vhostblk.cli.seconds import Seconds
 from vhostblk.errors import VhostBlkError
 
 IMAGE_SIZE = 256 << 20
@@ -210,7 +211,7 @@ def choose_guest(choice: str, tell: Tell) -> Tools | None:
 @options.engine
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=120.0,
     show_default=True,
     metavar="SECONDS",

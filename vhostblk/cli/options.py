@@ -5,7 +5,6 @@ Each parser takes what was typed and returns the value, or raises `click.BadPara
 to type instead; `option` makes a click callback of it.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from vhostblk.server.settings import parse_mode, parse_owner
 
 MAX_QUEUES = 64
 MAX_WORKERS = 256
-MAX_SECONDS = 1_000_000
 Engine: TypeAlias = Literal["auto", "native", "reference"]
 Confidential: TypeAlias = Literal["off", "auto", "require"]
 OnViolation: TypeAlias = Literal["warn", "fail", "break"]
@@ -50,27 +48,6 @@ def parsed(
         return None if text is None else parse(text)
 
     return callback
-
-
-class Seconds(click.FloatRange):
-    """
-    A time that every clock can take.
-
-    Args:
-        zero: It may be 0.
-    """
-
-    def __init__(self, *, zero: bool = False) -> None:
-        super().__init__(min=0, min_open=not zero, max=MAX_SECONDS)
-
-    def convert(
-        self, value: float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Read it; "nan" is none, though it is in any range."""
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is no time.", param, ctx)
-        return seconds
 
 
 def reader(parse: Callable[[str], _T]) -> Callable[[str], _T]:

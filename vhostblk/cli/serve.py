@@ -7,6 +7,7 @@ from click.core import ParameterSource
 
 import vhostblk
 from vhostblk.cli import options, report
+from vhostblk.cli.seconds import Seconds
 from vhostblk.disk.file import CacheMode
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import beside, make
@@ -80,14 +81,14 @@ from vhostblk.disk.make import beside, make
 @options.poll
 @click.option(
     "--drain-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     metavar="SECONDS",
     help="How long a stop waits for requests in flight before it fails them.  [default: 20]",
 )
 @options.on_error
 @click.option(
     "--slow-request",
-    type=click.FloatRange(min=0),
+    type=Seconds(zero=True),
     metavar="SECONDS",
     default=10,
     show_default=True,

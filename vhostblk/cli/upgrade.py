@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from vhostblk.cli import rpc
+from vhostblk.cli.seconds import Seconds
 from vhostblk.errors import VhostBlkError
 
 SECONDS = 120.0
@@ -39,7 +40,7 @@ SECONDS = 120.0
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=SECONDS,
     show_default=True,
     metavar="SECONDS",
