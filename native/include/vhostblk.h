@@ -13,6 +13,7 @@
 #ifndef VHOSTBLK_H
 #define VHOSTBLK_H
 
+#include "vhostblk_stages.h"
 #include "vhostblk_values.h"
 
 /* cdef: begin */
@@ -42,7 +43,7 @@ int vhb_disk_memory_new(void *host, uint64_t size, struct vhb_disk **out);
 /* Reads give zeroes (or, without *zero*, leave the buffer alone); writes go nowhere. */
 int vhb_disk_null_new(bool zero, struct vhb_disk **out);
 
-/* -EBUSY while a queue uses it. */
+/* -EBUSY while a queue or a layer uses it. */
 int vhb_disk_free(struct vhb_disk *disk);
 
 /* A mailbox is a disk served by somebody else: one queue posts, one other thread takes and

@@ -74,6 +74,8 @@ void vhb_blk_submit(struct vhb_req *req, struct vhb_io *io)
         q->held_tail = &req->next;
         return;
     }
+    req->shift = 0;
+    req->depth = 0;
     uint32_t lost = vhb_fault_seen();
     int r = q->disk->ops->submit(q->disk, req, io);
     if (r == VHB_PENDING)

@@ -11,6 +11,7 @@
 #include "vhostblk.h"
 
 struct vhb_io;
+struct vhb_layer;
 struct vhb_queue;
 struct vhb_req;
 
@@ -24,6 +25,9 @@ enum { VHB_RESULT_KEPT_VIEW = -4096, VHB_RESULT_LOST_MEMORY = -4097 };
 /* Pieces a slot holds itself: 64 KiB in pages, header and status.  For 126 data segments and these
  * two it has a wide array elsewhere, which costs no memory until then; longer chains borrow. */
 enum { VHB_SLOT_IOV = 21, VHB_WIDE_IOV = 130, VHB_MAX_IOV = 2048 };
+
+/* Layers that may stand in front of a disk of the core, or of a mailbox. */
+enum { VHB_MAX_LAYERS = 8 };
 
 enum vhb_req_state {
     VHB_REQ_FREE,
@@ -42,6 +46,27 @@ struct vhb_range {
 struct vhb_wide {
     struct vhb_range ranges[VHB_MAX_RANGES];
     struct iovec vec[VHB_WIDE_IOV];
+};
+
+/* A layer that is to be told how a request has ended below it: layer.h. */
+struct vhb_frame {
+    struct vhb_layer *layer;
+    uint64_t note;  /* the layer's own */
+    uint64_t shift; /* as the layer handed the request on */
+};
+
+/* A request that waits for a time: a node of hold.c's heap. */
+struct vhb_hold {
+    uint64_t due;  /* ns */
+    uint64_t turn; /* of several that are due at once, the lowest is first */
+    struct vhb_req *req;
+    struct vhb_hold *child, *next, *back;
+};
+
+/* What layers need of a slot. */
+struct vhb_layered {
+    struct vhb_frame frames[VHB_MAX_LAYERS + 1]; /* the first of them may be a caller's */
+    struct vhb_hold hold;
 };
 
 /* What the disk is asked to do.  op to niov are set by blk.c and are as they were when
@@ -65,20 +90,23 @@ struct vhb_req {
     struct iovec one; /* where the pieces are not the guest's */
     void (*resume)(struct vhb_req *req, int result, struct vhb_io *io);
     struct vhb_disk *disk;
+    uint64_t shift; /* bytes that layers have added to *offset*: vhb_req_at() */
 
     /* The queue's. */
     struct vhb_req *next; /* in one list at a time: done, held, bounce wait */
     struct vhb_queue *queue;
     enum vhb_req_state state;
+    uint32_t written; /* bytes of data written to the guest, without the status */
     uint64_t popped; /* ns; when the pass began that took it */
     uint16_t head;    /* split: of the chain; packed: the buffer id */
     uint16_t n_slots; /* packed: descriptors in the ring */
     uint16_t entry, last_entry; /* packed: where the inflight region has it */
     bool held; /* in the queue's held list, the disk has not seen it */
     bool awaited; /* the control plane waits for its memory: use.c */
+    bool fills;   /* iov is the guest's to be written: for the dirty log */
+    bool timed;   /* it waits for a time: hold.c */
+    uint8_t depth; /* frames in use: layer.h */
     uint8_t *status;
-    uint32_t written; /* bytes of data written to the guest, without the status */
-    bool fills;       /* iov is the guest's to be written: for the dirty log */
     uint32_t n_readable, n_writable; /* pieces */
     uint64_t writable; /* bytes of its descriptors, whatever is wrong with them */
     bool bad;     /* completes with IOERR, whatever it asks */
@@ -90,6 +118,12 @@ struct vhb_req {
     struct iovec *vec; /* own, wide or borrowed */
     struct iovec own[VHB_SLOT_IOV];
 };
+
+/* Where on this disk the request is, in bytes. */
+static inline uint64_t vhb_req_at(const struct vhb_req *req)
+{
+    return req->offset + req->shift;
+}
 
 struct vhb_disk_ops {
     /* 0 or -errno: it is over.  VHB_PENDING: vhb_req_done() follows, on this worker. */
@@ -112,7 +146,7 @@ struct vhb_disk_ops {
 
 struct vhb_disk {
     const struct vhb_disk_ops *ops;
-    atomic_int users; /* queues */
+    atomic_int users; /* queues, layers, a caller */
 };
 
 /* A request is over: 0, -errno or VHB_RESULT_*.  On the worker of its queue. */

@@ -5,6 +5,7 @@
 #include <linux/virtio_blk.h>
 
 #include "crash.h"
+#include "layer.h"
 #include "vq.h"
 
 /* Of a live request: the queue is about to break, and the head must not be given back before. */
@@ -101,6 +102,8 @@ static void bury_result(struct vhb_req *req)
 void vhb_req_done(struct vhb_req *req, int result)
 {
     struct vhb_queue *q = req->queue;
+    if (req->depth && (result = vhb_layers_done(req, result, q->io)) == VHB_PENDING)
+        return;
     if (result == -EFAULT || result == VHB_RESULT_LOST_MEMORY)
         count(&q->counters.faults, 1);
     if (result == VHB_RESULT_LOST_MEMORY)
@@ -123,7 +126,7 @@ void vhb_req_done(struct vhb_req *req, int result)
     }
     if (++req->range < req->n_ranges) {
         vhb_blk_next_range(req);
-        vhb_blk_submit(req, vhb_worker_io(q->worker));
+        vhb_blk_submit(req, q->io);
         return;
     }
     account(req);

@@ -18,7 +18,7 @@ enum { TIMED_MAX = 64 * 1024 };
 
 static bool aligned(const struct file *f, const struct vhb_req *req)
 {
-    if ((req->offset | req->len) & f->offset_mask)
+    if ((vhb_req_at(req) | req->len) & f->offset_mask)
         return false;
     for (uint32_t i = 0; i < req->niov; i++)
         if (((uintptr_t)req->iov[i].iov_base | req->iov[i].iov_len) & f->mem_mask)
@@ -103,7 +103,7 @@ static int try_nowait(struct file *f, struct vhb_req *req, struct vhb_io *io)
  * have to wait for the journal. */
 static bool is_prompt(const struct file *f, const struct vhb_req *req)
 {
-    return req->len <= TIMED_MAX && !((req->offset | req->len) & f->block_mask) &&
+    return req->len <= TIMED_MAX && !((vhb_req_at(req) | req->len) & f->block_mask) &&
            load_relaxed(&f->syncs) == 0;
 }
 
@@ -206,7 +206,7 @@ static int submit_bounced(struct file *f, struct vhb_req *req, struct vhb_io *io
 
 static int discard_device(struct file *f, struct vhb_req *req)
 {
-    uint64_t range[2] = {req->offset, req->len};
+    uint64_t range[2] = {vhb_req_at(req), req->len};
     if (ioctl(f->fd, BLKDISCARD, range) < 0 && errno != EOPNOTSUPP)
         return -errno;
     if (!(req->flags & VHB_REQ_FUA))

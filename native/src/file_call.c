@@ -60,7 +60,7 @@ static struct call call_zeroes(struct vhb_req *req)
                          .write = true,
                          .iov = &req->one,
                          .niov = 1,
-                         .offset = req->offset + req->done};
+                         .offset = vhb_req_at(req) + req->done};
 }
 
 static struct call call_rw(struct vhb_req *req)
@@ -69,7 +69,7 @@ static struct call call_rw(struct vhb_req *req)
                      .write = req->op == VHB_WRITE,
                      .iov = req->iov + req->at,
                      .niov = batch(req),
-                     .offset = req->offset + req->done};
+                     .offset = vhb_req_at(req) + req->done};
     if (c.write && (req->flags & VHB_REQ_FUA))
         c.rwf = RWF_DSYNC;
     if (req->bounce) {
@@ -98,7 +98,7 @@ struct call vhb_file_next_call(struct vhb_req *req)
     return (struct call){.kind = CALL_FALLOCATE,
                          .mode = FALLOC_FL_KEEP_SIZE |
                                  (hole ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
-                         .offset = req->offset,
+                         .offset = vhb_req_at(req),
                          .len = req->len};
 }
 

@@ -29,6 +29,10 @@ struct vhb_io {
     uint32_t bounce_free; /* one bit each */
     struct vhb_req *bounce_wait, **bounce_tail;
     bool bounce_giving; /* those that wait are given what is free */
+
+    /* Requests that wait for a time: hold.c. */
+    struct vhb_hold *held; /* the first that is due */
+    uint64_t hold_turn;   /* of the next */
 };
 
 int vhb_io_init(struct vhb_io *io, bool allow_uring);
@@ -47,6 +51,18 @@ void vhb_io_cancel(struct vhb_io *io, struct vhb_req *req);
 /* Submit, reap, and wait up to timeout_us (0: do not wait; -1: for ever).  How many requests
  * completed. */
 int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void *context);
+
+/* ---- hold.c ---- */
+
+/* Keep a request until *due* (ns, as vhb_clock()): req->resume(req, 0, io) then.  One that is dead
+ * goes on at the next pass. */
+void vhb_io_hold(struct vhb_io *io, struct vhb_req *req, uint64_t due);
+/* Whether it was kept; it is not any more, and resume was not called. */
+bool vhb_io_let_go(struct vhb_io *io, struct vhb_req *req);
+/* Let those go on that are due at io->now; how many. */
+int vhb_io_expire(struct vhb_io *io);
+/* Nanoseconds from io->now to the next; 0: it is due; UINT64_MAX: there is none. */
+uint64_t vhb_io_next_due(const struct vhb_io *io);
 
 /* ---- bounce.c ---- */
 

@@ -155,7 +155,7 @@ static int mailbox_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb
     bool data = req->op == VHB_READ || req->op == VHB_WRITE;
     slot->job = (struct vhb_job){
         .tag = (uint64_t)generation << 32 | i,
-        .offset = req->offset,
+        .offset = vhb_req_at(req),
         .len = req->len,
         .op = req->op,
         .flags = req->flags,

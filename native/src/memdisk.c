@@ -63,10 +63,10 @@ static void give_back(const struct memory_disk *m, uint8_t *from, size_t len)
 
 static int memory_run(const struct memory_disk *m, const struct vhb_req *req)
 {
-    uint64_t end;
-    if (__builtin_add_overflow(req->offset, req->len, &end) || end > m->size)
+    uint64_t start = vhb_req_at(req), end;
+    if (__builtin_add_overflow(start, req->len, &end) || end > m->size)
         return -EIO;
-    uint8_t *at = m->host + req->offset;
+    uint8_t *at = m->host + start;
     switch (req->op) {
     case VHB_READ:
         return copy_out_of_disk(at, req);

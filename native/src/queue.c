@@ -27,6 +27,11 @@ static size_t wide_size(const struct vhb_queue *q)
     return slot_count(q) * sizeof(struct vhb_wide);
 }
 
+static size_t layered_size(const struct vhb_queue *q)
+{
+    return slot_count(q) * sizeof(struct vhb_layered);
+}
+
 static const size_t samples_size = VHB_SAMPLE_RING * sizeof(struct vhb_sample);
 static const size_t borrow_size = VHB_BORROW_COUNT * VHB_MAX_IOV * sizeof(struct iovec);
 
@@ -36,6 +41,8 @@ static void queue_dispose(struct vhb_queue *q)
         munmap(q->slots, slots_size(q));
     if (q->wide)
         munmap(q->wide, wide_size(q));
+    if (q->layered)
+        munmap(q->layered, layered_size(q));
     if (q->borrow)
         munmap(q->borrow, borrow_size);
     if (q->samples.ring)
@@ -60,6 +67,7 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
     if (!q)
         return -ENOMEM;
     *q = (struct vhb_queue){.worker = worker,
+                            .io = vhb_worker_io(worker),
                             .disk = disk,
                             .graveyard = graveyard,
                             .max_size = max_size,
@@ -78,11 +86,13 @@ int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_g
     q->errors.tail = &q->errors.held;
     q->slots = reserve(slots_size(q));
     q->wide = reserve(wide_size(q));
+    q->layered = reserve(layered_size(q));
     q->borrow = reserve(borrow_size);
     q->samples.ring = reserve(samples_size);
     q->free_slots = calloc(slot_count(q), sizeof(*q->free_slots));
     q->ids = calloc(1, ids_size(q));
-    if (!q->slots || !q->wide || !q->borrow || !q->samples.ring || !q->free_slots || !q->ids) {
+    if (!q->slots || !q->wide || !q->layered || !q->borrow || !q->samples.ring || !q->free_slots ||
+        !q->ids) {
         queue_dispose(q);
         return -ENOMEM;
     }
@@ -355,6 +365,7 @@ int vhb_queue_attach(struct vhb_queue *q, struct vhb_worker *worker)
     if (q->attached)
         return -EBUSY;
     q->worker = worker;
+    q->io = vhb_worker_io(worker);
     q->attached = true;
     q->watching = q->watching_disk = q->deaf = false; /* those were the other one's */
     q->watched = -1;

@@ -123,11 +123,13 @@ struct vhb_queue {
 
     /* worker's */
     struct vhb_worker *worker;
+    struct vhb_io *io; /* that worker's */
     struct vhb_disk *disk;
     struct vhb_graveyard *graveyard;
     uint32_t max_size;
     struct vhb_req *slots;
     struct vhb_wide *wide; /* one of each slot, by its tag */
+    struct vhb_layered *layered; /* likewise */
     uint16_t *free_slots; /* a stack: the slot used last is the warmest */
     uint32_t n_free;
     struct vhb_req *done, **done_tail;
@@ -180,6 +182,11 @@ static inline uint32_t slot_count(const struct vhb_queue *queue)
 static inline struct vhb_wide *wide_of(const struct vhb_req *req)
 {
     return &req->queue->wide[req->tag];
+}
+
+static inline struct vhb_layered *layered_of(const struct vhb_req *req)
+{
+    return &req->queue->layered[req->tag];
 }
 
 /* Give a borrowed array back; whether it was one. */

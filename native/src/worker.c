@@ -17,6 +17,7 @@
 
 enum {
     CLOCK_EVERY = 4,  /* passes that find nothing: each takes less than a look at the clock */
+    NEAR_NS = 10000,  /* until a request that is held goes on: to sleep takes as long */
     POLLED_US = 100, /* how often a ring whose kicks we cannot see is looked at */
     HELD_US = 5000,  /* how often a request behind a dead one tries again */
 };
@@ -203,6 +204,7 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
     int n = vhb_io_turn(io, timeout_us, vhb_watch_ready, w);
     if (io->enters != enters)
         io->now = vhb_clock();
+    n += vhb_io_expire(io);
     count(&io->pass, 1);
     io->found = 0;
     adopt(w);
@@ -254,10 +256,19 @@ static int64_t sooner(int64_t a, int64_t b)
     return b < 0 || (a >= 0 && a < b) ? a : b;
 }
 
+/* Until the first request that is held goes on; as of a sleep. */
+static int64_t hold_patience(struct vhb_io *io)
+{
+    if (!io->held)
+        return -1;
+    io->now = vhb_clock();
+    return (int64_t)((vhb_io_next_due(io) + 999) / 1000);
+}
+
 /* How long the sleep may last in microseconds; 0: there is work; -1: for ever. */
 static int64_t sleep_limit(struct vhb_worker *w)
 {
-    int64_t limit = vhb_rest_patience(w);
+    int64_t limit = sooner(vhb_rest_patience(w), hold_patience(&w->io));
     if (load_acquire(&w->stop) || load_relaxed(&w->inbox)) /* pair: stop */
         return 0;
     if (load_relaxed(&w->asked)) /* pair: asked */
@@ -300,9 +311,13 @@ static void turn(struct vhb_worker *w)
     }
     if (++w->empty % CLOCK_EVERY == 0)
         w->io.now = vhb_clock();
+    if (w->io.held && vhb_io_next_due(&w->io) <= NEAR_NS) {
+        cpu_relax();
+        return;
+    }
     /* What the kernel has may want this very CPU for its own threads, and a completion ends the
-     * sleep as soon as a kick does. */
-    bool disk = w->io.pending && w->poll.mode != VHB_POLL_ALWAYS;
+     * sleep as soon as a kick does, or a time that a request is held for. */
+    bool disk = (w->io.pending || w->io.held) && w->poll.mode != VHB_POLL_ALWAYS;
     if (!disk && vhb_poll_goes_on(&w->poll, w->io.now)) {
         if (w->lent)
             sched_yield(); /* to a thread that may want this very CPU */

@@ -108,9 +108,9 @@ def build(cache: Path) -> Path:
     scratch.mkdir(parents=True)
     source, fresh = scratch / "_native.c", scratch / "fresh.so"
     include = NATIVE / "include"
-    headers = include / "vhostblk_values.h", include / "vhostblk.h"
-    arguments = "--module", MODULE, *headers, source
-    subprocess.run([sys.executable, NATIVE / "build.py", *arguments], check=True)
+    names = "vhostblk_values.h", "vhostblk_stages.h", "vhostblk.h"
+    build: list[str | Path] = [sys.executable, NATIVE / "build.py", "--module", MODULE]
+    subprocess.run([*build, *(include / name for name in names), source], check=True)
     command: list[str | Path] = [compiler, "-shared", "-fPIC", "-O1", "-std=gnu11"]
     command += ["-D_GNU_SOURCE", "-DVHB_CRASH_POINTS", f"-I{include}", f"-I{NATIVE / 'src'}"]
     command += [f"-I{sysconfig.get_path('include')}", source, *sorted(NATIVE.glob("src/*.c"))]

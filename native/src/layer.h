@@ -1,0 +1,73 @@
+/* layer.h - a disk in front of a disk, and the stage that layers of one kind share.
+ *
+ * A layer hands a request on as it came, and is out of the way then; or with a note, and is called
+ * once more with what became of it.  Or it ends the request by itself, or holds it for a while
+ * (vhb_io_hold), with req->disk and req->resume set as any disk sets them.  Between those calls the
+ * fields of a request that are "the disk's own" are free for it.
+ *
+ * All of it happens on the worker of the request's queue; layers of several queues run at the same
+ * time. */
+#ifndef VHB_LAYER_H
+#define VHB_LAYER_H
+
+#include "io.h"
+
+struct vhb_layer_ops {
+    /* As vhb_disk_ops.submit.  Hands on by vhb_layer_hand_on() or vhb_layer_hand_on_noted(). */
+    int (*submit)(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io);
+    /* What a request that was handed on with *note* ends with: 0, -errno, or VHB_PENDING and
+     * vhb_req_done() later.  What is less than any -errno (VHB_RESULT_*) it cannot change. */
+    int (*done)(struct vhb_layer *layer, struct vhb_req *req, int result, uint64_t note,
+                struct vhb_io *io);
+};
+
+struct vhb_layer {
+    struct vhb_disk disk; /* first */
+    struct vhb_disk_ops ops; /* its own: what the disk below lacks is NULL here, too */
+    struct vhb_disk *below;
+    struct vhb_disk *bottom; /* the first that is no layer */
+    struct vhb_stage *stage; /* shared: settings and counters */
+    const struct vhb_layer_ops *kind;
+    uint32_t height; /* layers from here to the bottom */
+};
+
+/* ---- stages: settings are atomics, set by any thread ---- */
+
+/* One worker's counters of a stage, whose thread alone writes them. */
+struct vhb_shard {
+    const struct vhb_io *owner; /* pair: shard */
+    uint64_t n[];
+};
+
+struct vhb_stage {
+    const struct vhb_layer_ops *kind;
+    void (*free)(struct vhb_stage *stage); /* or NULL: free() */
+    atomic_int users; /* layers */
+    uint32_t counters; /* of each shard */
+    size_t stride; /* bytes from one shard to the next */
+    uint8_t *memory, *shards; /* the second aligned */
+};
+
+/* Make the start of a kind's own struct, which is zeroed, a stage with so many counters. */
+int vhb_stage_init(struct vhb_stage *stage, const struct vhb_layer_ops *kind, uint32_t counters);
+
+/* A worker's counters, for count(); those of more than 63 workers share some, which are then not
+ * exact. */
+uint64_t *vhb_stage_shard(struct vhb_stage *stage, const struct vhb_io *io);
+
+/* ---- layers ---- */
+
+/* To the disk below; the layer has nothing to do with the request any more. */
+static inline int vhb_layer_hand_on(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io)
+{
+    return layer->below->ops->submit(layer->below, req, io);
+}
+
+/* To the disk below; *done* follows, perhaps before this returns what *done* did. */
+int vhb_layer_hand_on_noted(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io,
+                            uint64_t note);
+
+/* A disk has ended a request that has frames: what it ends with, or VHB_PENDING. */
+int vhb_layers_done(struct vhb_req *req, int result, struct vhb_io *io);
+
+#endif
