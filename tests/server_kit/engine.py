@@ -10,6 +10,7 @@ from vhostblk.blk.device import BlkDevice
 from vhostblk.engine.api import (
     Busy,
     Counters,
+    Driven,
     Fault,
     Job,
     Latency,
@@ -312,6 +313,9 @@ class FakeEngine:
     @property
     def ring_features(self) -> int:
         return 3 << 28 | 3 << 34 | 1 << 40
+
+    def drive(self, disk: object) -> Sequence[Driven]:  # noqa: ARG002
+        return ()
 
     def device(self, disk: object) -> "FakeEngine":
         assert disk is not None

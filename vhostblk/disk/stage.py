@@ -40,3 +40,21 @@ class StageLayer(Layer):
     def bind(self, bound: Bound) -> None:
         """Take what reaches the core; called behind `open` and before the first request."""
         self.bound = bound
+
+
+def split(disk: object) -> tuple[tuple[StageLayer, ...], object]:
+    """
+    Part the layers in front that the core runs from what is behind them.
+
+    Args:
+        disk: Any disk.
+
+    Returns:
+        The stages that a request meets before it meets anything else, the outermost first; and
+        the disk, or the layer of another kind, behind them.
+    """
+    stages: list[StageLayer] = []
+    while isinstance(disk, StageLayer):
+        stages.append(disk)
+        disk = disk.below
+    return tuple(stages), disk

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.api import Disk
+from vhostblk.engine.device import DeviceEngine, Driven
 from vhostblk.engine.errors import Busy, OnError, Stall
 from vhostblk.engine.job import Job, Mailbox
 from vhostblk.engine.latency import Latency, Slow
@@ -26,6 +27,7 @@ __all__ = [
     "Busy",
     "Counters",
     "DeviceEngine",
+    "Driven",
     "Engine",
     "Fault",
     "Job",
@@ -327,7 +329,19 @@ class Engine(Protocol):
         """Whether its queues can mark a dirty log."""
         ...
 
-    def device(self, disk: Disk) -> "DeviceEngine":
+    def drive(self, disk: object) -> Sequence[Driven]:
+        """
+        Have what layers in Python call be the engine's, where it runs what is below them.
+
+        Called with each disk once before it is opened; there are none where no layer is below a
+        layer in Python.
+
+        Raises:
+            VhostBlkError: It has a layer that this engine cannot run.
+        """
+        ...
+
+    def device(self, disk: Disk) -> DeviceEngine:
         """Get ready to serve an open *disk*; its queues share what a device shares."""
         ...
 
@@ -367,30 +381,4 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End the workers; every queue was closed before."""
-        ...
-
-
-class DeviceEngine(Protocol):
-    """One device's share of an engine."""
-
-    def queue(self, index: int, *, on_broken: Callable[[], None]) -> Queue:
-        """
-        Make a queue, parked, at base 0 and without a ring.
-
-        Args:
-            index: Its number in the device, for log lines and worker choice.
-            on_broken: Called on the control thread when the queue breaks.
-        """
-        ...
-
-    def dead(self) -> int:
-        """Return how many cancelled requests are still with the disk."""
-        ...
-
-    def ways(self) -> Ways | None:
-        """Return which way reads and writes take; None: it is not a file that this serves."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of the disk; every queue was closed before."""
         ...

@@ -12,6 +12,7 @@ from vhostblk.disk import carry
 from vhostblk.disk.api import DiskInfo, MarkedDisk, NativeMemory
 from vhostblk.disk.call import run
 from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.stage import split
 from vhostblk.engine.api import DeviceEngine, Engine, Queue, Ways
 from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions
@@ -160,7 +161,7 @@ class Backing:
     @property
     def moves(self) -> bool:
         """Whether the data plane must let go of the disk before its size changes."""
-        native = getattr(self.disk, "native", None)
+        native = getattr(split(self.disk)[1], "native", None)
         return native is not None and isinstance(native(), NativeMemory)
 
     def renew(self) -> DeviceEngine:
@@ -237,6 +238,7 @@ async def open_backing(  # noqa: PLR0913 - as `open_device`
     Raises:
         VhostBlkError: The disk cannot be had.
     """
+    engine.drive(disk)
     pump = Pump(disk, log=log, name=options.name)
     opened = await pump.open(before)
     try:

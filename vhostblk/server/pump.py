@@ -21,6 +21,7 @@ import uvloop
 
 from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Abilities, Calls, locks_while_running, run, starts_writeback
+from vhostblk.disk.stage import split
 from vhostblk.engine.api import Mailbox
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.log import Log, Told
@@ -77,13 +78,15 @@ class Pump:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.calls = Calls(disk)
+        self._below = split(disk)[1]  # what is behind the layers that the data plane runs
+        self._does_jobs = Calls(self._below)
         self._log = log
         self._told = Told(log)
         self._clock = clock
         self._served: dict[int, Served] = {}
         self._kept: dict[int, Refs] = {}
         self._kept_keys = count()
-        self._loop = _new_loop(disk)
+        self._loop = _new_loop(self._below)
         self._slices = Slices(self._loop.call_soon, clock)
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._thread = threading.Thread(
@@ -260,7 +263,7 @@ class Pump:
             info=info,
             can=can,
             writeback=starts_writeback(disk),
-            native=hasattr(disk, "native"),
+            native=hasattr(self._below, "native"),
             lock_while_running=locks_while_running(disk),
         )
 
@@ -286,7 +289,7 @@ class Pump:
     def _serve(self, mailbox: Mailbox) -> None:
         served = self._served[mailbox.fileno()] = Served(
             mailbox,
-            self.calls,
+            self._does_jobs,
             self._loop,
             log=self._log,
             told=self._told,

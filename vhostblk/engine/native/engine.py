@@ -4,21 +4,15 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
-from vhostblk.disk.api import (
-    Disk,
-    FileIo,
-    NativeDisk,
-    NativeFile,
-    NativeMemory,
-    NativeNull,
-    NativeSpec,
-)
-from vhostblk.engine.api import Queue, Way, Ways
+from vhostblk.disk.api import Disk
+from vhostblk.disk.stage import split
+from vhostblk.engine.api import Driven, Queue, Ways
 from vhostblk.engine.cpus import check_cpus
 from vhostblk.engine.native.core import check, ffi, lib, make
+from vhostblk.engine.native.disks import Bottom
 from vhostblk.engine.native.queue import NativeQueue
+from vhostblk.engine.native.stages import Layers, NativeStage, bind
 from vhostblk.engine.native.table import Tables
 from vhostblk.engine.native.worker import Worker
 from vhostblk.engine.poll import Poll
@@ -35,47 +29,21 @@ from vhostblk.spec.virtio_ring import (
 _log = logging.getLogger(__name__)
 
 
-def _io_flag(io: FileIo) -> int:
-    flags = {FileIo.RING: lib.VHB_FILE_RING, FileIo.INLINE: lib.VHB_FILE_INLINE}
-    return int(flags.get(io, 0))
-
-
-def _way(kind: int) -> Way:
-    return {
-        lib.VHB_WAY_RING: Way.RING,
-        lib.VHB_WAY_PLAIN: Way.PLAIN,
-        lib.VHB_WAY_NOWAIT: Way.NOWAIT,
-        lib.VHB_WAY_TIMED: Way.TIMED,
-    }[kind]
-
-
-def _native_disk(spec: NativeSpec) -> Any:
-    """Make the C disk for a disk that needs no Python."""
-    match spec:
-        case NativeFile():
-            flags = (
-                (lib.VHB_FILE_DIRECT if spec.direct else 0)
-                | (lib.VHB_FILE_BLOCK_DEVICE if spec.block_device else 0)
-                | _io_flag(spec.io)
-            )
-            aligns = spec.mem_align, spec.offset_align
-            return make("disk", lib.vhb_disk_file_new, spec.fd, flags, *aligns)
-        case NativeMemory():
-            host = ffi.cast("void *", spec.address)
-            return make("disk", lib.vhb_disk_memory_new, host, spec.size)
-        case NativeNull():
-            return make("disk", lib.vhb_disk_null_new, spec.zero)
-
-
 class NativeDevice:
-    """`DeviceEngine`: what the queues of one disk share."""
+    """
+    `DeviceEngine`: what the queues of one disk share.
+
+    Its layers that are stages stand in front of the disk itself, if the core serves that, else in
+    front of each queue's mailbox.
+    """
 
     def __init__(self, engine: "NativeEngine", disk: Disk) -> None:
         self._engine = engine
-        native = getattr(disk, "native", None)
-        spec = None if native is None else cast("NativeDisk", disk).native()
-        self.disk = None if spec is None else _native_disk(spec)
-        self._is_file = isinstance(spec, NativeFile)
+        layers, below = split(disk)
+        self.stages: Sequence[NativeStage] = bind(layers)
+        self._bottom = Bottom.of(below)
+        self._layers = None if self._bottom is None else Layers(self.stages, self._bottom.disk)
+        self.disk = None if self._layers is None else self._layers.disk
         self.graveyard = make("graveyard", lib.vhb_graveyard_new)
         self.tables = Tables()
         self._queues: set[NativeQueue] = set()
@@ -102,16 +70,7 @@ class NativeDevice:
 
     def ways(self) -> Ways | None:
         """Return which way reads and writes of a file take."""
-        if not self._is_file:
-            return None
-        now = ffi.new("struct vhb_file_ways *")
-        check(lib.vhb_disk_file_ways(self.disk, now), "disk")
-        return Ways(
-            reads=_way(now.reads),
-            writes=_way(now.writes),
-            reads_open=now.reads_open,
-            writes_open=now.writes_open,
-        )
+        return None if self._bottom is None else self._bottom.ways()
 
     async def close(self) -> None:
         """Let go of the disk; what dead requests still use is left to the process's end."""
@@ -120,8 +79,9 @@ class NativeDevice:
             for freed in self._late:
                 freed.cancel()
             return
-        if self.disk is not None:
-            check(lib.vhb_disk_free(self.disk), "disk")
+        if self._layers is not None and self._bottom is not None:
+            self._layers.free()
+            self._bottom.free()
         check(lib.vhb_graveyard_free(self.graveyard), "graveyard")
 
 
@@ -175,6 +135,10 @@ class NativeEngine:
     def can_log(self) -> bool:
         """It has an atomic OR."""
         return True
+
+    def drive(self, disk: object) -> Sequence[Driven]:  # noqa: ARG002
+        """Put what calls the core below layers in Python."""
+        return ()
 
     def device(self, disk: Disk) -> NativeDevice:
         """Get ready to serve an open *disk*."""

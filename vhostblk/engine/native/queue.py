@@ -20,6 +20,7 @@ from vhostblk.engine.api import (
 )
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.mailbox import NativeMailbox
+from vhostblk.engine.native.stages import Layers, NativeStage
 from vhostblk.engine.native.table import Tables
 from vhostblk.engine.native.tell import Take, latency, pieces_table, slow, take_note, take_samples
 from vhostblk.engine.native.worker import Worker
@@ -45,6 +46,7 @@ class Share(Protocol):
     """What the queues of one device share, as one of them sees it."""
 
     disk: Any
+    stages: Sequence[NativeStage]
     graveyard: Any
     tables: Tables
 
@@ -69,8 +71,11 @@ class NativeQueue:
 
     def __init__(self, worker: Worker, device: Share, on_broken: Callable[[], None]) -> None:
         self._mailbox = None if device.disk is not None else NativeMailbox(SLOTS)
-        disk = device.disk if self._mailbox is None else self._mailbox.disk
-        shared = worker.handle, disk, device.graveyard
+        # Where nobody but this queue uses the disk, its layers are this queue's, too.
+        own = () if self._mailbox is None else device.stages
+        below = device.disk if self._mailbox is None else self._mailbox.disk
+        self._layers = Layers(own, below)
+        shared = worker.handle, self._layers.disk, device.graveyard
         self.handle = make("queue", lib.vhb_queue_new, *shared, MAX_QUEUE_SIZE)
         self._base = ffi.new("uint32_t *")
         self._worker = worker
@@ -383,3 +388,4 @@ class NativeQueue:
             os.close(fd)
         self._last = self.counters(), self.fault(), self.latency()
         check(lib.vhb_queue_free(self.handle), "free")
+        self._layers.free()

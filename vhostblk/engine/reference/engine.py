@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from vhostblk.disk.api import Disk
-from vhostblk.engine.api import Fault, Queue
+from vhostblk.disk.layer import layers
+from vhostblk.disk.stage import StageLayer
+from vhostblk.engine.api import Driven, Fault, Queue
 from vhostblk.engine.reference.graveyard import Graveyard
 from vhostblk.engine.reference.mailbox import Bell
 from vhostblk.engine.reference.queue import ReferenceQueue
@@ -144,6 +146,16 @@ class ReferenceEngine:
     def can_log(self) -> bool:
         """Python has no atomic OR."""
         return False
+
+    def drive(self, disk: object) -> Sequence[Driven]:
+        """Refuse layers that the C core runs."""
+        for layer in layers(disk):
+            if isinstance(layer, StageLayer):
+                raise VhostBlkError(
+                    f"layer {layer.name} needs the native engine: serve with that, or leave out "
+                    "the layer"
+                )
+        return ()
 
     def device(self, disk: Disk) -> "ReferenceDevice":
         """Get ready to serve an open *disk*."""

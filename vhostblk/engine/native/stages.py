@@ -1,0 +1,125 @@
+"""
+Layers that the core runs: what each kind is made of, and layers of them in front of a disk.
+
+A kind is known by the dataclass that its layer returns from `StageLayer.stage`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vhostblk.disk.partition import PartitionStage
+from vhostblk.disk.stage import Stage, StageLayer
+from vhostblk.engine.native.core import check, ffi, lib, make
+from vhostblk.errors import VhostBlkError
+
+MAX_LAYERS = 8
+"""Of the core, directly in front of each other; ``VHB_MAX_LAYERS``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """
+    A kind of stage: ``vhb_stage_NAME_new`` and ``vhb_stage_NAME_set`` of ``struct vhb_NAME``.
+
+    Args:
+        name: As in C.
+        counters: Names of what it counts, in C's order.
+        value: From the dataclass to what initializes the struct; None: field by field, by name.
+    """
+
+    name: str
+    counters: Sequence[str] = ()
+    value: Callable[[Any], Mapping[str, object]] | None = None
+
+    def settings(self, stage: Any) -> Any:
+        """Return a ``struct vhb_NAME *`` that says what *stage* does."""
+        if self.value is not None:
+            values = self.value(stage)
+        else:
+            values = {field.name: getattr(stage, field.name) for field in fields(stage)}
+        return ffi.new(f"struct vhb_{self.name} *", values)
+
+
+KINDS: Mapping[type, Kind] = {
+    PartitionStage: Kind("partition"),
+}
+
+
+class NativeStage:
+    """
+    `Bound`: a stage of the core; any number of layers may share it.
+
+    Args:
+        stage: One of a kind that is known.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._type = type(stage)
+        self._kind = KINDS[self._type]
+        new = getattr(lib, f"vhb_stage_{self._kind.name}_new")
+        made = make("stage", new, self._kind.settings(stage))
+        self.handle = ffi.gc(made, lib.vhb_stage_free)
+
+    def set(self, stage: Stage) -> None:
+        """Have it set otherwise from the next request on."""
+        if type(stage) is not self._type:
+            raise TypeError(f"{stage!r} is no {self._type.__name__}")
+        setter = getattr(lib, f"vhb_stage_{self._kind.name}_set")
+        check(setter(self.handle, self._kind.settings(stage)), self._kind.name)
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what it has counted, over all queues."""
+        names = self._kind.counters
+        out = ffi.new("uint64_t[]", len(names))
+        check(lib.vhb_stage_counters(self.handle, out, len(names)), self._kind.name)
+        return dict(zip(names, out, strict=True))
+
+
+def bind(layers: Sequence[StageLayer]) -> tuple[NativeStage, ...]:
+    """
+    Make the stages of *layers*, which are open, and have them reach the core.
+
+    One that is bound already keeps its stage, with what that has counted.
+
+    Raises:
+        VhostBlkError: There are too many.
+    """
+    if len(layers) > MAX_LAYERS:
+        raise VhostBlkError(
+            f"{' | '.join(layer.name for layer in layers)}: {len(layers)} layers of the core "
+            f"directly in front of each other, and {MAX_LAYERS} can be"
+        )
+    return tuple(_bound(layer) for layer in layers)
+
+
+def _bound(layer: StageLayer) -> NativeStage:
+    if isinstance(layer.bound, NativeStage):
+        layer.bound.set(layer.stage())
+        return layer.bound
+    stage = NativeStage(layer.stage())
+    layer.bind(stage)
+    return stage
+
+
+class Layers:
+    """
+    One layer of each stage in front of a disk of the core, which stays the caller's.
+
+    Args:
+        stages: The outermost first.
+        disk: What is behind them.
+    """
+
+    def __init__(self, stages: Sequence[NativeStage], disk: Any) -> None:
+        self._stages = stages  # which must outlive the layers
+        self._made: list[Any] = []
+        for stage in reversed(stages):
+            disk = make("disk", lib.vhb_layer_new, disk, stage.handle)
+            self._made.append(disk)
+        self.disk = disk
+
+    def free(self) -> None:
+        """Free the layers; no queue uses them any more."""
+        while self._made:
+            check(lib.vhb_disk_free(self._made.pop()), "layer")
