@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
+from vhostblk.disk.grammar import (
+    DiskSpec,
+    LayerSpec,
+    parse,
+    parse_rate,
+    parse_size,
+    parse_switch,
+    parse_time,
+)
 from vhostblk.errors import VhostBlkError
 
 
@@ -32,16 +40,47 @@ def test_a_scheme_has_a_body_and_options(text: str, spec: DiskSpec) -> None:
     assert parse(text) == spec
 
 
+@pytest.mark.parametrize(
+    ("text", "layers", "disk"),
+    [
+        ("stats|disk.img", (LayerSpec("stats"),), DiskSpec("file", "disk.img")),
+        ("stats:|/a,b=c", (LayerSpec("stats"),), DiskSpec("file", "/a,b=c")),
+        (
+            "delay:read=2ms,write=5ms|cow:scratch=/tmp/x|file:disk.img,cache=none",
+            (
+                LayerSpec("delay", {"read": "2ms", "write": "5ms"}),
+                LayerSpec("cow", {"scratch": "/tmp/x"}),
+            ),
+            DiskSpec("file", "disk.img", {"cache": "none"}),
+        ),
+        ("cow:scratch=a||b|||file:||c", (LayerSpec("cow", {"scratch": "a|b|"}),), "file:||c"),
+        ("log:file=a,,b|null:1M", (LayerSpec("log", {"file": "a,b"}),), "null:1M"),
+        ("a|b|c", (LayerSpec("a"), LayerSpec("b")), "c"),
+    ],
+)
+def test_layers_stand_in_front_of_their_disk(
+    text: str, layers: tuple[LayerSpec, ...], disk: DiskSpec | str
+) -> None:
+    """A single bar ends a layer, a doubled one is that character; the last part is a disk."""
+    spec = parse(text)
+    assert spec.layers == layers
+    assert spec.alone == (parse(disk) if isinstance(disk, str) else disk)
+
+
 _words = st.text(st.characters(codec="utf-8"), max_size=12)
+_names = st.from_regex(r"[a-z][a-z0-9+.-]{0,6}", fullmatch=True)
 _keys = st.from_regex(r"[A-Za-z_][A-Za-z0-9_-]{0,8}", fullmatch=True)
 
 
 @given(
     st.builds(
         DiskSpec,
-        st.from_regex(r"[a-z][a-z0-9+.-]{0,6}", fullmatch=True),
+        _names,
         _words,
         st.dictionaries(_keys, _words, max_size=4),
+        st.lists(
+            st.builds(LayerSpec, _names, st.dictionaries(_keys, _words, max_size=3)), max_size=3
+        ).map(tuple),
     )
 )
 def test_a_spec_reads_back_as_it_was_written(spec: DiskSpec) -> None:
@@ -57,8 +96,16 @@ def test_a_spec_reads_back_as_it_was_written(spec: DiskSpec) -> None:
         ("file:a,", "'' is not an option"),
         ("file:a,=x", "'=x' is not an option"),
         ("file:a,cache=none,cache=none", "option 'cache' is given twice"),
-        ("cow:x|file:y", r"layers \(\|\) are not available; write \|\| for a bar"),
-        ("cow|y", r"layers \(\|\) are not available; for a file of that name write file:cow\|\|y"),
+        ("cow:x|file:y", r"'x' is not an option: a layer has only such: write cow:key=value, and"),
+        ("file:a.img|b.img", r"'a.img' is not an option: a layer has only such"),
+        ("cow:a=1,|file:y", r"'' is not an option: a layer has only such"),
+        ("cow:a=1,a=2|file:y", r"option 'a' is given twice"),
+        ("stats|", r"nothing is behind the last bar: write a disk there, e.g. stats\|disk.img"),
+        ("|disk.img", r"'' in front of a bar is not a layer: write layer:key=value,…\|disk"),
+        ("/tmp/a|b", r"'/tmp/a' in front of a bar is not a layer.*write file:/tmp/a\|\|b"),
+        ("a,b=c|d", r"'a,b=c' in front of a bar is not a layer.*write file:a,,b=c\|\|d"),
+        ("/a||b", r"a plain path has no bar: for a file of that name write file:/a\|\|b"),
+        ("stats|a||b", r"a plain path has no bar: for a file of that name write file:a\|\|b"),
     ],
 )
 def test_what_is_not_of_the_form_says_what_to_write(text: str, message: str) -> None:
@@ -98,6 +145,68 @@ def test_a_size_beyond_file_offsets_is_refused(text: str) -> None:
     """A disk is smaller than 8 EiB: offsets are signed 64-bit numbers."""
     with pytest.raises(VhostBlkError, match="too large"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("7ns", 7),
+        ("50us", 50_000),
+        ("2ms", 2_000_000),
+        ("1.5s", 1_500_000_000),
+        ("0.25us", 250),
+        ("1m", 60_000_000_000),
+    ],
+)
+def test_times_have_a_unit(text: str, time: int) -> None:
+    """Nanoseconds come of it, exactly; only nothing needs no unit."""
+    assert parse_time(text, "read") == time
+
+
+@pytest.mark.parametrize("text", ["", "2", "ms", "-1s", "1.s", "1e3s", "2 ms", "2MS", "٣s", "nan"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    """A number alone could be anything."""
+    with pytest.raises(VhostBlkError, match=f"read={text}: not a time: write 0, 50us, 2ms or 1.5s"):
+        parse_time(text, "read")
+
+
+def test_a_time_ends_with_the_day() -> None:
+    """What is longer is a mistake, and would not fit everywhere."""
+    assert parse_time("1440m", "read") == 86_400 * 10**9
+    with pytest.raises(VhostBlkError, match="too long: write a day"):
+        parse_time("86401s", "read")
+
+
+@pytest.mark.parametrize(
+    ("text", "base", "rate"),
+    [
+        ("0", 1000, 0),
+        ("500", 1000, 500),
+        ("10K", 1000, 10_000),
+        ("1.5k/s", 1000, 1500),
+        ("2G", 1000, 2 * 10**9),
+        ("100M", 1024, 100 << 20),
+        ("0.5K/s", 1024, 512),
+    ],
+)
+def test_rates_are_so_many_a_second(text: str, base: int, rate: int) -> None:
+    """What K is depends on what is counted."""
+    assert parse_rate(text, "iops", base=base) == rate
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1T", "1/m", "1 K", "9" * 30, "1.K", "inf"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    """Nothing is guessed of a number that is not one."""
+    with pytest.raises(VhostBlkError, match=r"iops=.*: not a rate: write a number, or 10K, 1.5M"):
+        parse_rate(text, "iops")
+
+
+def test_a_rate_fits_in_63_bits() -> None:
+    """More than that a second is nothing that anybody can do."""
+    with pytest.raises(VhostBlkError, match="too large"):
+        parse_rate("9999999999G", "iops")
 
 
 def test_a_switch_is_on_or_off() -> None:

@@ -5,9 +5,12 @@ import pytest
 from vhostblk.disk.call import Calls, starts_writeback
 from vhostblk.disk.file import CacheMode, File, Locking
 from vhostblk.disk.grammar import DiskSpec, parse
+from vhostblk.disk.layer import layers
 from vhostblk.disk.make import SCHEMES, beside, make
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
+from vhostblk.disk.pause import Pause
+from vhostblk.disk.zeroes import Zeroes
 from vhostblk.errors import VhostBlkError
 
 
@@ -59,6 +62,18 @@ def test_a_spec_is_as_good_as_its_text() -> None:
     assert isinstance(make(parse("null:512")), Null)
 
 
+def test_layers_are_made_in_front_of_their_disk() -> None:
+    """In the order they are written, each with its options; the disk below is made as ever."""
+    disk = make("pause:ops=read|zeroes|zeroes:unmap=on|memory:1M")
+    outer, first, second = layers(disk)
+    assert isinstance(outer, Pause)
+    assert isinstance(first, Zeroes)
+    assert isinstance(second, Zeroes)
+    assert isinstance(second.below, Memory)
+    assert outer.settings()["ops"] == "read"
+    assert [first.settings()["unmap"], second.settings()["unmap"]] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -81,6 +96,18 @@ def test_a_spec_is_as_good_as_its_text() -> None:
         ("memory:1000", "512 bytes or a multiple of that, not 1000"),
         ("null:0", "512 bytes or a multiple of that, not 0"),
         ("python:x", "write python:module:Class"),
+        ("fast|null:1M", r"fast: no layer is called 'fast' \(there are .*pause.*zeroes"),
+        (
+            "pause:fast=on|null:1M",
+            r"no option 'fast' for the layer pause \(there are file, ops, pau",
+        ),
+        ("zeroes:unmap=yes|null:1M", "zeroes: unmap=yes: write unmap=on or unmap=off"),
+        ("zeroes|file|x", r"zeroes\|file\|file:x: file is a disk, not a layer: a disk is last"),
+        ("zeroes:", r"zeroes: zeroes is a layer, and nothing is behind it.*e.g. zeroes\|disk.img"),
+        ("zeroes|pause:", r"pause is a layer, and nothing is behind it: write its disk there"),
+        ("zeroes:unmap=on", r"zeroes is a layer.*e.g. zeroes:unmap=on\|disk.img"),
+        ("zeroes|", r"nothing is behind the last bar: write a disk there"),
+        ("zeroes|foo:x", "no disk has the scheme 'foo'"),
     ],
 )
 def test_a_mistake_says_what_to_write(text: str, message: str) -> None:
@@ -133,6 +160,14 @@ def test_beside_puts_cache_and_read_only_into_a_file(tmp_path: Path) -> None:
     disk.open()
     assert (disk.writeback, disk.info().read_only) == (False, True)
     disk.close()
+
+
+def test_beside_reaches_the_disk_below_its_layers() -> None:
+    """The layers know of no cache, and the file is what is opened read-only."""
+    spec = beside(parse("zeroes|file:x.img"), cache="none", read_only=True, lock="while-running")
+    assert str(spec) == "zeroes|file:x.img,cache=none,lock=while-running,read-only=on"
+    with pytest.raises(VhostBlkError, match="a memory: disk has no host cache"):
+        beside(parse("zeroes|memory:1M"), cache="none", read_only=False)
 
 
 def test_beside_serves_any_disk_read_only() -> None:

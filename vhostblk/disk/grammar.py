@@ -3,29 +3,60 @@ The one way to write a disk as text, on a command line or in a file.
 
 ::
 
-    disk    = path | scheme ":" body *( "," key "=" value )
+    stack   = *( layer "|" ) disk
+    disk    = path | scheme ":" body *( "," option )
+    layer   = scheme [ ":" [ option *( "," option ) ] ]
+    option  = key "=" value
     scheme  = a word of small letters, digits, "+", "." and "-" that begins with a letter
     key     = a word of letters, digits, "-" and "_"
 
-A comma in a body or a value is written twice, as QEMU's users know it.  What begins with a word
-and a colon is a scheme; anything else is a path, taken as it is to its last character.  ``|`` is
-kept for layers in front of a disk and is written twice too where it is meant as a character.
+Layers stand in front of their disk, the outermost first.  A comma or a bar in a body or a value is
+written twice, as QEMU's users know it of commas.  A disk that begins with a word and a colon has a
+scheme; anything else is a path, taken as it is to its last character, which only a bar ends.
 
-This file knows the form and no scheme; which schemes and options there are is `make`'s.
+This file knows the form and no scheme; which disks, layers and options there are is `make`'s.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vhostblk.errors import VhostBlkError
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.ASCII)
+_LAYER = re.compile(r"([a-z][a-z0-9+.-]*)(?::|\Z)", re.ASCII)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 _SIZE = re.compile(r"([0-9]+)([KMGTPE]?)", re.ASCII | re.IGNORECASE)
+_TIME = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))?(ns|us|ms|s|m)", re.ASCII)
+_RATE = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?([KMG]?)(?:/s)?", re.ASCII | re.IGNORECASE)
+_BARS = re.compile(r"\|\||\||[^|]+")
+_COMMAS = re.compile(r",,|\|\||[,|]|[^,|]+")
+_NANOSECONDS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 
+MAX_TIME = 86_400 * 10**9
+"""Nanoseconds of the longest time there is need to write."""
 MAX_SIZE = (1 << 63) - 512
 """Bytes of the largest disk: file offsets are signed, sectors are whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """
+    A layer as somebody wrote it.
+
+    Args:
+        name: Which.
+        options: In the order they were given.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return it as it is written in front of a bar."""
+        if not self.options:
+            return self.name
+        return f"{self.name}:" + ",".join(map(_doubled, _words(self.options)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +68,27 @@ class DiskSpec:
         scheme: What kind; ``file`` for a plain path.
         body: What stood behind the colon, doubled characters made single.
         options: In the order they were given.
+        layers: What stands in front of it, the outermost first.
     """
 
     scheme: str
     body: str
     options: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[LayerSpec, ...] = ()
 
     def __str__(self) -> str:
         """Return text that `parse` reads back as this."""
-        words = [self.body, *(f"{key}={value}" for key, value in self.options.items())]
-        return f"{self.scheme}:" + ",".join(map(_doubled, words))
+        disk = f"{self.scheme}:" + ",".join(map(_doubled, [self.body, *_words(self.options)]))
+        return "|".join([*map(str, self.layers), disk])
+
+    @property
+    def alone(self) -> "DiskSpec":
+        """The disk without what is in front of it."""
+        return replace(self, layers=())
 
     def with_option(self, key: str, value: str) -> "DiskSpec":
         """
-        Add an option that was given elsewhere, say as ``--cache``.
+        Add an option of the disk itself that was given elsewhere, say as ``--cache``.
 
         Raises:
             VhostBlkError: The text says something else already.
@@ -63,26 +101,19 @@ class DiskSpec:
 
 def parse(text: str) -> DiskSpec:
     """
-    Read a disk from text.
+    Read a disk and its layers from text.
 
     Raises:
         VhostBlkError: Not of the form; the message is one line that says what to write.
     """
-    scheme = _SCHEME.match(text)
-    if scheme is None:
-        return _plain(text)
-    words = _split(text[scheme.end() :], text)
-    options: dict[str, str] = {}
-    for word in words[1:]:
-        key, equals, value = word.partition("=")
-        if not equals or not _KEY.fullmatch(key):
-            raise VhostBlkError(
-                f"{text}: {word!r} is not an option: write key=value, and a comma in a name twice"
-            )
-        if key in options:
-            raise VhostBlkError(f"{text}: option {key!r} is given twice: say it once")
-        options[key] = value
-    return DiskSpec(scheme[1], words[0], options)
+    *layers, disk = _parts(text)
+    if layers and not disk:
+        raise VhostBlkError(
+            f"{text}: nothing is behind the last bar: write a disk there, e.g. {text}disk.img"
+        )
+    # The disk first: of a path with a bar in it that says more.
+    spec = _disk(disk, text)
+    return replace(spec, layers=tuple(_layer(layer, text) for layer in layers))
 
 
 def parse_size(text: str, what: str = "size") -> int:
@@ -120,31 +151,126 @@ def parse_switch(text: str, what: str) -> bool:
     return text == "on"
 
 
-def _plain(text: str) -> DiskSpec:
-    """Take a path as it is; only a bar is not ours to decide yet."""
+def parse_time(text: str, what: str) -> int:
+    """
+    Read a time: ``2ms``, ``50us``, ``1.5s``, ``0``.
+
+    Args:
+        text: A number with its unit: ns, us, ms, s or m.
+        what: Its name in the error.
+
+    Returns:
+        Nanoseconds, 0 or more.
+
+    Raises:
+        VhostBlkError: Not such a number, or more than a day.
+    """
+    if text == "0":
+        return 0
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise VhostBlkError(f"{what}={text}: not a time: write 0, 50us, 2ms or 1.5s")
+    time = _scaled(match[1], match[2], _NANOSECONDS[match[3]])
+    if time > MAX_TIME:
+        raise VhostBlkError(f"{what}={text}: too long: write a day (1440m) or less")
+    return time
+
+
+def parse_rate(text: str, what: str, *, base: int = 1000) -> int:
+    """
+    Read how often, or how much, each second: ``500``, ``10K``, ``1.5M``, ``100M/s``.
+
+    Args:
+        text: A number, then nothing or one of K, M, G; ``/s`` may stand behind it.
+        what: Its name in the error.
+        base: What K is: 1000 where things are counted, 1024 for bytes.
+
+    Returns:
+        So many a second, 0 or more.
+
+    Raises:
+        VhostBlkError: Not such a number, or more than 2^63.
+    """
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise VhostBlkError(f"{what}={text}: not a rate: write a number, or 10K, 1.5M, 2G")
+    rate = _scaled(match[1], match[2], base ** " KMG".index(match[3].upper() or " "))
+    if rate >> 63:
+        raise VhostBlkError(f"{what}={text}: too large: write less than 2^63 a second")
+    return rate
+
+
+def _parts(text: str) -> list[str]:
+    """Split at single bars; doubled ones stay as they are."""
+    parts = [""]
+    for piece in _BARS.findall(text):
+        if piece == "|":
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
+
+
+def _disk(text: str, whole: str) -> DiskSpec:
+    scheme = _SCHEME.match(text)
+    if scheme is not None:
+        body, *words = _split(text[scheme.end() :])
+        hint = "write key=value, and a comma in a name twice"
+        return DiskSpec(scheme[1], body, _options(words, whole, hint))
     if not text:
         raise VhostBlkError("an empty name is no disk: write a path, or scheme:body")
     if "|" in text:
+        path = text.replace("||", "|")
         raise VhostBlkError(
-            f"{text}: layers (|) are not available; for a file of that name write "
-            f"{DiskSpec('file', text)}"
+            f"{whole}: a plain path has no bar: for a file of that name write "
+            f"{DiskSpec('file', path)}"
         )
     return DiskSpec("file", text)
 
 
-def _split(text: str, whole: str) -> list[str]:
+def _layer(text: str, whole: str) -> LayerSpec:
+    match = _LAYER.match(text)
+    if match is None:
+        raise VhostBlkError(
+            f"{whole}: {text!r} in front of a bar is not a layer: write layer:key=value,…|disk; "
+            f"for a file of that name write file:{_doubled(whole.replace('||', '|'))}"
+        )
+    rest = text[match.end() :]
+    hint = f"a layer has only such: write {match[1]}:key=value, and a disk last, behind the bars"
+    return LayerSpec(match[1], _options(_split(rest), whole, hint) if rest else {})
+
+
+def _options(words: Sequence[str], whole: str, hint: str) -> Mapping[str, str]:
+    options: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not _KEY.fullmatch(key):
+            raise VhostBlkError(f"{whole}: {word!r} is not an option: {hint}")
+        if key in options:
+            raise VhostBlkError(f"{whole}: option {key!r} is given twice: say it once")
+        options[key] = value
+    return options
+
+
+def _split(text: str) -> list[str]:
     """Split at single commas; a doubled comma or bar is that character."""
     words = [""]
-    for piece in re.findall(r",,|\|\||[,|]|[^,|]+", text):
+    for piece in _COMMAS.findall(text):
         if piece == ",":
             words.append("")
-        elif piece == "|":
-            raise VhostBlkError(
-                f"{whole}: layers (|) are not available; write || for a bar in a name"
-            )
         else:
             words[-1] += piece[:1] if piece in {",,", "||"} else piece
     return words
+
+
+def _scaled(whole: str, fraction: str | None, unit: int) -> int:
+    digits = fraction or ""
+    scaled: int = int(whole + digits) * unit // 10 ** len(digits)
+    return scaled
+
+
+def _words(options: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in options.items()]
 
 
 def _doubled(text: str) -> str:

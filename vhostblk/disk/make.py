@@ -1,8 +1,8 @@
 """
-From a disk as somebody wrote it to the disk itself.
+From a disk as somebody wrote it to the disk itself, with the layers in front of it.
 
-One table of schemes: what each may be told, and who makes it.  Nothing is opened here; that is
-`Disk.open`'s, on the thread that will serve.
+One table of schemes: what each may be told, and who makes it; that of the layers is in `layers`.
+Nothing is opened here; that is `Disk.open`'s, on the thread that will serve.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from typing import TypeVar
 from vhostblk.disk.api import Disk, FileIo
 from vhostblk.disk.file import CacheMode, File, Locking, LockWhen
 from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
+from vhostblk.disk.layers import LAYERS, check, stack
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
@@ -42,28 +43,48 @@ class Scheme:
 
 def make(spec: DiskSpec | str) -> Disk:
     """
-    Make a disk; it is not open yet.
+    Make a disk and its layers; none of it is open yet.
 
     Args:
         spec: As parsed, or the text.
 
     Raises:
-        VhostBlkError: No such scheme or option, or a value that is none; one line that says what
-            to write.
+        VhostBlkError: No such scheme, layer or option, or a value that is none; one line that says
+            what to write.
     """
     if isinstance(spec, str):
         spec = parse(spec)
+    for layer in spec.layers:
+        if layer.name in SCHEMES:
+            raise VhostBlkError(
+                f"{spec}: {layer.name} is a disk, not a layer: a disk is last, behind the bars"
+            )
+    check(spec.layers)
+    return stack(spec.layers, _disk(spec.alone))
+
+
+def _disk(spec: DiskSpec) -> Disk:
     scheme = SCHEMES.get(spec.scheme)
     if scheme is None:
-        raise VhostBlkError(
-            f"{spec}: no disk has the scheme {spec.scheme!r} (there are {', '.join(SCHEMES)}); "
-            f"for a file of that name write file:{spec}"
-        )
+        raise _no_disk(spec)
     if not spec.body:
         raise VhostBlkError(f"{spec}: something is missing behind the colon: write {scheme.form}")
     if scheme.options is not None:
         _check_options(spec, scheme.options)
     return scheme.build(spec)
+
+
+def _no_disk(spec: DiskSpec) -> VhostBlkError:
+    written = str(spec).rstrip(":")
+    if spec.scheme in LAYERS:
+        return VhostBlkError(
+            f"{written}: {spec.scheme} is a layer, and nothing is behind it: "
+            f"write its disk there, e.g. {written}|disk.img"
+        )
+    return VhostBlkError(
+        f"{spec}: no disk has the scheme {spec.scheme!r} (there are {', '.join(SCHEMES)}); "
+        f"for a file of that name write file:{spec}"
+    )
 
 
 def beside(
@@ -73,7 +94,7 @@ def beside(
     Add to a disk what was said of the device it is for.
 
     Args:
-        spec: The disk.
+        spec: The disk; what is said goes to the disk itself, not to what is in front of it.
         cache: A file's cache mode; None: as *spec* says.
         read_only: Open a file so, which lets readers share its lock.  For other disks the device
             refuses writes.
