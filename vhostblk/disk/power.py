@@ -27,12 +27,17 @@ from vhostblk.disk.ranges import Index, Range, both, without
 
 Data = bytes | memoryview
 
+_SIZE = 1024
+"""Bytes of what is noted of a change, beside its data; measured: 0.7 KiB."""
+
 
 class Kind(StrEnum):
     """What changes a disk."""
 
     WRITE = "write"
     ZEROES = "zeroes"
+    UNMAP = "unmap"
+    """Zeroes that may be a hole."""
     DISCARD = "discard"
 
 
@@ -132,8 +137,8 @@ class Cache:
         self._now = 0
         self._held: Index[Held] = Index()
         self._in_flight: dict[int, Held] = {}
-        self.unflushed = 0
-        """Bytes of what is held."""
+        self.size = 0
+        """Bytes of memory that what is held takes, about."""
 
     @property
     def now(self) -> int:
@@ -154,7 +159,7 @@ class Cache:
                 other.rivals.append(held)
         self._in_flight[change.number] = held
         self._held.add(held)
-        self.unflushed += change.length
+        self.size += _size(change)
 
     def end(self, number: int) -> list[Piece]:
         """
@@ -227,8 +232,12 @@ class Cache:
         held.left = left
         if not left and held.number in self._held:
             self._held.remove(held)
-            self.unflushed -= held.length
+            self.size -= _size(held.change)
             held.rivals = []
+
+
+def _size(change: Change) -> int:
+    return _SIZE + (0 if change.data is None else change.length)
 
 
 def _overlap(one: Held, other: Held) -> bool:

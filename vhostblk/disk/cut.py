@@ -1,0 +1,370 @@
+"""
+A power cut on demand: a layer with a volatile write cache, and a switch.
+
+What is written stays in this layer's memory until it is flushed (or, where there is too much of
+it, written back early, as caches do).  At a cut some of it reaches the disk below and the rest is
+gone, chosen by a seed (`vhostblk.disk.loss`); from then on every request fails, until the power is
+on again.  A server that is killed is the cut at which all is lost.
+"""
+
+import asyncio
+import errno
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NoReturn
+
+from vhostblk.disk import loss
+from vhostblk.disk.api import Disk, DiskInfo, Extent
+from vhostblk.disk.call import run
+from vhostblk.disk.cut_options import FORM, OPTIONS, At, Switches, Then, parse
+from vhostblk.disk.layer import Layer, Value
+from vhostblk.disk.power import Cache, Change, Kind, Piece
+from vhostblk.errors import VhostBlkError
+
+__all__ = ["FORM", "OPTIONS", "At", "Cut", "Then", "build"]
+
+_SHOWN = 100
+"""Changes a cut tells of; of more, only how many."""
+_ENOUGH = 0.75
+"""Of the limit: what writing back leaves."""
+
+
+class Op(StrEnum):
+    """What is counted besides changes."""
+
+    READ = "read"
+    FLUSH = "flush"
+
+
+@dataclass(slots=True)
+class State:
+    """
+    What has been.
+
+    Args:
+        requests: How many have come while there was power.
+        ops: The same, by kind.
+        off: There is none.
+        last: The last cut, in a line.
+    """
+
+    requests: int = 0
+    ops: dict[str, int] = field(default_factory=dict)
+    off: bool = False
+    last: str = ""
+
+
+class Cut(Layer):
+    """
+    A volatile write cache in front of *below*, whose power can be cut.
+
+    Args:
+        below: Any disk.
+        seed: What the first cut chooses by; the next one takes the number behind it.  None: any.
+        at: A request at which the power goes: that one is in flight.
+        lose: How what is not flushed is lost.
+        tear: Some of it is torn.
+        sector: Bytes that are never torn; 0: a block of the disk.
+        limit: Bytes of memory; what is more is written back before it is flushed.
+        then: What comes behind a cut.
+    """
+
+    name = "cut"
+    commands = ("cut", "power_on")
+
+    def __init__(  # noqa: PLR0913 - an argument for each option
+        self,
+        below: object,
+        *,
+        seed: int | None = None,
+        at: At | None = None,
+        lose: loss.Lose = loss.Lose.ANY,
+        tear: bool = True,
+        sector: int = 0,
+        limit: int = 64 << 20,
+        then: Then = Then.EIO,
+    ) -> None:
+        super().__init__(below)
+        if seed is None:
+            seed = int.from_bytes(os.urandom(4))
+        self._set = Switches(
+            seed=seed, at=at, lose=lose, tear=tear, sector=sector, limit=limit, then=then
+        )
+        self._cache = Cache()
+        self._going: list[Piece] = []
+        """What the disk below is to get now, in order; still seen by reads."""
+        self._going_down = asyncio.Lock()
+        self._dice = loss.Dice(seed)
+        self.state = State()
+
+    # ---- for an operator --------------------------------------------------------------------
+
+    def settings(self) -> Mapping[str, Value]:
+        """Return what is set, whether there is power, and what is not flushed."""
+        return {
+            **self._set.told(),
+            "power": "off" if self.state.off else "on",
+            "requests": self.state.requests,
+            "unflushed": len(self._cache.held),
+            "unflushed_bytes": sum(held.length for held in self._cache.held),
+            "last_cut": self.state.last,
+        }
+
+    def change(self, values: Mapping[str, str]) -> None:
+        """
+        Be set otherwise; a new seed is that of the next cut.
+
+        Raises:
+            VhostBlkError: No such option or value, or a request that is over.
+        """
+        if "sector" in values:
+            raise VhostBlkError("cut: 'sector' cannot be changed while it serves")
+        new = self._set.changed(values)
+        if "at" in values and new.at and new.at.count <= self._counted(new.at):
+            raise VhostBlkError(f"cut: at={new.at} is over: {self._counted(new.at)} have come")
+        self._set = new
+
+    async def cut(self) -> Mapping[str, Value]:
+        """
+        Cut the power now.
+
+        Returns:
+            The seed, the number of the request before it, and what became of what.
+
+        Raises:
+            VhostBlkError: It is off.
+            OSError: The disk below does not take what is to be there.
+        """
+        if self.state.off:
+            raise VhostBlkError("cut: the power is off already: power_on first")
+        return await self._cut()
+
+    def power_on(self) -> None:
+        """
+        Serve again what is there; whoever uses the disk is to start anew, too.
+
+        Raises:
+            VhostBlkError: It is on.
+        """
+        if not self.state.off:
+            raise VhostBlkError("cut: the power is on")
+        self.state.off = False
+
+    # ---- the contract -----------------------------------------------------------------------
+
+    def info(self) -> DiskInfo:
+        """Return what the disk below is, with a volatile cache."""
+        info = super().info()
+        return info if info.read_only else replace(info, volatile=True)
+
+    async def close(self) -> None:
+        """End in order: nothing is lost, unless the power is off."""
+        try:
+            if not self.state.off:
+                await self._settle_all()
+        finally:
+            await super().close()
+
+    async def read(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Read what was written, wherever it is."""
+        if self._arrived(Op.READ):
+            await self._fail_by_cut()
+        # Noted before the disk below is asked: what goes down meanwhile is in one of the two.
+        end = offset + sum(map(len, views))
+        over = [p for p in self._going if p.start < end and offset < p.end]
+        over += self._cache.over(offset, end)
+        await run(self.under.read, offset, views)
+        self._check_power()
+        for piece in over:
+            _paste(piece, offset, views)
+
+    async def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> None:
+        """Keep it; with *fua*, make it stable."""
+        data = b"".join(views)
+        await self._change(Kind.WRITE, offset, len(data), data, fua=fua)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Keep that it was asked for; it reads as zeroes."""
+        await self._change(Kind.DISCARD, offset, length)
+
+    async def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Keep that it was asked for."""
+        await self._change(Kind.UNMAP if unmap else Kind.ZEROES, offset, length)
+
+    async def flush(self) -> None:
+        """Make all of it stable that was written before."""
+        hit = self._arrived(Op.FLUSH)
+        mark = self._cache.flush()
+        if hit:
+            await self._fail_by_cut()
+        await self._go_down(self._cache.flushed(mark), stable=True)
+        self._check_power()
+
+    def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+        """Yield what is stored below, and here: that is no hole."""
+        at, end = offset, offset + length
+        for piece in sorted(self._cache.over(offset, end), key=lambda piece: piece.start):
+            if at < piece.start:
+                yield from self.under.block_status(at, piece.start - at)
+            if at < piece.end:
+                yield Extent(max(at, piece.start), piece.end - max(at, piece.start), hole=False)
+                at = piece.end
+        if at < end:
+            yield from self.under.block_status(at, end - at)
+
+    async def resize(self, size: int) -> None:
+        """Hand on, with nothing kept here: what is cut off is gone for good."""
+        if self.state.off:
+            raise VhostBlkError("cut: the power is off: power_on first")
+        await self._settle_all()
+        await run(self.under.resize, size)
+
+    async def inherit(self, before: Disk) -> None:
+        """Take over whether there is power, and what was counted."""
+        pending = super().inherit(before)
+        if pending is not None:
+            await pending
+        if isinstance(before, Cut):
+            self.state = before.state
+
+    # ---- what they are made of --------------------------------------------------------------
+
+    async def _change(
+        self, kind: Kind, offset: int, length: int, data: bytes | None = None, *, fua: bool = False
+    ) -> None:
+        hit = self._arrived(kind)
+        change = Change(self.state.requests, offset, length, data, kind, fua=fua)
+        self._cache.begin(change)
+        if hit:
+            await self._fail_by_cut()
+        stable = self._cache.end(change.number)
+        if fua:
+            await self._go_down(stable, stable=True)
+        elif self._cache.size > self._set.limit:
+            await self._go_down(self._too_much(), stable=False)
+        self._check_power()
+
+    def _arrived(self, op: Op | Kind) -> bool:
+        """Count a request; tell whether the power goes with it."""
+        self._check_power()
+        self.state.requests += 1
+        word = "zeroes" if op is Kind.UNMAP else op.value
+        self.state.ops[word] = self.state.ops.get(word, 0) + 1
+        at = self._set.at
+        return at is not None and at.op in {"", word} and at.count == self._counted(at)
+
+    def _counted(self, at: At) -> int:
+        return self.state.ops.get(at.op, 0) if at.op else self.state.requests
+
+    def _check_power(self) -> None:
+        if self.state.off:
+            raise OSError(errno.EIO, "cut: the power is off")
+
+    def _too_much(self) -> list[Piece]:
+        """Choose what is written back early: whatever comes, as a cache does not go by age."""
+        pieces: list[Piece] = []
+        while self._cache.size > self._set.limit * _ENOUGH and self._cache.held:
+            for held in self._cache.held:
+                if self._dice.below(2):
+                    pieces += self._cache.write_back(held.number)
+        return pieces
+
+    async def _settle_all(self) -> None:
+        await self._go_down(self._cache.flushed(self._cache.flush()), stable=True)
+
+    async def _go_down(self, pieces: Sequence[Piece], *, stable: bool) -> None:
+        """
+        Have the disk below take *pieces* behind all that goes there already.
+
+        What it does not take is tried again by the next one; reads see it until then.
+        """
+        self._going += pieces
+        async with self._going_down:
+            while self._going:
+                await self._store(self._going[0])
+                del self._going[0]
+            if stable:
+                await run(self.under.flush)
+
+    async def _store(self, piece: Piece) -> None:
+        length, kind, data = piece.end - piece.start, piece.change.kind, piece.data
+        if data is not None:
+            await run(self.under.write, piece.start, [data])
+        elif kind is Kind.DISCARD:
+            await run(self.under.discard, piece.start, length)
+        else:
+            await run(self.under.write_zeroes, piece.start, length, unmap=kind is Kind.UNMAP)
+
+    async def _cut(self) -> Mapping[str, Value]:
+        self.state.off = True
+        seed = self._set.seed
+        cut = loss.cut(self._cache, self._losing(), number=self.state.requests, seed=seed)
+        self._cache = Cache()
+        self._set = self._set.with_seed(seed + 1)
+        self.state.last = _line(cut, self.state.requests)
+        async with self._going_down:
+            self._going = []  # what the disk below did not take
+            for piece in cut.pieces:
+                await self._store(piece)
+            await run(self.under.flush)
+        if self._set.then is Then.EXIT:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {
+            "seed": seed,
+            "request": self.state.requests,
+            **{fate.value: cut.count(fate) for fate in loss.Fate},
+            "what": _what(cut),
+        }
+
+    async def _fail_by_cut(self) -> NoReturn:
+        await self._cut()
+        raise OSError(errno.EIO, "cut: the power goes with this request")
+
+    def _losing(self) -> loss.Losing:
+        sector = self._set.sector or self.under.info().block_size
+        return loss.Losing(self._set.lose, self._set.tear, sector)
+
+
+def build(below: Disk, options: Mapping[str, str]) -> Cut:
+    """
+    Make a layer of what was written in front of a disk.
+
+    Raises:
+        VhostBlkError: A value is none; says what to write.
+    """
+    told = parse(options)
+    return Cut(
+        below,
+        seed=told.seed if "seed" in options else None,
+        at=told.at,
+        lose=told.lose,
+        tear=told.tear,
+        sector=told.sector,
+        limit=told.limit,
+        then=told.then,
+    )
+
+
+def _line(cut: loss.Cut, request: int) -> str:
+    counts = ", ".join(f"{cut.count(fate)} {fate}" for fate in loss.Fate)
+    return f"seed={cut.seed} at request {request}: {counts}"
+
+
+def _what(cut: loss.Cut) -> str:
+    lines = [str(verdict) for verdict in cut.verdicts if verdict.fate is not loss.Fate.KEPT]
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "; ".join(lines[:_SHOWN] + more)
+
+
+def _paste(piece: Piece, offset: int, views: Sequence[memoryview]) -> None:
+    """Put a piece over what was read from byte *offset* on."""
+    data = piece.data
+    for view in views:
+        start, end = max(piece.start, offset), min(piece.end, offset + len(view))
+        if start < end:
+            new = bytes(end - start) if data is None else data[start - piece.start :][: end - start]
+            view[start - offset : end - offset] = new
+        offset += len(view)

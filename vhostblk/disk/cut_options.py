@@ -1,0 +1,164 @@
+"""What a `vhostblk.disk.cut.Cut` is told, as text and as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from vhostblk.disk.grammar import parse_size, parse_switch
+from vhostblk.disk.loss import MAX_SEED, Lose, parse_lose
+from vhostblk.errors import VhostBlkError
+
+OPTIONS = frozenset({"seed", "at", "lose", "tear", "sector", "limit", "then"})
+FORM = "cut:[seed=N][,at=[OP:]N][,lose=…][,tear=off][,sector=SIZE][,limit=SIZE][,then=eio|exit]"
+
+_OPS = ("read", "write", "flush", "discard", "zeroes")
+
+
+class Then(StrEnum):
+    """What comes behind a cut."""
+
+    EIO = "eio"
+    """Every request fails until the power is on again."""
+    EXIT = "exit"
+    """That, and this process is told to end (SIGTERM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """
+    A request.
+
+    Args:
+        count: Which, from 1.
+        op: Of those of one kind; empty: of all.
+    """
+
+    count: int
+    op: str = ""
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return f"{self.op}:{self.count}" if self.op else str(self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """What a layer is set to; see `vhostblk.disk.cut.Cut`."""
+
+    seed: int = 0
+    at: At | None = None
+    lose: Lose = Lose.ANY
+    tear: bool = True
+    sector: int = 0
+    limit: int = 64 << 20
+    then: Then = Then.EIO
+
+    def told(self) -> dict[str, str | int]:
+        """Return them as an operator reads them."""
+        return {
+            "seed": self.seed,
+            "at": str(self.at or ""),
+            "lose": self.lose.value,
+            "tear": "on" if self.tear else "off",
+            "sector": self.sector,
+            "limit": self.limit,
+            "then": self.then.value,
+        }
+
+    def with_seed(self, seed: int) -> "Switches":
+        """Return the same with another seed."""
+        return replace(self, seed=min(seed, MAX_SEED))
+
+    def changed(self, values: Mapping[str, str]) -> "Switches":
+        """
+        Return them otherwise.
+
+        Raises:
+            VhostBlkError: No such option, or a value that is none.
+        """
+        new = self
+        for key, text in values.items():
+            new = _changed(new, key, text)
+        return new
+
+
+def parse(options: Mapping[str, str]) -> Switches:
+    """
+    Read what was written in front of a disk.
+
+    Raises:
+        VhostBlkError: As `Switches.changed`.
+    """
+    return Switches().changed(options)
+
+
+def parse_seed(text: str) -> int:
+    """
+    Read a seed.
+
+    Raises:
+        VhostBlkError: It is none.
+    """
+    if not text.isascii() or not text.isdecimal() or int(text) > MAX_SEED:
+        raise VhostBlkError(f"seed={text}: write a whole number from 0 to {MAX_SEED}")
+    return int(text)
+
+
+def parse_at(text: str) -> At | None:
+    """
+    Read which request: ``120`` is the 120th of all, ``flush:3`` the third flush; empty: none.
+
+    Raises:
+        VhostBlkError: It is no request.
+    """
+    if not text:
+        return None
+    op, colon, number = text.rpartition(":")
+    good = op in _OPS if colon else not op
+    if not good or not number.isascii() or not number.isdecimal() or not int(number):
+        raise VhostBlkError(
+            f"at={text}: write a number from 1, or {', '.join(_OPS)} with one behind a colon: "
+            "at=120, at=flush:3"
+        )
+    return At(int(number), op)
+
+
+def parse_sector(text: str) -> int:
+    """
+    Read a sector's size.
+
+    Raises:
+        VhostBlkError: It is none.
+    """
+    sector = parse_size(text, "sector")
+    if sector < 512 or sector & (sector - 1):  # noqa: PLR2004 - the least there is
+        raise VhostBlkError(f"sector={text}: write a power of two from 512 on")
+    return sector
+
+
+def _changed(old: Switches, key: str, text: str) -> Switches:
+    match key:
+        case "seed":
+            new = replace(old, seed=parse_seed(text))
+        case "at":
+            new = replace(old, at=parse_at(text))
+        case "lose":
+            new = replace(old, lose=parse_lose(text))
+        case "tear":
+            new = replace(old, tear=parse_switch(text, "tear"))
+        case "sector":
+            new = replace(old, sector=parse_sector(text))
+        case "limit":
+            new = replace(old, limit=parse_size(text, "limit"))
+        case "then":
+            new = replace(old, then=_then(text))
+        case _:
+            some = ", ".join(sorted(OPTIONS))
+            raise VhostBlkError(f"cut: no option {key!r} (there are {some})")
+    return new
+
+
+def _then(text: str) -> Then:
+    if text not in set(Then):
+        raise VhostBlkError(f"then={text}: write then=eio or then=exit")
+    return Then(text)
