@@ -26,9 +26,6 @@ def build(directory: Path) -> Path:
         "-flto=auto",
         "-std=gnu11",
         "-D_GNU_SOURCE",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
     ]
     command += [f"-I{ROOT / 'native/include'}", f"-I{ROOT / 'native/src'}", *core, str(SOURCE)]
     command += ["-l:liburing.a", "-lpthread", "-o", str(program)]
