@@ -19,7 +19,16 @@ from typing import NoReturn
 from vhostblk.disk import loss
 from vhostblk.disk.api import Disk, DiskInfo, Extent
 from vhostblk.disk.call import run
-from vhostblk.disk.cut_options import FORM, OPTIONS, At, Switches, Then, parse
+from vhostblk.disk.cut_options import (
+    FORM,
+    OPTIONS,
+    At,
+    Switches,
+    Then,
+    parse,
+    parse_at,
+    parse_then,
+)
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.power import Cache, Change, Kind, Piece
 from vhostblk.errors import VhostBlkError
@@ -64,12 +73,15 @@ class Cut(Layer):
     Args:
         below: Any disk.
         seed: What the first cut chooses by; the next one takes the number behind it.  None: any.
-        at: A request at which the power goes: that one is in flight.
-        lose: How what is not flushed is lost.
+        at: A request at which the power goes, which is in flight then; as text, ``flush:3``.
+        lose: How what is not flushed is lost, see `vhostblk.disk.loss.Lose`.
         tear: Some of it is torn.
         sector: Bytes that are never torn; 0: a block of the disk.
         limit: Bytes of memory; what is more is written back before it is flushed.
-        then: What comes behind a cut.
+        then: What comes behind a cut, see `Then`.
+
+    Raises:
+        VhostBlkError: A value is none.
     """
 
     name = "cut"
@@ -80,18 +92,24 @@ class Cut(Layer):
         below: object,
         *,
         seed: int | None = None,
-        at: At | None = None,
-        lose: loss.Lose = loss.Lose.ANY,
+        at: At | str = "",
+        lose: str = "any",
         tear: bool = True,
         sector: int = 0,
         limit: int = 64 << 20,
-        then: Then = Then.EIO,
+        then: str = "eio",
     ) -> None:
         super().__init__(below)
         if seed is None:
             seed = int.from_bytes(os.urandom(4))
         self._set = Switches(
-            seed=seed, at=at, lose=lose, tear=tear, sector=sector, limit=limit, then=then
+            seed=seed,
+            at=parse_at(at) if isinstance(at, str) else at,
+            lose=loss.parse_lose(lose),
+            tear=tear,
+            sector=sector,
+            limit=limit,
+            then=parse_then(then),
         )
         self._cache = Cache()
         self._going: list[Piece] = []
@@ -251,7 +269,7 @@ class Cut(Layer):
         """Count a request; tell whether the power goes with it."""
         self._check_power()
         self.state.requests += 1
-        word = "zeroes" if op is Kind.UNMAP else op.value
+        word = "write-zeroes" if op in {Kind.UNMAP, Kind.ZEROES} else op.value
         self.state.ops[word] = self.state.ops.get(word, 0) + 1
         at = self._set.at
         return at is not None and at.op in {"", word} and at.count == self._counted(at)
@@ -339,7 +357,7 @@ def build(below: Disk, options: Mapping[str, str]) -> Cut:
     return Cut(
         below,
         seed=told.seed if "seed" in options else None,
-        at=told.at,
+        at=told.at or "",
         lose=told.lose,
         tear=told.tear,
         sector=told.sector,

@@ -9,9 +9,9 @@ from vhostblk.disk.loss import MAX_SEED, Lose, parse_lose
 from vhostblk.errors import VhostBlkError
 
 OPTIONS = frozenset({"seed", "at", "lose", "tear", "sector", "limit", "then"})
-FORM = "cut:[seed=N][,at=[OP:]N][,lose=…][,tear=off][,sector=SIZE][,limit=SIZE][,then=eio|exit]"
+FORM = "cut[:seed=N][,at=[OP:]N][,lose=HOW][,tear=off][,sector=SIZE][,limit=SIZE][,then=eio|exit]"
 
-_OPS = ("read", "write", "flush", "discard", "zeroes")
+_OPS = ("read", "write", "flush", "discard", "write-zeroes")
 
 
 class Then(StrEnum):
@@ -151,14 +151,20 @@ def _changed(old: Switches, key: str, text: str) -> Switches:
         case "limit":
             new = replace(old, limit=parse_size(text, "limit"))
         case "then":
-            new = replace(old, then=_then(text))
+            new = replace(old, then=parse_then(text))
         case _:
             some = ", ".join(sorted(OPTIONS))
             raise VhostBlkError(f"cut: no option {key!r} (there are {some})")
     return new
 
 
-def _then(text: str) -> Then:
+def parse_then(text: str) -> Then:
+    """
+    Read what comes behind a cut.
+
+    Raises:
+        VhostBlkError: It is none.
+    """
     if text not in set(Then):
         raise VhostBlkError(f"then={text}: write then=eio or then=exit")
     return Then(text)
