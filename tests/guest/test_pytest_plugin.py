@@ -25,7 +25,10 @@ def test_fixture_connects(tmp_path: Path, vhost_user_guest: Callable[..., Guest]
 
 
 def test_plugin_is_declared() -> None:
-    """Installing the package makes pytest load this plugin."""
+    """Installing the package makes pytest load this plugin, and the one that serves disks."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     declared = project["project"]["entry-points"]["pytest11"]
-    assert declared == {"vhostblk": "vhostblk.guest.pytest_plugin"}
+    assert declared == {
+        "vhostblk": "vhostblk.guest.pytest_plugin",
+        "vhostblk-kit": "vhostblk.kit.plugin",
+    }
