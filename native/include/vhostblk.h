@@ -92,6 +92,34 @@ int vhb_mailbox_break(struct vhb_mailbox *box, uint64_t tag);
 
 int vhb_mailbox_free(struct vhb_mailbox *box); /* any thread; -EBUSY while a queue uses it */
 
+/* A caller is the other way round: one thread that is no worker asks a disk, layers and all, and is
+ * told what has become of it.  All of its functions are that thread's, which makes it, too.  Its
+ * memory is fixed at *slots* requests under way. */
+struct vhb_caller;
+
+/* An error of vhb_ended that no errno is: whoever serves the disk goes on using the pieces. */
+enum { VHB_KEPT_VIEW = 4096 };
+
+/* The disk stays the caller's and must outlive it; a mailbox, or a layer in front of one, has no
+ * other user.  flags: VHB_WORKER_NO_URING. */
+int vhb_caller_new(struct vhb_disk *disk, uint32_t slots, uint32_t flags, struct vhb_caller **out);
+int vhb_caller_fd(struct vhb_caller *caller); /* readable when a turn is needed; its own */
+
+/* Begin what *job* says (its tag and *first* are not looked at).  0 or -errno: it is over, as it is
+ * with -VHB_KEPT_VIEW; 1: it is under way, as *tag*, and a turn is needed.  The pieces, and what
+ * they name, stay until it is over, and are as they were then.  -ENOBUFS: no slot is free. */
+int vhb_caller_submit(struct vhb_caller *caller, const struct vhb_job *job, uint64_t *tag);
+
+/* Try to stop one: it ends all the same, with any result, and a turn is needed.  -EINVAL: no such
+ * request, or it is over. */
+int vhb_caller_cancel(struct vhb_caller *caller, uint64_t tag);
+
+/* Have all that was begun go on, and take up to *n* of those that are over; how many.  If it is *n*
+ * there may be more. */
+int vhb_caller_turn(struct vhb_caller *caller, struct vhb_ended *ended, uint32_t n);
+
+int vhb_caller_free(struct vhb_caller *caller); /* -EBUSY while something is under way */
+
 /* ---- workers ------------------------------------------------------------------------ */
 
 struct vhb_worker;

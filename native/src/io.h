@@ -52,6 +52,9 @@ void vhb_io_cancel(struct vhb_io *io, struct vhb_req *req);
  * completed. */
 int vhb_io_turn(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void *context);
 
+/* Have the kernel begin what is to be submitted, without a look at what is over. */
+void vhb_io_push(struct vhb_io *io);
+
 /* ---- hold.c ---- */
 
 /* Keep a request until *due* (ns, as vhb_clock()): req->resume(req, 0, io) then.  One that is dead

@@ -85,6 +85,12 @@ struct io_uring_sqe *vhb_io_sqe(struct vhb_io *io)
     return sqe;
 }
 
+void vhb_io_push(struct vhb_io *io)
+{
+    if (io->uring && io_uring_sq_ready(&io->ring))
+        submit(io);
+}
+
 static bool cancel_waiting(struct vhb_io *io, struct vhb_req *req)
 {
     for (struct vhb_req **at = &io->bounce_wait; *at; at = &(*at)->next) {

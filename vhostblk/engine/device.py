@@ -23,6 +23,19 @@ class Driven(Protocol):
         """The disk, or layer in Python, that does those jobs."""
         ...
 
+    def on_revoked(self, cancel: Callable[[], None]) -> None:
+        """
+        Say who cancels what was given up by somebody else.
+
+        Args:
+            cancel: Called on the disk's thread, before the engine goes on, behind a `revoke`.
+        """
+        ...
+
+    def revoke(self) -> None:
+        """Guest memory was taken from some requests; any thread."""
+        ...
+
 
 class DeviceEngine(Protocol):
     """One device's share of an engine."""

@@ -238,8 +238,8 @@ async def open_backing(  # noqa: PLR0913 - as `open_device`
     Raises:
         VhostBlkError: The disk cannot be had.
     """
-    engine.drive(disk)
-    pump = Pump(disk, log=log, name=options.name)
+    driven = engine.drive(disk)
+    pump = Pump(disk, log=log, name=options.name, driven=driven)
     opened = await pump.open(before)
     try:
         return Backing(engine, pump, opened, source)

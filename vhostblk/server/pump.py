@@ -10,7 +10,7 @@ import asyncio
 import errno
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -22,7 +22,7 @@ import uvloop
 from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Abilities, Calls, locks_while_running, run, starts_writeback
 from vhostblk.disk.stage import split
-from vhostblk.engine.api import Mailbox
+from vhostblk.engine.api import Driven, Mailbox
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.log import Log, Told
 from vhostblk.server.served import Refs, Served
@@ -64,6 +64,7 @@ class Pump:
         log: Where its troubles are told.
         name: Of the thread.
         clock: Seconds.
+        driven: What layers of the disk call of the data plane.
 
     Raises:
         VhostBlkError: It lacks a required method.
@@ -76,10 +77,12 @@ class Pump:
         log: Log,
         name: str,
         clock: Callable[[], float] = time.perf_counter,
+        driven: Sequence[Driven] = (),
     ) -> None:
         self.calls = Calls(disk)
+        self._driven = driven
         self._below = split(disk)[1]  # what is behind the layers that the data plane runs
-        self._does_jobs = Calls(self._below)
+        self._does_jobs = Calls(self._below)  # not of what is driven
         self._log = log
         self._told = Told(log)
         self._clock = clock
@@ -119,7 +122,7 @@ class Pump:
 
     def serve(self, mailbox: Mailbox) -> None:
         """Take the jobs of *mailbox* from now on."""
-        self._loop.call_soon_threadsafe(self._serve, mailbox)
+        self._loop.call_soon_threadsafe(self._serve, mailbox, self._does_jobs)
 
     async def forget(self, mailbox: Mailbox, *, seconds: float) -> None:
         """Take no more jobs of *mailbox*; gives up, and says so, when the disk is stuck."""
@@ -199,6 +202,8 @@ class Pump:
         for served in tuple(self._served.values()):
             if served.mailbox is mailbox:
                 served.revoke()
+        for one in self._driven:
+            one.revoke()
 
     def kept(self) -> int:
         """Return how many requests the disk still holds memory of, after their end."""
@@ -256,6 +261,10 @@ class Pump:
                 ended.get_loop().call_soon_threadsafe(_resolve, ended)
 
     async def _open(self) -> Opened:
+        for one in self._driven:
+            one.on_revoked(self._cancel_revoked)
+            if one.mailbox is not None:
+                self._serve(one.mailbox, Calls(one.below))
         await run(self.calls.open)
         info, can = self.calls.info(), self.calls.abilities()
         disk = self.calls.disk
@@ -279,17 +288,26 @@ class Pump:
         return self.calls.info()
 
     async def _close(self) -> None:
+        inside = [one.mailbox for one in self._driven]  # which it may need to close
         for served in tuple(self._served.values()):
-            self._forget(served.mailbox)
+            if served.mailbox not in inside:
+                self._forget(served.mailbox)
         try:
             await run(self.calls.close)
         except Exception:  # noqa: BLE001 - the disk's, whatever it is
             self._log.exception("the disk raised when it was closed")
+        for mailbox in inside:
+            if mailbox is not None:
+                self._forget(mailbox)
 
-    def _serve(self, mailbox: Mailbox) -> None:
+    def _cancel_revoked(self) -> None:
+        for served in tuple(self._served.values()):
+            served.cancel_revoked()
+
+    def _serve(self, mailbox: Mailbox, calls: Calls) -> None:
         served = self._served[mailbox.fileno()] = Served(
             mailbox,
-            self._does_jobs,
+            calls,
             self._loop,
             log=self._log,
             told=self._told,

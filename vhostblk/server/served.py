@@ -9,8 +9,10 @@ told of job by job.
 import asyncio
 import errno
 import gc
+import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
+from inspect import CORO_CREATED
 from logging import ERROR, WARNING
 from typing import TypeAlias
 from weakref import ref
@@ -86,6 +88,13 @@ class Served:
         for tag, job in tuple(self._jobs.items()):
             self._revoked.add(tag)
             job.release()
+
+    def cancel_revoked(self) -> None:
+        """Have ``async`` calls of jobs that memory was taken from end, now."""
+        for tag in tuple(self._revoked):
+            task = self._tasks.get(tag)
+            if task is not None and inspect.getcoroutinestate(task.get_coro()) != CORO_CREATED:  # type: ignore[arg-type]
+                task.cancel()  # else: see `_cancel`
 
     def stop(self) -> None:
         """End what has not begun, and have all ``async`` calls end."""

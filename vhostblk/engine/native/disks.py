@@ -25,6 +25,8 @@ class Bottom:
     def __init__(self, spec: NativeSpec) -> None:
         self.disk = _native_disk(spec)
         self._is_file = isinstance(spec, NativeFile)
+        self.moves = isinstance(spec, NativeMemory)
+        """Whether it may be elsewhere behind a resize."""
 
     @staticmethod
     def of(disk: object) -> "Bottom | None":

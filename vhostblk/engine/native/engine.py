@@ -11,6 +11,7 @@ from vhostblk.engine.api import Driven, Queue, Ways
 from vhostblk.engine.cpus import check_cpus
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.disks import Bottom
+from vhostblk.engine.native.driven import drive
 from vhostblk.engine.native.queue import NativeQueue
 from vhostblk.engine.native.stages import Layers, NativeStage, bind
 from vhostblk.engine.native.table import Tables
@@ -136,9 +137,9 @@ class NativeEngine:
         """It has an atomic OR."""
         return True
 
-    def drive(self, disk: object) -> Sequence[Driven]:  # noqa: ARG002
-        """Put what calls the core below layers in Python."""
-        return ()
+    def drive(self, disk: object) -> Sequence[Driven]:
+        """Have layers in Python call the core, where a layer of it is below them."""
+        return drive(disk)
 
     def device(self, disk: Disk) -> NativeDevice:
         """Get ready to serve an open *disk*."""
