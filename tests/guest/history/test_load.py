@@ -120,8 +120,8 @@ def test_failed_writes_may_have_happened() -> None:
 def power_cuts(disk: Cached, *, seed: int) -> History:
     with serving(disk) as path, Guest.connect(path, queues=2) as guest:
         history = History(initially="zeroes")
-        mix = {Kind.WRITE: 8, Kind.FLUSH: 3}
-        load = ConcurrentLoad(guest, history, sectors=32, longest=4, mix=mix, seed=seed)
+        mix = {Kind.WRITE: 8, Kind.FLUSH: 1}
+        load = ConcurrentLoad(guest, history, sectors=32, depth=3, mix=mix, seed=seed)
         load.fill()
         for _ in range(8):
             load.run(40)
