@@ -14,10 +14,18 @@
  *   tracked     direct, and what is taken is noted in an inflight region
  *   packed      direct, in a packed ring
  *   in-order, packed-ord   direct, in a ring that is used in order
+ *   record      direct, behind a layer that writes each request down, for a thread that puts it
+ *               into a file, as in a server
+ *   record-all  the same without that thread: all that it costs
+ *   log-off     direct, behind one that does not, as it is switched off
  *
  * Prints a line per world: nanoseconds per request, median over the rounds, tenth and ninetieth
  * percentile; and the same of the difference to "direct" in the same round. */
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +44,7 @@ enum {
     RAM = 1 << 20,
     RING = 0, /* desc, avail, used: one page each; the rest is laid out below */
     BODY = 4 * PAGE,
+    RECORD_ROOM = 1 << 18,
     REGION = PAGE, /* 16 bytes, and 16 for each descriptor */
     WARM_UP = 8,
     MAX_ROUNDS = 10000
@@ -125,6 +134,15 @@ static void lay(struct world *w, uint32_t i)
         put_desc(w->ram + RING + 16 * i, address(w, at.table), 48, 4, 0);
 }
 
+/* Nameless, and on a real file system where TMPDIR is on one. */
+static int trace_file(void)
+{
+    const char *directory = getenv("TMPDIR");
+    int fd = open(directory ? directory : "/tmp", O_TMPFILE | O_RDWR | O_APPEND, 0600);
+    check(fd < 0 ? -errno : 0, "file");
+    return fd;
+}
+
 static void set_space(struct world *w)
 {
     uint32_t n = w->entries ? w->entries : 1;
@@ -148,6 +166,41 @@ static void *map(size_t size)
     return p;
 }
 
+/* On any CPU but ours. */
+static void *write_out(void *stage)
+{
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        CPU_SET(cpu, &cpus);
+    CPU_CLR(sched_getcpu(), &cpus);
+    sched_setaffinity(0, sizeof(cpus), &cpus);
+    struct pollfd waits = {.fd = vhb_stage_record_wake_fd(stage), .events = POLLIN};
+    for (;;) {
+        poll(&waits, 1, -1);
+        check(vhb_stage_record_flush(stage), "flush");
+    }
+    return NULL;
+}
+
+/* The layer that a world is about, if it is about one. */
+static void put_layer(struct world *w)
+{
+    struct vhb_stage *stage;
+    struct vhb_record record = {.fd = -1, .room = RECORD_ROOM};
+    pthread_t thread;
+    if (!strncmp(w->shape, "record", 6)) {
+        record.on = true;
+        record.fd = trace_file();
+    } else if (strcmp(w->shape, "log-off") != 0) {
+        return;
+    }
+    check(vhb_stage_record_new(&record, &stage), "stage");
+    check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
+    if (!strcmp(w->shape, "record"))
+        check(-pthread_create(&thread, NULL, write_out, stage), "thread");
+}
+
 static void open_world(struct world *w)
 {
     struct vhb_blk blk = {.capacity_sectors = SECTORS, .block_size = 512};
@@ -157,6 +210,7 @@ static void open_world(struct world *w)
         check(vhb_disk_null_new(false, &w->disk), "disk");
     else
         check(vhb_disk_memory_new(map(SECTORS * 512), SECTORS * 512, &w->disk), "disk");
+    put_layer(w);
     check(vhb_worker_new(&config, &w->worker), "worker");
     check(vhb_graveyard_new(&w->graveyard), "graveyard");
     check(vhb_queue_new(w->worker, w->disk, w->graveyard, SIZE, &w->queue), "queue");
@@ -258,8 +312,10 @@ int main(int argc, char **argv)
     } shapes[] = {{"direct", 0, 0},          {"bounced", 0, 0},
                   {"iotlb-64", 64, 0},       {"iotlb-2048", 2048, 0},
                   {"tracked", 0, 0},         {"packed", 0, PACKED},
-                  {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER}};
-    enum { SHAPES = 8, WORLDS = 2 * 2 * SHAPES };
+                  {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER},
+                  {"record", 0, 0},          {"record-all", 0, 0},
+                  {"log-off", 0, 0}};
+    enum { SHAPES = 11, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {

@@ -166,6 +166,9 @@ int vhb_graveyard_free(struct vhb_graveyard *graveyard); /* -EBUSY while it is n
 int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_graveyard *graveyard,
                   uint32_t max_size, struct vhb_queue **out);
 
+/* Which of its device's it is, for who looks at its requests; at any time. */
+int vhb_queue_set_number(struct vhb_queue *queue, uint16_t number);
+
 /* Copies the table; the mappings stay the caller's and must outlive the next DRAINED with no
  * request dead.  -EINVAL if the segments overlap or are not sorted by iova. */
 int vhb_queue_set_space(struct vhb_queue *queue, const struct vhb_segment *segments, size_t n);

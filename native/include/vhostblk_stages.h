@@ -35,6 +35,42 @@ struct vhb_partition {
 int vhb_stage_partition_new(const struct vhb_partition *partition, struct vhb_stage **out);
 int vhb_stage_partition_set(struct vhb_stage *stage, const struct vhb_partition *partition);
 
+/* Every request written down, in order over all queues: docs/reference/trace-format.md. */
+enum { VHB_RECORD_NONE = 0, VHB_RECORD_DIGEST = 1, VHB_RECORD_FULL = 2 };
+enum { VHB_RECORD_MIN_ROOM = 4096, VHB_RECORD_MAX_ROOM = 33554432 };
+
+struct vhb_record {
+    /* Blocks are appended there (O_APPEND; locked by flock(), shared); stays the caller's.  -1: see
+     * vhb_stage_record_take(). */
+    int fd;
+    bool on;
+    uint32_t payload; /* VHB_RECORD_*; NONE without a file */
+    uint64_t room; /* bytes that may wait, a power of two */
+    uint64_t segment; /* of its blocks */
+};
+
+struct vhb_record_state {
+    uint64_t words; /* recorded so far */
+    uint64_t taken; /* of these: written, lost, or taken */
+    uint64_t bytes; /* of blocks in the file */
+    uint64_t lost; /* words that the file did not take */
+    uint64_t dropped; /* records that found no room, where there is no file */
+    uint64_t error; /* errno of the last block; 0: it was written */
+};
+
+int vhb_stage_record_new(const struct vhb_record *record, struct vhb_stage **out);
+/* Of what it is set to, *on* can be another. */
+int vhb_stage_record_set(struct vhb_stage *stage, const struct vhb_record *record);
+int vhb_stage_record_state(struct vhb_stage *stage, struct vhb_record_state *out); /* any thread */
+
+/* Readable when half of the room was filled since the next two looked; the stage's own. */
+int vhb_stage_record_wake_fd(struct vhb_stage *stage);
+/* Any one thread: write what waits.  Requests that find no room write it themselves. */
+int vhb_stage_record_flush(struct vhb_stage *stage);
+/* Any one thread, without a file: records that wait, *n* bytes at most; how many bytes.  Requests
+ * that find no room are not recorded. */
+int vhb_stage_record_take(struct vhb_stage *stage, void *out, size_t n);
+
 /* cdef: end */
 
 #endif

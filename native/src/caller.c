@@ -280,6 +280,7 @@ int vhb_caller_new(struct vhb_disk *disk, uint32_t slots, uint32_t flags, struct
     c->epoll = c->timer = c->rings = -1;
     c->slots_n = slots;
     c->queue.io = &c->io;
+    c->queue.number = VHB_NO_QUEUE;
     c->end.kind = &end_kind;
     c->end.below = disk;
     int r = make_room(c);

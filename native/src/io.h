@@ -18,6 +18,7 @@ struct vhb_io {
     int epoll;   /* without uring */
     struct io_uring ring;
     uint64_t now;     /* ns; when the clock was looked at last: worker.c */
+    uint64_t looked;  /* *enters*, when the clock was looked at behind one */
     uint64_t found;   /* ns; when the pass met the first request; 0: it has met none */
     uint64_t pass;    /* its number; read by anyone */
     uint64_t batched; /* number of the last pass that has given something back */

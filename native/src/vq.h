@@ -16,7 +16,7 @@
 enum vhb_ask { VHB_ASK_RUN, VHB_ASK_PARK, VHB_ASK_DRAIN, VHB_ASK_CANCEL, VHB_ASK_DETACH };
 enum { VHB_OWNED_BY_CONTROL = 1u << 8 };
 
-enum { VHB_BORROW_COUNT = 4 };
+enum { VHB_BORROW_COUNT = 4, VHB_NO_QUEUE = 0xffff };
 
 /* VHB_SAMPLES wait at most; the rest of the ring may be given back while they do: sample.c. */
 enum { VHB_SAMPLE_RING = 2 * VHB_SAMPLES };
@@ -119,6 +119,7 @@ struct vhb_queue {
 
     /* the control plane's */
     bool attached; /* VHB_DETACHED was not taken yet */
+    uint16_t number; /* as its device counts, or VHB_NO_QUEUE; read by layers */
     uint32_t use_number; /* of the last that was asked */
 
     /* worker's */

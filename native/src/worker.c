@@ -202,8 +202,10 @@ static int pass(struct vhb_worker *w, int64_t timeout_us)
     struct vhb_io *io = &w->io;
     uint64_t enters = io->enters;
     int n = vhb_io_turn(io, timeout_us, vhb_watch_ready, w);
-    if (io->enters != enters)
+    if (io->enters != enters) {
         io->now = vhb_clock();
+        io->looked = io->enters;
+    }
     n += vhb_io_expire(io);
     count(&io->pass, 1);
     io->found = 0;
