@@ -24,6 +24,7 @@ struct stack {
     struct told_layer layers[STACK]; /* the outermost first */
     struct vhb_disk *disks[STACK];
     uint32_t n, told;
+    bool mute; /* nothing is told: for a worker in a thread */
     struct {
         uint32_t layer;
         uint64_t at;
@@ -60,12 +61,12 @@ static inline void told_resumed_back(struct vhb_req *req, int result, struct vhb
 
 static inline int told_submit(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io)
 {
-    struct told_layer *told = told_of(layer);
-    if (!told->hold_ns)
+    uint64_t hold_ns = load_relaxed(&told_of(layer)->hold_ns);
+    if (!hold_ns)
         return told_go_on(layer, req, io);
     req->disk = &layer->disk;
     req->resume = told_resumed;
-    vhb_io_hold(io, req, vhb_clock() + told->hold_ns);
+    vhb_io_hold(io, req, vhb_clock() + hold_ns);
     return VHB_PENDING;
 }
 
@@ -75,6 +76,8 @@ static inline int told_done(struct vhb_layer *layer, struct vhb_req *req, int re
     struct told_layer *told = told_of(layer);
     struct stack *stack = told->stack;
     CHECK(stack->told < TALES && note == told->number);
+    if (stack->mute)
+        return result;
     stack->tale[stack->told].layer = told->number;
     stack->tale[stack->told].at = vhb_req_at(req);
     stack->tale[stack->told++].result = result;
