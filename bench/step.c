@@ -18,6 +18,7 @@
  *               into a file, as in a server
  *   record-all  the same without that thread: all that it costs
  *   log-off     direct, behind one that does not, as it is switched off
+ *   parts-N     direct, behind N layers that each hand on a part of the disk
  *
  * Prints a line per world: nanoseconds per request, median over the rounds, tenth and ninetieth
  * percentile; and the same of the difference to "direct" in the same round. */
@@ -183,10 +184,22 @@ static void *write_out(void *stage)
     return NULL;
 }
 
+static void put_parts(struct world *w, int n)
+{
+    struct vhb_partition whole = {.size = SECTORS * 512};
+    struct vhb_stage *stage;
+    for (int i = 0; i < n; i++) {
+        check(vhb_stage_partition_new(&whole, &stage), "stage");
+        check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
+    }
+}
+
 /* The layer that a world is about, if it is about one. */
 static void put_layer(struct world *w)
 {
     struct vhb_stage *stage;
+    if (!strncmp(w->shape, "parts-", 6))
+        put_parts(w, atoi(w->shape + 6));
     struct vhb_record record = {.fd = -1, .room = RECORD_ROOM};
     pthread_t thread;
     if (!strncmp(w->shape, "record", 6)) {
@@ -314,8 +327,9 @@ int main(int argc, char **argv)
                   {"tracked", 0, 0},         {"packed", 0, PACKED},
                   {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER},
                   {"record", 0, 0},          {"record-all", 0, 0},
-                  {"log-off", 0, 0}};
-    enum { SHAPES = 11, WORLDS = 2 * 2 * SHAPES };
+                  {"log-off", 0, 0},         {"parts-1", 0, 0},
+                  {"parts-8", 0, 0}};
+    enum { SHAPES = 13, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {

@@ -202,11 +202,23 @@ static int turn_uring(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready,
     return reap(io, ready, context);
 }
 
+/* epoll_wait counts milliseconds: too coarse where a request is held for less. */
+static void wait_for_held(const struct vhb_io *io, int64_t timeout_us)
+{
+    struct pollfd one = {.fd = io->epoll, .events = POLLIN};
+    struct timespec ts = {.tv_sec = timeout_us / 1000000, .tv_nsec = timeout_us % 1000000 * 1000};
+    ppoll(&one, 1, &ts, NULL);
+}
+
 static int turn_epoll(struct vhb_io *io, int64_t timeout_us, vhb_io_ready ready, void *context)
 {
     struct epoll_event events[EPOLL_EVENTS];
     int timeout_ms = timeout_us <= 0 ? (int)timeout_us : (int)((timeout_us + 999) / 1000);
     count(&io->enters, 1);
+    if (io->held && timeout_us > 0) {
+        wait_for_held(io, timeout_us);
+        timeout_ms = 0;
+    }
     int n = epoll_wait(io->epoll, events, EPOLL_EVENTS, timeout_ms);
     for (int i = 0; i < n; i++)
         ready(context, events[i].data.u64, true);
