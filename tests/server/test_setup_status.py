@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from server_kit.serving import Serving
+from server_kit.serving import Serving, serving
 from server_kit.wire import LINUX, REGION_SIZE, wired
 
 from vhostblk.disk.api import FileIo
@@ -15,6 +15,7 @@ from vhostblk.disk.file import File, LockWhen
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import make
 from vhostblk.disk.memory import Memory
+from vhostblk.disk.partition import Partition
 from vhostblk.engine.choose import EngineName
 from vhostblk.guest import Guest
 from vhostblk.guest.negotiate import DEFAULT_FEATURES
@@ -97,6 +98,17 @@ def test_which_way_a_file_takes(
         case FileIo.INLINE:
             assert (ways, told, counters["inline_hits"]) == ({"plain"}, 2, 2)
     assert (now["file_io"]["reads_paused"], now["file_io"]["writes_paused"]) == (False, False)
+
+
+def test_a_file_behind_layers_of_the_core_has_its_ways(image: Path) -> None:
+    """They are told of as without layers."""
+    size = image.stat().st_size
+    disk = File(image, io=FileIo.INLINE)
+    with serving("native") as server:
+        server.add(Partition(Partition(disk, offset=0, size=size), offset=0, size=size))
+        now = document(server)["file_io"]
+    assert now is not None
+    assert (now["read_way"], now["write_way"]) == ("plain", "plain")
 
 
 def test_no_other_disk_has_ways(server: Serving) -> None:

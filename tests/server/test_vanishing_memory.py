@@ -13,7 +13,9 @@ from server_kit.left import fake_guests
 from server_kit.serving import Serving, serving, until
 
 from vhostblk.disk.file import File
+from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
+from vhostblk.disk.partition import Partition
 from vhostblk.guest.guest import Guest
 from vhostblk.guest.hostile import Case, Outcome, Trap, attempt, chain, header, status
 from vhostblk.guest.layout import Region
@@ -34,10 +36,19 @@ def _file(directory: Path) -> File:
     return File(image)
 
 
+def _whole(disk: object) -> Partition:
+    return Partition(disk, offset=0, size=SIZE)
+
+
 DISKS: dict[str, Callable[[Path], object]] = {
     "memory": lambda _: Memory(SIZE),
     "file": _file,
     "python": lambda _: Ram(),
+    "core|memory": lambda _: _whole(Memory(SIZE)),
+    "core|python": lambda _: _whole(Ram()),
+    "python|core|memory": lambda _: Layer(_whole(Memory(SIZE))),
+    "python|core|file": lambda directory: Layer(_whole(_file(directory))),
+    "python|core|python": lambda _: Layer(_whole(Ram())),
 }
 
 

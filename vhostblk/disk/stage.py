@@ -6,10 +6,13 @@ to reach it (`StageLayer.bind`); no request of its own passes through Python.  A
 may share one stage.
 """
 
-from collections.abc import Mapping
+# ruff: noqa: ARG002 - the methods that are not called name their parameters
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from vhostblk.disk.call import Pending
 from vhostblk.disk.layer import Layer
+from vhostblk.errors import VhostBlkError
 
 
 class Stage(Protocol):
@@ -32,6 +35,32 @@ class StageLayer(Layer):
     """A layer that the C core runs; see `vhostblk.disk.layer.Layer`."""
 
     bound: Bound | None = None
+
+    # ---- which no request of a device calls ---------------------------------------------------
+
+    def read(self, offset: int, views: Sequence[memoryview]) -> Pending:
+        """Raise: only the core can do what this layer does."""
+        raise self._not_served()
+
+    def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> Pending:
+        """Raise: only the core can do what this layer does."""
+        raise self._not_served()
+
+    def discard(self, offset: int, length: int) -> Pending:
+        """Raise: only the core can do what this layer does."""
+        raise self._not_served()
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> Pending:
+        """Raise: only the core can do what this layer does."""
+        raise self._not_served()
+
+    def _not_served(self) -> VhostBlkError:
+        return VhostBlkError(
+            f"layer {self.name} is run by the C core, and this is no device of it: leave it out, "
+            "or have only layers in front of it that are a Layer"
+        )
+
+    # ---- the core's ---------------------------------------------------------------------------
 
     def stage(self) -> Stage:
         """Return what the core is to do; valid once the layer is open."""

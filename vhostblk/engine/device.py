@@ -1,7 +1,8 @@
 """What a data plane has of one device; part of `vhostblk.engine.api`, where it is imported from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
+from weakref import ref
 
 from vhostblk.engine.job import Mailbox
 from vhostblk.engine.told import Ways
@@ -29,6 +30,15 @@ class Driven(Protocol):
 
         Args:
             cancel: Called on the disk's thread, before the engine goes on, behind a `revoke`.
+        """
+        ...
+
+    def lent(self, refs: Sequence[ref[object]]) -> None:
+        """
+        Memory of a job of `mailbox` that is over goes on being used; called before that is told.
+
+        Args:
+            refs: To what uses it.
         """
         ...
 

@@ -264,7 +264,7 @@ class Pump:
         for one in self._driven:
             one.on_revoked(self._cancel_revoked)
             if one.mailbox is not None:
-                self._serve(one.mailbox, Calls(one.below))
+                self._serve(one.mailbox, Calls(one.below), one.lent)
         await run(self.calls.open)
         info, can = self.calls.info(), self.calls.abilities()
         disk = self.calls.disk
@@ -304,14 +304,20 @@ class Pump:
         for served in tuple(self._served.values()):
             served.cancel_revoked()
 
-    def _serve(self, mailbox: Mailbox, calls: Calls) -> None:
+    def _serve(
+        self, mailbox: Mailbox, calls: Calls, lent: Callable[[Refs], None] = lambda _: None
+    ) -> None:
+        def keep(refs: Refs) -> None:
+            lent(refs)
+            self._kept[next(self._kept_keys)] = refs
+
         served = self._served[mailbox.fileno()] = Served(
             mailbox,
             calls,
             self._loop,
             log=self._log,
             told=self._told,
-            keep=self._keep,
+            keep=keep,
             clock=self._clock,
         )
         self._loop.add_reader(mailbox.fileno(), self._slices.wake, served)
@@ -325,9 +331,6 @@ class Pump:
         self._loop.remove_reader(fd)
         self._slices.forget(served)
         served.stop()
-
-    def _keep(self, refs: Refs) -> None:
-        self._kept[next(self._kept_keys)] = refs
 
 
 def _new_loop(disk: object) -> asyncio.AbstractEventLoop:

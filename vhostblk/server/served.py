@@ -166,6 +166,7 @@ class Served:
         del pending  # a coroutine that has raised holds on to its frame
         self._tasks.pop(job.tag, None)
         self._end(job, code)
+        del job  # a traceback that somebody has logged and keeps holds on to this one
         if not self._due:  # others may end in this round of the loop
             self._due = True
             self._loop.call_soon(self._tell)

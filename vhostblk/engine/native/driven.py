@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import ref
 
 from vhostblk.disk.api import Disk, DiskInfo, Extent
 from vhostblk.disk.call import Calls, Pending, run
@@ -122,7 +123,8 @@ class Driven(Disk):
         self._ended = ffi.new("struct vhb_ended[]", TAKE)
         self._calls: dict[int, _Call] = {}  # that the core has, by tag
         self._waiting: deque[_Call] = deque()  # that it has not yet
-        self._kept: list[_Request] = []  # whose views are used by the disk below for ever
+        self._kept: list[_Request] = []  # whose views are used by the disk below
+        self._lent: list[ref[object]] = []  # to what that uses
         self._still = False  # none is begun
         self._due = False  # a turn comes
         self._news = asyncio.Event()  # one is over
@@ -268,6 +270,7 @@ class Driven(Disk):
         """Release the views of a request that is over, unless the disk below goes on with them."""
         if code == lib.VHB_KEPT_VIEW:
             self._kept.append(request)  # so that whoever lent them sees that they are used
+            self._returned(None)
         else:
             request.release()
 
@@ -291,6 +294,22 @@ class Driven(Disk):
         else:
             self._waiting.remove(call)
             self._over(call, errno.ECANCELED)
+
+    def lent(self, refs: Sequence[ref[object]]) -> None:
+        """
+        The disk below goes on using memory of a request that is over.
+
+        Args:
+            refs: To what it uses.
+        """
+        kept = [one() for one in refs]
+        self._lent += [ref(one, self._returned) for one in kept if one is not None]
+
+    def _returned(self, _: object) -> None:
+        if all(one() is None for one in self._lent):
+            self._lent.clear()
+            while self._kept:
+                self._kept.pop().release()
 
     # ---- turns ------------------------------------------------------------------------------
 
