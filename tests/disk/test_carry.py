@@ -7,6 +7,7 @@ import pytest
 
 from vhostblk.disk import carry
 from vhostblk.disk.file import CacheMode, File
+from vhostblk.disk.layer import take_apart
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
 from vhostblk.errors import VhostBlkError
@@ -78,14 +79,14 @@ def test_a_file_that_is_open_in_another_way_is_not_adopted(
 
 def test_what_shares_nothing_is_nothing() -> None:
     """A null disk has no descriptor and goes on anywhere."""
-    assert carry.shared(Null(SIZE)) == ()
-    asyncio.run(carry.adopt(Null(SIZE), fds=()))
+    assert carry.shared(take_apart(Null(SIZE))) == ()
+    asyncio.run(carry.adopt(take_apart(Null(SIZE)), fds=()))
 
 
 def test_private_memory_is_not_carried() -> None:
     """It would be empty on the other side: the error names what would not."""
     with pytest.raises(VhostBlkError, match="serve memory:SIZE,memfd=on to carry it over"):
-        carry.shared(Memory(SIZE))
+        carry.shared(take_apart(Memory(SIZE)))
 
 
 class Plain:
@@ -118,10 +119,10 @@ def test_what_is_saved_is_restored(kind: type[Plain]) -> None:
     """By plain methods and by ``async`` ones; anything like bytes will do."""
     one, two = kind(), kind()
     one.data = b"abc"
-    assert carry.shared(one) is None
+    assert carry.shared(take_apart(one)) is None
 
     async def move() -> None:
-        await carry.restore(two, data=await carry.save(one))
+        await carry.restore(take_apart(two), data=await carry.save(take_apart(one)))
 
     asyncio.run(move())
     assert two.data == b"abc"
@@ -135,10 +136,10 @@ def test_what_saves_no_bytes_is_told() -> None:
             return None
 
     with pytest.raises(VhostBlkError, match=r"Bad.save\(\) returns None, not bytes"):
-        asyncio.run(carry.save(Bad()))
+        asyncio.run(carry.save(take_apart(Bad())))
 
 
 def test_a_disk_of_another_kind_is_told() -> None:
     """Where one shared and the next one does not, the descriptors fit nothing."""
     with pytest.raises(VhostBlkError, match=r"a Plain disk has no adopt\(\): it was another"):
-        asyncio.run(carry.adopt(Plain(), fds=(1,)))
+        asyncio.run(carry.adopt(take_apart(Plain()), fds=(1,)))

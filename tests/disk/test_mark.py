@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from vhostblk.disk import lock, mark
-from vhostblk.disk.api import MarkedDisk
-from vhostblk.disk.call import Calls
+from vhostblk.disk.call import Calls, marked
 from vhostblk.disk.file import File, Locking
+from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
 
 ANY = 0x1234_5678_9ABC_DEF0
@@ -135,6 +135,28 @@ def test_the_file_goes_on_without_locks(image: Path, monkeypatch: pytest.MonkeyP
 
 def test_only_files_can_be_marked(image: Path) -> None:
     """What is known of other disks is nothing; and nothing that waits is called off."""
-    assert isinstance(File(image), MarkedDisk)
-    assert not isinstance(Memory(512), MarkedDisk)
+    assert marked(File(image)) is not None
+    assert marked(Memory(512)) is None
     Calls(Memory(512)).call_off()
+
+
+def test_a_layer_can_be_marked_where_its_disk_can(image: Path) -> None:
+    """
+    The marks are those of the disk below, on every Python.
+
+    Source: Python 3.12, What's New: isinstance() with a runtime-checkable protocol looks the
+    members up without `__getattr__`, by which a layer has them.
+    """
+    assert marked(Layer(Memory(512))) is None
+    file = File(image)
+    layered = marked(Layer(Layer(file)))
+    assert layered is not None
+    file.open()
+    layered.mark(7)
+    other = File(image, locking=Locking.OFF)
+    other.open()
+    assert other.marked_by_others(7)
+    layered.unmark(7)
+    assert not other.marked_by_others(7)
+    other.close()
+    file.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from vhostblk.engine.api import Counters, WorkerCounters, WorkerStatus
 from vhostblk.memory.window import GuestDma
 from vhostblk.server.latency import LatencyStatus
-from vhostblk.server.setup_status import FileIoStatus
+from vhostblk.server.setup_status import FileIoStatus, LayerStatus
 from vhostblk.server.status import QueueStatus, SharedWindow, Status
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "status.md"
@@ -17,7 +17,7 @@ ROW = re.compile(r"^\| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
 def test_page_describes_every_field() -> None:
     """The first column of its tables is what there is: fields, counters, kinds of guests."""
     described = re.findall(r"`(\w+)`", " ".join(ROW.findall(PAGE.read_text())))
-    documents = (Status, FileIoStatus, SharedWindow, QueueStatus, LatencyStatus)
+    documents = (Status, LayerStatus, FileIoStatus, SharedWindow, QueueStatus, LatencyStatus)
     there = {name for one in documents for name in one.__annotations__} - {"queues", "workers"}
     there |= {field.name for one in (Counters, WorkerCounters) for field in fields(one)}
     there |= {field.name for field in fields(WorkerStatus)} - {"counters"}

@@ -104,7 +104,7 @@ def test_no_device_is_a_file_too(tmp_path: Path) -> None:
         (ONE + 'confidential = "require"', "needs to know what the guest shares"),
         (ONE + 'on_error = "stop"', "a.sock: on_error stop stops the guest's disk until"),
         (ONE + 'name = "a\\nb"', "cannot be printed"),
-        ('[[device]]\ndisk = "a|b"\nfd = 3', "layers (|) are not available"),
+        ('[[device]]\ndisk = "a,b|c"\nfd = 3', "'a,b' in front of a bar is not a layer"),
     ],
 )
 def test_what_is_wrong_is_told(text: str | bytes, says: str, tmp_path: Path) -> None:

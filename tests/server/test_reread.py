@@ -102,6 +102,28 @@ def test_sizes_follow(followed: Followed, vhost_user_guest: Connect, tmp_path: P
         assert guest.channel.receive().request == 2
 
 
+def test_layers_are_set_as_the_file_says(
+    followed: Followed, vhost_user_guest: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where only options of layers, or the size behind them, have changed; else a line says so."""
+    path = followed.server.directory / "b"
+    a = followed.device("a", "memory:1M")
+    followed.follow(a, followed.device("b", "zeroes|pause:ops=flush|memory:1M"))
+    guest = vhost_user_guest(path)
+    guest.write(0, X)
+    followed.follow(a, followed.device("b", "zeroes:unmap=on|pause:ops=read|memory:2M"))
+    backing = followed.server.services["b"].device.backing
+    assert backing.name == "zeroes:unmap=on|pause:ops=read|memory:1M"
+    assert guest.config().capacity * 512 == 2 * MIB
+    assert guest.read(0, 4096) == X
+    assert "takes a new start" not in caplog.text
+    followed.follow(a, followed.device("b", "zeroes|pause:ops=read|memory:2M"))
+    assert caplog.text.count("b: disk changed in the file: that takes a new start") == 1
+    followed.follow(a, followed.device("b", "zeroes:unmap=on|pause:ops=rd|memory:2M"))
+    assert "b: disk changed in the file: that takes a new start, or `vhostblk ctl" in caplog.text
+    assert "pause: ops=rd: write some of read" in caplog.text
+
+
 def test_what_takes_a_new_start_is_said(
     followed: Followed, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -159,6 +159,49 @@ def resume(asking: Asking, *, name: str) -> None:
     asking.tell(asking.ask("resume", {"device": name}), lambda result: shown.resumed(name, result))
 
 
+@ctl.command("layers")
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def list_layers(asking: Asking, *, name: str) -> None:
+    """Show the layers of the device NAME, and what they are set to."""
+    asking.tell(asking.ask("layers", {"device": name}), shown.layers)
+
+
+@ctl.command(short_help="Set a layer otherwise, or have it do something.")
+@click.argument("name")
+@click.argument("layer")
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--do", "do", metavar="COMMAND", default="", help="What it is to do, then.")
+@_as_json
+@click.pass_obj
+def layer(asking: Asking, *, name: str, layer: str, settings: tuple[str, ...], do: str) -> None:
+    """
+    Set LAYER of the device NAME, or have it do something, while a guest uses it.
+
+    LAYER is what `vhostblk ctl layers` calls it: its name, and where several
+    have that name its place among them, like zeroes:2. KEY=VALUE are its
+    options, as in front of a disk. Without any, what it is set to is shown.
+
+    \b
+    Examples:
+      vhostblk ctl layer vm0.sock zeroes unmap=on
+      vhostblk ctl layer vm0.sock pause --do resume
+    """  # noqa: D301 - \b keeps click from joining lines
+    values: dict[str, Json] = {}
+    for word in settings:
+        key, equals, value = word.partition("=")
+        if not equals or key in values:
+            raise click.BadParameter(f"{word!r} is not a KEY=VALUE, each key once.")
+        values[key] = value
+    params: dict[str, Json] = {"device": name, "layer": layer}
+    if values:
+        params["set"] = values
+    if do:
+        params["do"] = do
+    asking.tell(asking.ask("layer", params), lambda result: shown.layer(result, do))
+
+
 @ctl.command(short_help="Give a device another size.")
 @click.argument("name")
 @click.argument("size", required=False)

@@ -44,6 +44,44 @@ def resumed(name: str, result: Json) -> str:
     )
 
 
+def layers(result: Json) -> str:
+    """Show ``layers``: a table, or that there is nothing."""
+    rows = cast("Sequence[Mapping[str, Json]]", result)
+    if not rows:
+        return "no layers"
+    table = [("LAYER", "COMMANDS", "SETTINGS")]
+    table += [
+        (
+            str(row["name"]),
+            " ".join(map(str, cast("Sequence[str]", row["commands"]))) or "-",
+            _options(row["settings"]),
+        )
+        for row in rows
+    ]
+    return columns(table)
+
+
+def layer(result: Json, command: str) -> str:
+    """Show ``layer``: what it is set to, and what *command* has returned."""
+    row = cast("Mapping[str, Json]", result)
+    told = [f"{row['name']}: {_options(row['settings'])}"]
+    if row["result"]:
+        told.append(f"{command}: {_options(row['result'])}")
+    return "\n".join(told)
+
+
+def _options(values: Json) -> str:
+    """Show settings as options are written."""
+    told = cast("Mapping[str, Json]", values).items()
+    return " ".join(f"{key}={_switch(value)}" for key, value in told) or "-"
+
+
+def _switch(value: Json) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-" if value is None else str(value)
+
+
 def resized(name: str, result: Json) -> str:
     """Show ``resize``."""
     bytes_ = cast("Mapping[str, int]", result)["size"]

@@ -12,7 +12,7 @@ import errno
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from vhostblk.errors import VhostBlkError
 
@@ -177,13 +177,13 @@ class SharedDisk(Protocol):
         ...
 
 
-@runtime_checkable
 class MarkedDisk(Protocol):
     """
     A disk on which can be seen what a process that was killed still has under way there.
 
     A mark belongs to one inflight region, of which *number* is made.  It outlives the process
-    until its last I/O has returned.  All methods are plain, and none waits for anybody.
+    until its last I/O has returned.  All methods are plain, and none waits for anybody.  Which
+    disk is one: `vhostblk.disk.call.marked`.
     """
 
     def mark(self, number: int) -> None:

@@ -18,11 +18,15 @@ and `run` does both for who does not count microseconds.
 import errno
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import ParamSpec, Protocol, TypeGuard, cast
 
-from vhostblk.disk.api import Disk, DiskInfo, Extent, SharedDisk
+from vhostblk.disk.api import Disk, DiskInfo, Extent, MarkedDisk, SharedDisk
 from vhostblk.errors import VhostBlkError
+
+BY_DEVICE: ContextVar[bool] = ContextVar("by_device", default=False)
+"""Whether a call is the device's own, at its end or when its disk is exchanged, and no guest's."""
 
 ZERO_CHUNK = 1 << 20
 """Bytes of the largest write of zeroes we make for a disk without `write_zeroes`."""
@@ -141,6 +145,18 @@ def starts_writeback(disk: object) -> bool:
 def locks_while_running(disk: object) -> bool:
     """Tell whether a disk is a `SharedDisk` that is locked only while rings run."""
     return bool(getattr(disk, "lock_while_running", False))
+
+
+def marked(disk: object) -> MarkedDisk | None:
+    """
+    Return a disk as a `MarkedDisk`, if it is one.
+
+    Its methods are looked up as they are called.  `isinstance` would look at the class alone from
+    Python 3.12 on, and a layer has such methods where the disk below has.
+    """
+    names = ("mark", "unmark", "marked_by_others")
+    has_all = all(callable(getattr(disk, name, None)) for name in names)
+    return cast("MarkedDisk", disk) if has_all else None
 
 
 class Calls:

@@ -15,30 +15,53 @@ as nobody else knows whether anything would be lost:
   with nothing to save returns ``b""``;
 * ``restore(data)``: called before `Disk.open`: in the other process, or in this one if that could
   not take over.
+
+A layer that keeps something has these two for that alone: what all layers of a stack save, and the
+disk behind them, is carried as one.  So a stack with such a layer is closed here and opened there,
+which a disk that shares its descriptors is not made for.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import cast
 
+from vhostblk.disk.layer import Layer, Stack
 from vhostblk.errors import VhostBlkError
 
 
-def shared(disk: object) -> tuple[int, ...] | None:
+def shared(stack: Stack) -> tuple[int, ...] | None:
     """
     Return the descriptors of a disk that shares them; None: it has to be closed first.
+
+    Args:
+        stack: The disk, with the layers in front of it.
 
     Raises:
         VhostBlkError: It cannot be carried over at all; says what to do.
     """
+    disk = stack.disk
+    keeping = [layer for layer in stack.layers if keeps(layer)]
     if _has(disk, "share", "adopt"):
-        share = cast("Callable[[], Sequence[int]]", disk.share)  # type: ignore[attr-defined]
+        if keeping:
+            raise VhostBlkError(
+                f"a new process would not have what the layer {keeping[0].name} keeps, as a "
+                f"{type(disk).__name__} disk is handed over open: stop and start the server, or "
+                "take the layer away first (vhostblk ctl replace)"
+            )
+        share = cast("Callable[[], Sequence[int]]", stack.outermost.share)  # type: ignore[attr-defined]
         return tuple(share())
     if not _has(disk, "save", "restore"):
         raise VhostBlkError(
             f"a {type(disk).__name__} disk would lose what it holds in memory: {_remedy(disk)}"
         )
     return None
+
+
+def keeps(layer: Layer) -> bool:
+    """Tell whether a layer itself, not the disk below it, has something to save."""
+    return hasattr(type(layer), "save")
 
 
 def _remedy(disk: object) -> str:
@@ -51,27 +74,47 @@ def _has(disk: object, *names: str) -> bool:
     return all(callable(getattr(disk, name, None)) for name in names)
 
 
-async def adopt(disk: object, *, fds: Sequence[int]) -> None:
+async def adopt(stack: Stack, *, fds: Sequence[int]) -> None:
     """
     Have a disk take descriptors over, before it is open.
 
     Raises:
         VhostBlkError: It shares none here.
     """
-    await _call(disk, "adopt", fds)
+    await _call(stack.outermost, "adopt", fds)
 
 
-async def save(disk: object) -> bytes:
-    """Return what a disk saves."""
-    saved = await _call(disk, "save")
+async def save(stack: Stack) -> bytes:
+    """Return what a disk saves; with layers that do, a line of lengths, and so many bytes each."""
+    parts = [await _saved(one) for one in _savers(stack)]
+    if len(parts) == 1:
+        return parts[0]
+    lengths = json.dumps([len(part) for part in parts])
+    return b"\n".join([lengths.encode(), b"".join(parts)])
+
+
+async def _saved(one: object) -> bytes:
+    saved = await _call(one, "save")
     if not isinstance(saved, bytes | bytearray | memoryview):
-        raise VhostBlkError(f"{type(disk).__name__}.save() returns {saved!r}, not bytes")
+        raise VhostBlkError(f"{type(one).__name__}.save() returns {saved!r}, not bytes")
     return bytes(saved)
 
 
-async def restore(disk: object, *, data: bytes) -> None:
-    """Give a disk what it has saved, before it is open."""
-    await _call(disk, "restore", data)
+async def restore(stack: Stack, *, data: bytes) -> None:
+    """Give a disk, and its layers, what the same ones have saved, before they are open."""
+    savers = list(_savers(stack))
+    if len(savers) == 1:
+        await _call(savers[0], "restore", data)
+        return
+    line, _, rest = data.partition(b"\n")
+    ends = list(accumulate(json.loads(line), initial=0))
+    for one, (start, end) in zip(savers, pairwise(ends), strict=True):
+        await _call(one, "restore", rest[start:end])
+
+
+def _savers(stack: Stack) -> Iterator[object]:
+    yield from filter(keeps, stack.layers)
+    yield stack.disk
 
 
 async def _call(disk: object, name: str, *arguments: object) -> object:

@@ -10,7 +10,7 @@ that it names in `Layer.commands`.  All are called on the disk's thread, as its 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -44,8 +44,9 @@ class Layer(Disk):
     """
     A disk in front of *below*, as which it looks until a method is defined otherwise.
 
-    A layer that keeps something in memory defines `save` and `restore` as well, or refuses them
-    (`vhostblk.disk.carry`), and what it defines of ``lock`` and ``unlock`` calls those below.
+    A layer that keeps what another process, or its like behind `ctl reload`, would not have
+    defines `save` and `restore` for that alone (`vhostblk.disk.carry`) and `inherit`.  What it
+    defines of ``lock``, ``unlock``, ``share`` and ``adopt`` calls those below.
 
     Args:
         below: Any disk; opened and closed by the layer.
@@ -141,11 +142,40 @@ class Layer(Disk):
         return self.under.resize(size)
 
     def inherit(self, before: Disk) -> Pending:
-        """Hand on, layer by layer; below another layer nothing is inherited."""
+        """
+        Hand on, layer by layer.
+
+        A layer that has something of its own takes it over here: *before* is of the same kind.
+        """
         if not isinstance(before, type(self)):
             kind = type(before).__name__
             raise VhostBlkError(f"{kind} is no {self.name} layer, as it was before")
         return self.under.inherit(before.below)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """
+    A disk taken apart.
+
+    Args:
+        layers: In front of it, the outermost first.
+        disk: What is behind them, and is no layer.
+    """
+
+    layers: tuple[Layer, ...]
+    disk: object
+
+    @property
+    def outermost(self) -> object:
+        """What is called."""
+        return self.layers[0] if self.layers else self.disk
+
+
+def take_apart(disk: object) -> Stack:
+    """Tell a disk from what is in front of it."""
+    in_front = tuple(layers(disk))
+    return Stack(in_front, in_front[-1].below if in_front else disk)
 
 
 def layers(disk: object) -> Iterator[Layer]:

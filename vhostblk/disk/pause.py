@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from vhostblk.disk.api import Disk
-from vhostblk.disk.call import Pending, run
+from vhostblk.disk.call import BY_DEVICE, Pending, run
 from vhostblk.disk.grammar import parse_switch
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.errors import VhostBlkError
@@ -136,7 +136,9 @@ class Pause(Layer):
         return self._pass(PauseOp.WRITE, partial(self.under.write, offset, views, fua=fua))
 
     def flush(self) -> Pending:
-        """Hold, or hand on."""
+        """Hold, or hand on; not the one at a device's end: what is written stays so."""
+        if BY_DEVICE.get():
+            return self.under.flush()
         return self._pass(PauseOp.FLUSH, self.under.flush)
 
     def discard(self, offset: int, length: int) -> Pending:

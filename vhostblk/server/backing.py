@@ -5,20 +5,28 @@ A device can get another one while it is served; queues belong to the one they w
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeAlias, TypeVar
 
 from vhostblk.disk import carry
-from vhostblk.disk.api import DiskInfo, MarkedDisk, NativeMemory
-from vhostblk.disk.call import run
+from vhostblk.disk.api import DiskInfo, NativeMemory
+from vhostblk.disk.call import Calls, marked, methods, run
 from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.layer import Stack, Value, take_apart
 from vhostblk.disk.stage import split
 from vhostblk.engine.api import DeviceEngine, Engine, Queue, Ways
+from vhostblk.server.layers import LayerRow, Order, carry_out, rows, written
 from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions
-from vhostblk.server.pump import Before, Opened, Pump
+from vhostblk.server.pump import Opened, Pump
 
+LOOK_SECONDS = 1.0
+"""How long a disk that is busy is waited for, by those who only want to see its layers."""
 _T = TypeVar("_T")
+_A = TypeVar("_A")
+Before: TypeAlias = Callable[[Stack], Coroutine[object, object, None]]
+"""Done with a disk, and its layers, before it is opened."""
 
 
 class Backing:
@@ -30,11 +38,17 @@ class Backing:
         pump: The disk and its thread.
         opened: What it has said of itself.
         source: The disk as it was written; None: a program's own object.
+        stack: It and its layers, as they were made.
     """
 
-    def __init__(self, engine: Engine, pump: Pump, opened: Opened, source: DiskSpec | None) -> None:
+    def __init__(
+        self, engine: Engine, pump: Pump, opened: Opened, source: DiskSpec | None, stack: Stack
+    ) -> None:
         self.opened = opened
         self.source = source
+        self.stack = stack
+        self.seen: Sequence[LayerRow] = ()
+        """What the layers have said of themselves when they were last asked."""
         self._engine = engine
         self._pump = pump
         self._share: DeviceEngine = engine.device(pump.calls.disk)
@@ -47,7 +61,10 @@ class Backing:
     @property
     def name(self) -> str:
         """The disk as a person may write it; of a program's own object its class."""
-        return type(self.disk).__name__ if self.source is None else str(self.source)
+        if self.source is not None:
+            return str(self.source)
+        layers = [layer.name for layer in self.stack.layers]
+        return "|".join([*layers, type(self.stack.disk).__name__])
 
     # ---- queues ---------------------------------------------------------------------------
 
@@ -90,14 +107,14 @@ class Backing:
         Raises:
             VhostBlkError: It cannot be carried over.
         """
-        return carry.shared(self.disk)
+        return carry.shared(self.stack)
 
     async def put_down(self, *, seconds: float) -> bytes:
         """Have the disk save what it holds, and close; `take_up` undoes that."""
         calls = self._pump.calls
 
         async def put_down() -> bytes:
-            saved = await carry.save(calls.disk)
+            saved = await carry.save(self.stack)
             await run(calls.close)
             return saved
 
@@ -108,7 +125,7 @@ class Backing:
         calls = self._pump.calls
 
         async def take_up() -> None:
-            await carry.restore(calls.disk, data=saved)
+            await carry.restore(self.stack, data=saved)
             await run(calls.open)
 
         await self._pump.on_thread(take_up())
@@ -117,6 +134,29 @@ class Backing:
         """Let go of a disk that was put down."""
         await self._share.close()
         await self._pump.end()
+
+    # ---- the layers -----------------------------------------------------------------------
+
+    async def look_at_layers(self, *, seconds: float = LOOK_SECONDS) -> Sequence[LayerRow]:
+        """Ask the layers what they are set to; those of a disk that is stuck: as they last said."""
+        if self.stack.layers:
+            with suppress(TimeoutError):
+                asked = self._pump.on_thread(_called(rows, self.stack.layers))
+                self.seen = await asyncio.wait_for(asked, seconds)
+        return self.seen
+
+    async def order(self, order: Order) -> tuple[LayerRow, Mapping[str, Value] | None]:
+        """
+        Change a layer; see `vhostblk.server.layers.carry_out`.
+
+        Returns:
+            What it is set to then, and what a command has returned.
+        """
+        layers = self.stack.layers
+        index, row, result = await self._pump.on_thread(carry_out(layers, order))
+        if self.source is not None:
+            self.source = written(self.source, index, layers[index], order.values)
+        return row, result
 
     # ---- the disk -------------------------------------------------------------------------
 
@@ -130,12 +170,12 @@ class Backing:
 
     async def mark(self, number: int) -> None:
         """Say that requests of an inflight region may be under way, as far as it can be said."""
-        if isinstance(disk := self.disk, MarkedDisk):
+        if (disk := marked(self.disk)) is not None:
             await self._pump.on_thread(_called(disk.mark, number))
 
     def unmark(self, number: int) -> None:
         """Say that none is; takes its turn behind every `mark` before."""
-        if isinstance(disk := self.disk, MarkedDisk):
+        if (disk := marked(self.disk)) is not None:
             work = _called(disk.unmark, number)
             try:
                 self._pump.on_thread(work)
@@ -144,8 +184,8 @@ class Backing:
 
     async def marked_by_others(self, number: int) -> bool:
         """Whether somebody else's may be; False: or it cannot be told."""
-        disk = self.disk
-        if not isinstance(disk, MarkedDisk):
+        disk = marked(self.disk)
+        if disk is None:
             return False
         return await self._pump.on_thread(_called(disk.marked_by_others, number))
 
@@ -157,6 +197,19 @@ class Backing:
             OSError: The disk could not, or not in time.
         """
         await self._pump.flush(seconds=seconds)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the disk, and what is in front of it, can have another size."""
+        return all(methods(one).resize for one in (*self.stack.layers, self.stack.disk))
+
+    async def keeps_size(self) -> bool:
+        """Tell whether the layers leave the disk its size."""
+
+        async def sizes() -> bool:
+            return self._pump.calls.info().size == Calls(self.stack.disk).info().size
+
+        return await self._pump.on_thread(sizes())
 
     @property
     def moves(self) -> bool:
@@ -211,8 +264,8 @@ class Backing:
         await self._pump.close(seconds=seconds)
 
 
-async def _called(method: Callable[[int], _T], number: int) -> _T:
-    return method(number)
+async def _called(method: Callable[[_A], _T], argument: _A) -> _T:
+    return method(argument)
 
 
 async def open_backing(  # noqa: PLR0913 - as `open_device`
@@ -238,11 +291,14 @@ async def open_backing(  # noqa: PLR0913 - as `open_device`
     Raises:
         VhostBlkError: The disk cannot be had.
     """
+    stack = take_apart(disk)
     driven = engine.drive(disk)
     pump = Pump(disk, log=log, name=options.name, driven=driven)
-    opened = await pump.open(before)
+    opened = await pump.open(None if before is None else before(stack))
     try:
-        return Backing(engine, pump, opened, source)
+        backing = Backing(engine, pump, opened, source, stack)
     except BaseException:
         await pump.close(seconds=options.drain_seconds)
         raise
+    await backing.look_at_layers()
+    return backing

@@ -13,6 +13,7 @@ from typing import TypeVar
 from vhostblk.blk.device import BlkDevice
 from vhostblk.disk.file import File
 from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.layer import take_apart
 from vhostblk.engine.api import Queue
 from vhostblk.errors import VhostBlkError
 from vhostblk.protocol.state import RingState
@@ -71,7 +72,7 @@ async def _change_size(device: Device, new: BlkDevice) -> BlkDevice:
     old, size = device.blk, new.capacity_sectors * SECTOR_SIZE
     if not device.tenure.held:
         raise VhostBlkError("its disk is locked while running, and no guest runs here now")
-    if not device.backing.opened.can.resize:
+    if not device.backing.resizable:
         raise VhostBlkError(f"{device.backing.name} has no method resize: it has the size it has")
     if device.backing.moves:
         return await _move(device, size)
@@ -147,8 +148,9 @@ async def replace(
         VhostBlkError: It cannot be served; the old one goes on.
     """
     old, before = device.backing, device.blk
-    if isinstance(disk, File) and isinstance(old.disk, File):
-        disk.follow(old.disk)
+    file, old_file = take_apart(disk).disk, old.stack.disk
+    if isinstance(file, File) and isinstance(old_file, File):
+        file.follow(old_file)
     new = await _open(device, disk, source)
     try:
         blk = keep(before, promise(new.opened, device.options))

@@ -18,11 +18,10 @@ from vhostblk.disk.grammar import DiskSpec
 from vhostblk.engine.api import Engine, Queue
 from vhostblk.errors import VhostBlkError
 from vhostblk.memory.mapping import Mapping
-from vhostblk.server.backing import Backing, open_backing
+from vhostblk.server.backing import Backing, Before, open_backing
 from vhostblk.server.guest_counters import GuestCounters
 from vhostblk.server.log import Allowance, Log
 from vhostblk.server.promise import DeviceOptions, keep, promise
-from vhostblk.server.pump import Before
 from vhostblk.server.slow import SlowWatch
 from vhostblk.server.tenure import Tenure
 from vhostblk.server.troubles import Troubles

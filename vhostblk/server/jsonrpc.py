@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import isfinite
-from types import NoneType
-from typing import NoReturn, TypeAlias, get_args
+from types import NoneType, UnionType
+from typing import NoReturn, TypeAlias, get_args, get_origin
 
 from vhostblk.errors import VhostBlkError
 
@@ -65,6 +65,7 @@ _KINDS: Mapping[type, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
+    dict: "an object",
     NoneType: "null",
 }
 
@@ -108,10 +109,16 @@ def method(
         if one.kind is one.VAR_KEYWORD:
             rest = True
             continue
-        params[one.name] = get_args(one.annotation) or (one.annotation,)
+        params[one.name] = _types(one.annotation)
         if one.default is one.empty:
             required.add(one.name)
     return Method(name or call.__name__, call, params, frozenset(required), rest, changes)
+
+
+def _types(annotation: object) -> tuple[type, ...]:
+    """Return the types of ``X | None``, or of ``X``; of ``dict[str, Json]`` it is the dict."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return tuple(get_origin(kind) or kind for kind in kinds)
 
 
 @dataclass(slots=True)

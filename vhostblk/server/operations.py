@@ -8,20 +8,24 @@ device does so under its service's lock.
 import asyncio
 import os
 import shlex
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
 
+from vhostblk.disk.carry import keeps
 from vhostblk.disk.grammar import parse
+from vhostblk.disk.layer import Layer
+from vhostblk.disk.layers import stack
 from vhostblk.disk.make import beside, make
 from vhostblk.disk.python import load_again
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import change
 from vhostblk.server.jsonrpc import Json, Method, NoDevice, method
+from vhostblk.server.layers import Order, as_text
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
 from vhostblk.server.settings import add_device, read_settings
-from vhostblk.server.status import Status, status
+from vhostblk.server.status import Status, look
 from vhostblk.server.upgrade import Upgrade, command_of, same_command
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
 from vhostblk.version import version
@@ -44,10 +48,11 @@ class Operations:
 
     def methods(self) -> Mapping[str, Method]:
         """Return all of them by name."""
-        asking = (self.version, self.list_devices, self.status)
+        asking = (self.version, self.list_devices, self.status, self.layers)
         changing = (
             self.add,
             self.resume,
+            self.layer,
             self.resize,
             self.replace,
             self.reload,
@@ -73,9 +78,15 @@ class Operations:
     async def status(self, device: str | None = None) -> Json:
         """Return the status document of a device, or of all of them by name."""
         if device is not None:
-            return _json(status(self._find(device).device))
-        services = self._server.services
-        return {name: _json(status(service.device)) for name, service in services.items()}
+            return _json(await look(self._find(device).device))
+        services = tuple(self._server.services.values())
+        documents = await asyncio.gather(*(look(service.device) for service in services))
+        return {one["name"]: _json(one) for one in documents}
+
+    async def layers(self, device: str) -> Json:
+        """Return what the layers of a device are set to, the outermost first."""
+        rows = await self._find(device).device.backing.look_at_layers()
+        return cast("Json", list(rows))
 
     # ---- changing -------------------------------------------------------------------------
 
@@ -91,6 +102,25 @@ class Operations:
         """Have the queues of a device that an error has stopped try again."""
         async with self._changing(device) as service:
             return {"queues": service.device.resume_stalled()}
+
+    async def layer(
+        self,
+        device: str,
+        layer: str,
+        set: dict[str, Json] | None = None,  # noqa: A002 - JSON's
+        do: str = "",
+    ) -> Json:
+        """
+        Set a layer of a device otherwise, or have it do something, or ask for it.
+
+        Not under the service's lock: whoever waits there for requests may wait for this.
+        """
+        try:
+            order = Order(layer, as_text(set or {}), do)
+            row, result = await self._find(device).device.backing.order(order)
+        except VhostBlkError as error:
+            raise VhostBlkError(f"{device}: {error}") from error
+        return {**cast("Mapping[str, Json]", row), "result": result}
 
     async def resize(self, device: str, size: int | None = None) -> Json:
         """Give a device another size in bytes, or look at that of its disk again."""
@@ -114,8 +144,9 @@ class Operations:
             source = served.backing.source
             if source is None or source.scheme != "python":
                 raise VhostBlkError(f"{served.backing.name} is no python: disk: nothing to load")
+            _check_inherited(served.backing.stack.layers)
             made = await asyncio.to_thread(load_again, source.body, source.options)
-            await change.replace(served, made, source, inherit=True)
+            await change.replace(served, stack(source.layers, made), source, inherit=True)
             return _row(service)
 
     async def move(self, device: str, queue: int, worker: int | None = None) -> Json:
@@ -164,6 +195,16 @@ class Operations:
             known = ", ".join(self._server.services) or "none"
             raise NoDevice(f"no device is called {name!r}; there are {known}")
         return service
+
+
+def _check_inherited(layers: Sequence[Layer]) -> None:
+    """Raise `VhostBlkError` if one of them would lose what it keeps when it is made anew."""
+    for layer in layers:
+        if keeps(layer) and type(layer).inherit is Layer.inherit:
+            raise VhostBlkError(
+                f"the layer {layer.name} would lose what it keeps: give it a method inherit, or "
+                "serve the disk without it first (vhostblk ctl replace)"
+            )
 
 
 def _json(document: Status) -> Json:

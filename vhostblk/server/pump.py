@@ -15,12 +15,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from logging import ERROR
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import uvloop
 
 from vhostblk.disk.api import DiskInfo
-from vhostblk.disk.call import Abilities, Calls, locks_while_running, run, starts_writeback
+from vhostblk.disk.call import (
+    BY_DEVICE,
+    Abilities,
+    Calls,
+    locks_while_running,
+    run,
+    starts_writeback,
+)
 from vhostblk.disk.stage import split
 from vhostblk.engine.api import Driven, Mailbox
 from vhostblk.errors import VhostBlkError
@@ -29,8 +36,6 @@ from vhostblk.server.served import Refs, Served
 from vhostblk.server.slices import Slices
 
 _T = TypeVar("_T")
-Before: TypeAlias = Callable[[object], Coroutine[object, object, None]]
-"""Done with a disk before it is opened."""
 JOIN_SECONDS = 1.0
 """How long the thread may take to end once its disk is closed."""
 
@@ -98,12 +103,12 @@ class Pump:
 
     # ---- the control thread's side -----------------------------------------------------------
 
-    async def open(self, before: Before | None = None) -> Opened:
+    async def open(self, before: Coroutine[object, object, None] | None = None) -> Opened:
         """
         Start the thread and open the disk on it.
 
         Args:
-            before: Called there, first.
+            before: Done there, first.
 
         Raises:
             VhostBlkError: The disk says why it cannot be opened; the thread has ended.
@@ -112,7 +117,7 @@ class Pump:
         self._thread.start()
         try:
             if before is not None:
-                await self.on_thread(before(self.calls.disk))
+                await self.on_thread(before)
             return await self.on_thread(self._open())
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
@@ -156,7 +161,7 @@ class Pump:
 
     async def _asked(self, name: str, method: Callable[[], Awaitable[None] | None]) -> None:
         try:
-            await self.on_thread(run(method))
+            await self.on_thread(_by_device(method))
         except (OSError, VhostBlkError):
             raise
         except Exception as error:
@@ -331,6 +336,11 @@ class Pump:
         self._loop.remove_reader(fd)
         self._slices.forget(served)
         served.stop()
+
+
+async def _by_device(method: Callable[[], Awaitable[None] | None]) -> None:
+    BY_DEVICE.set(True)
+    await run(method)
 
 
 def _new_loop(disk: object) -> asyncio.AbstractEventLoop:

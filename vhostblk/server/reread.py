@@ -7,19 +7,36 @@ Whatever goes wrong with one device leaves the others alone.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 
 from vhostblk.disk.grammar import parse, parse_size
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import change
 from vhostblk.server.config_file import Config, read_config
 from vhostblk.server.control import CLOSE_SECONDS
+from vhostblk.server.device import Device
+from vhostblk.server.layers import Order, names
 from vhostblk.server.server import Server
 from vhostblk.server.settings import Settings, add_device
 
 _log = logging.getLogger(__name__)
 _SIZED = ("memory", "null")
 """Schemes whose body is a size."""
+
+
+@dataclass(frozen=True, slots=True)
+class _DiskChange:
+    """
+    What has changed of a disk, where a guest need not notice.
+
+    Args:
+        size: Bytes it should have; None: as many as before.
+        layers: Which layers should be set otherwise, and to what.
+    """
+
+    size: int | None
+    layers: Sequence[tuple[int, Mapping[str, str]]]
 
 
 class Rereader:
@@ -112,11 +129,16 @@ class Rereader:
         async with service.lock:
             if self._server.services.get(settings.name) is not service:
                 return
-            size = _new_size(before, settings)
-            await change.resize(service.device, size)
-        if size is not None:
+            new = _disk_change(before, settings)
+            if new is not None and not await _can_be_had(service.device, new):
+                new = None
+            await change.resize(service.device, None if new is None else new.size)
+            if new is not None:
+                for index, values in new.layers:
+                    await _set_layer(service.device, index, values)
+        if new is not None:
             self._known[settings.name] = settings
-        left = _differ(before.table, settings.table) - ({"disk"} if size is not None else set())
+        left = _differ(before.table, settings.table) - (set() if new is None else {"disk"})
         if left:
             _log.warning(
                 "%s: %s changed in the file: that takes a new start%s",
@@ -130,10 +152,39 @@ def _differ(old: Mapping[str, object], new: Mapping[str, object]) -> set[str]:
     return {key for key in {*old, *new} if old.get(key) != new.get(key)}
 
 
-def _new_size(old: Settings, new: Settings) -> int | None:
-    """Return the size a disk should have, where that is all that has changed of it."""
+def _disk_change(old: Settings, new: Settings) -> _DiskChange | None:
+    """Return what has changed of a disk that stays the same one; None: nothing, or all."""
     before, after = parse(str(old.table["disk"])), parse(str(new.table["disk"]))
-    same = before.scheme == after.scheme and before.options == after.options
-    if not same or after.scheme not in _SIZED or before.body == after.body:
+    if before == after:
         return None
-    return parse_size(after.body)
+    same = before.scheme == after.scheme and before.options == after.options
+    if not same or len(before.layers) != len(after.layers):
+        return None
+    if before.body != after.body and after.scheme not in _SIZED:
+        return None
+    changed = []
+    for index, (was, now) in enumerate(zip(before.layers, after.layers, strict=True)):
+        if was.name != now.name or was.options.keys() - now.options.keys():
+            return None  # what an option is without being written is not known here
+        if values := dict(now.options.items() - was.options.items()):
+            changed.append((index, values))
+    size = None if before.body == after.body else parse_size(after.body)
+    return _DiskChange(size, changed)
+
+
+async def _can_be_had(device: Device, new: _DiskChange) -> bool:
+    """Tell whether the disk that is served is the one that was written, and as large."""
+    layers = device.backing.stack.layers
+    if any(index >= len(layers) for index, _ in new.layers):
+        return False
+    return new.size is None or not layers or await device.backing.keeps_size()
+
+
+async def _set_layer(device: Device, index: int, values: Mapping[str, str]) -> None:
+    name = names(device.backing.stack.layers)[index]
+    try:
+        await device.backing.order(Order(name, values))
+    except VhostBlkError as error:
+        raise VhostBlkError(
+            f"disk changed in the file: that takes a new start, or `vhostblk ctl replace`: {error}"
+        ) from error

@@ -38,6 +38,7 @@ class Server:
         self.full: str | None = None
         """Why no device can come; None: it can."""
         self._coming: set[str] = set()
+        self._reports: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         raise_open_files()
 
@@ -137,9 +138,18 @@ class Server:
                 change.cancel()
 
     def report(self) -> None:
-        """Log the status of every device."""
+        """Log the status of every device; soon, where its layers are asked first."""
         for service in self.services.values():
-            log_status(service.device, asked=True)
+            if not service.device.backing.stack.layers:
+                log_status(service.device, asked=True)
+                continue
+            task = asyncio.ensure_future(self._report(service.device))
+            self._reports.add(task)
+            task.add_done_callback(self._reports.discard)
+
+    async def _report(self, device: Device) -> None:
+        await device.backing.look_at_layers()
+        log_status(device, asked=True)
 
     async def close(self) -> None:
         """

@@ -4,10 +4,11 @@ How a device is set up: its disk, who is connected, what was agreed on, and wher
 A part of the status document; see `vhostblk.server.status`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypedDict
 
+from vhostblk.disk.layer import Value
 from vhostblk.engine.api import Way, Ways
 from vhostblk.memory.ranges import Range
 from vhostblk.memory.regions import Region
@@ -37,10 +38,18 @@ class FileIoStatus(TypedDict):
     writes_paused: bool
 
 
+class LayerStatus(TypedDict):
+    """A layer in front of the disk; see `vhostblk.server.layers.LayerRow`."""
+
+    name: str
+    settings: Mapping[str, Value]
+
+
 class SetupStatus(TypedDict):
     """The device and its front-end."""
 
     disk: str
+    layers: list[LayerStatus]
     size: int
     read_only: bool
     file_io: FileIoStatus | None
@@ -83,6 +92,9 @@ def setup_status(device: Device) -> SetupStatus:
     regions = [] if front is None else front.space.table.regions
     return {
         "disk": device.backing.name,
+        "layers": [
+            {"name": one["name"], "settings": one["settings"]} for one in device.backing.seen
+        ],
         "size": device.blk.capacity_sectors * SECTOR_SIZE,
         "read_only": device.blk.read_only,
         "file_io": _file_io(device.backing.ways()),

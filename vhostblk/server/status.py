@@ -145,6 +145,12 @@ def status(device: Device) -> Status:
     }
 
 
+async def look(device: Device) -> Status:
+    """Return the same, with what the layers say of themselves now."""
+    await device.backing.look_at_layers()
+    return status(device)
+
+
 def log_status(device: Device, *, asked: bool) -> None:
     """
     Log the document, on one line.
@@ -152,7 +158,7 @@ def log_status(device: Device, *, asked: bool) -> None:
     Args:
         device: Whose.
         asked: Somebody wants to see it now, so neither ``-q`` nor the device's allowance for
-            starts keeps it back.
+            starts keeps it back.  Its layers are as they were when they were last asked.
     """
     if not asked and not device.starts_told.take():
         return

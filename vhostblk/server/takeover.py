@@ -21,6 +21,7 @@ from vhostblk.disk.grammar import DiskSpec, parse
 from vhostblk.disk.make import make
 from vhostblk.errors import VhostBlkError
 from vhostblk.server import handover as h
+from vhostblk.server.backing import Before
 from vhostblk.server.connector import connect
 from vhostblk.server.courier import Courier, Gone
 from vhostblk.server.device import Device, open_device
@@ -29,7 +30,6 @@ from vhostblk.server.listener import Listener
 from vhostblk.server.log import Log
 from vhostblk.server.notify import notify
 from vhostblk.server.promise import DeviceOptions
-from vhostblk.server.pump import Before
 from vhostblk.server.restore import check_device, promised, restore, resume
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service

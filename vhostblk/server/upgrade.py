@@ -75,11 +75,14 @@ class _Undo:
 
     async def put_down(self) -> None:
         for service in self.services:
-            if service.device.shared() is None:
-                try:
-                    self.saved[service.name] = await service.device.put_down()
-                except (OSError, TimeoutError) as error:
-                    raise VhostBlkError(f"{service.name}: the disk: {error}") from error
+            device = service.device
+            try:
+                if device.shared() is None:
+                    self.saved[service.name] = await device.put_down()
+                elif device.backing.stack.layers:
+                    await device.flush()  # a layer may hold back what was written
+            except (OSError, TimeoutError) as error:
+                raise VhostBlkError(f"{service.name}: the disk: {error}") from error
 
     async def all(self) -> None:
         """Go on as if nothing had happened; a device that cannot keeps no other from it."""

@@ -1,0 +1,141 @@
+"""A new process takes over what is behind layers, or says why it cannot."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from server_kit import successors
+from server_kit.disks import Saving
+from server_kit.serving import Serving
+from server_kit.taking_over import one_engine, taken_over
+
+from vhostblk.disk.grammar import parse
+from vhostblk.disk.layer import Layer
+from vhostblk.disk.make import make
+from vhostblk.disk.memfd import Memfd
+from vhostblk.disk.memory import Memory
+from vhostblk.disk.pause import Pause
+from vhostblk.engine.choose import EngineName
+from vhostblk.errors import VhostBlkError
+from vhostblk.guest import Guest
+
+Connect = Callable[..., Guest]
+MIB = 1 << 20
+X, Y = b"x" * 4096, b"y" * 4096
+
+
+class Keeping(Layer):
+    """Keeps something that is in no disk."""
+
+    name = "keeping"
+    kept = b"a\nb"
+
+    async def save(self) -> bytes:
+        return self.kept
+
+    def restore(self, data: bytes) -> None:
+        self.kept = data
+
+
+class Late(Layer):
+    """Holds back what is written, until it is flushed."""
+
+    name = "late"
+
+    def __init__(self, below: object) -> None:
+        super().__init__(below)
+        self.held: list[tuple[int, bytes]] = []
+
+    def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> None:
+        self.held.append((offset, b"".join(views)))
+        if fua:
+            self.flush()
+
+    def flush(self) -> None:
+        for offset, data in self.held:
+            self.under.write(offset, [memoryview(data)])
+        self.held.clear()
+        self.under.flush()
+
+
+@one_engine
+def test_a_file_behind_layers_goes_on_as_they_are_set(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """With its lock, in the next process, whose layers are set as an operator has set them here."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    text = f"zeroes|pause|file:{image}"
+    guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+    guest.write(0, X)
+    server.run(server.operations.layer("s1", "zeroes", {"unmap": True}))
+    before = image.stat().st_blocks
+    with taken_over(server, engine, f"s1={text}"):
+        server.stop()
+        assert guest.read(0, 4096) == X
+        guest.write(8, Y)
+        guest.write(0, bytes(4096))
+        guest.flush()
+        assert image.stat().st_blocks <= before  # a hole has come, and a block
+        guest.close()
+    assert image.read_bytes()[:8192] == bytes(4096) + Y
+
+
+@one_engine
+def test_what_a_layer_holds_back_is_in_the_disk_before_another_process_has_it(
+    server: Serving, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """It is flushed when the rings stand still, though the disk stays open."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    guest = vhost_user_guest(server.add(Late(make(f"{image}"))))
+    guest.write(0, X)
+    assert image.read_bytes()[:4096] == bytes(4096)
+    with taken_over(server, engine, f"s1={image}"):
+        server.stop()
+        assert guest.read(0, 4096) == X
+        guest.close()
+
+
+@one_engine
+def test_what_layers_and_their_disk_save_goes_with_them(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """Each gets its own, here when the new process fails, after all were closed."""
+    disk = Saving()
+    outer, inner = Keeping(disk), Pause(Keeping(disk))
+    stack = Pause(outer)
+    outer.below = inner
+    guest = vhost_user_guest(server.add(stack))
+    guest.write(0, X)
+    assert isinstance(inner.below, Keeping)
+    inner.below.kept = b""
+    with pytest.raises(VhostBlkError, match="cannot take over: of a reason"):
+        server.run(server.upgrade.run(successors.command("last:refuse")))
+    assert guest.read(0, 4096) == X
+    assert (outer.kept, inner.below.kept) == (b"a\nb", b"")
+    assert [call[0] for call in disk.calls if call[0] not in {"read", "write"}] == [
+        *("open", "flush", "save", "close", "restore", "open"),
+    ]
+
+
+@one_engine
+@pytest.mark.parametrize(
+    ("make_stack", "says"),
+    [
+        (lambda: Pause(Memory(MIB)), "a Memory disk would lose what it holds in memory: serve m"),
+        (
+            lambda: Pause(Keeping(Memfd(MIB))),
+            "a new process would not have what the layer keeping keeps, as a Memfd disk is handed",
+        ),
+    ],
+    ids=["memory", "layer"],
+)
+def test_a_stack_that_cannot_go_on_says_why(
+    make_stack: Callable[[], object], says: str, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """At once, naming what stands in the way; the guest does not notice."""
+    guest = vhost_user_guest(server.add(make_stack()))
+    with pytest.raises(VhostBlkError, match=f"s1: {says}"):
+        server.run(server.upgrade.run(["false"]))
+    guest.write(0, X)

@@ -1,0 +1,197 @@
+"""
+The layers of a disk, as an operator sees and changes them.
+
+All of it runs on the disk's thread, between two requests; what a layer raises is told, and costs
+nothing else.
+"""
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import TypedDict, cast
+
+from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.layer import Layer, Value
+from vhostblk.errors import VhostBlkError
+from vhostblk.server.jsonrpc import Json
+
+_log = logging.getLogger(__name__)
+
+
+class LayerRow(TypedDict):
+    """
+    A layer.
+
+    Attributes:
+        name: Its own; with its place among them, like ``zeroes:2``, where several have that name.
+        settings: What it says of itself.
+        commands: What it can be told to do.
+    """
+
+    name: str
+    settings: Mapping[str, Value]
+    commands: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """
+    What an operator wants of a layer.
+
+    Args:
+        layer: Its name, as in `LayerRow`.
+        values: What it is to be set to, text by option; first.
+        command: What it is to do then; empty: nothing.
+    """
+
+    layer: str
+    values: Mapping[str, str]
+    command: str = ""
+
+
+def as_text(values: Mapping[str, Json]) -> dict[str, str]:
+    """
+    Return options as they are written, of what JSON says: true is ``on``, 5 is ``5``.
+
+    Raises:
+        VhostBlkError: It is no option's value.
+    """
+    return {key: _text(key, value) for key, value in values.items()}
+
+
+def _text(key: str, value: Json) -> str:
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case str() | int() | float():
+            text = str(value)
+            if text.isprintable():
+                return text
+    raise VhostBlkError(f"{key} is set to a text, a number, true or false")
+
+
+def rows(layers: Sequence[Layer]) -> list[LayerRow]:
+    """Ask layers what they are set to."""
+    return [_row(name, layer) for name, layer in zip(names(layers), layers, strict=True)]
+
+
+def names(layers: Sequence[Layer]) -> list[str]:
+    """Return what layers are called, each by a name of its own."""
+    many = Counter(layer.name for layer in layers)
+    seen: Counter[str] = Counter()
+    called = []
+    for layer in layers:
+        seen[layer.name] += 1
+        called.append(layer.name if many[layer.name] == 1 else f"{layer.name}:{seen[layer.name]}")
+    return called
+
+
+async def carry_out(
+    layers: Sequence[Layer], order: Order
+) -> tuple[int, LayerRow, Mapping[str, Value] | None]:
+    """
+    Change a layer.
+
+    Args:
+        layers: All of a disk, the outermost first.
+        order: What is wanted of one of them.
+
+    Returns:
+        Which one it was, what it is set to then, and what the command has returned.
+
+    Raises:
+        VhostBlkError: There is no such layer or command, or it cannot; what was set stays set where
+            it is the command that fails.
+        OSError: The command fails with it.
+    """
+    index = _find(layers, order.layer)
+    layer, name = layers[index], names(layers)[index]
+    if order.command and order.command not in layer.commands:
+        some = ", ".join(layer.commands) or "none"
+        raise VhostBlkError(f"{name} has no command {order.command!r} (there are {some})")
+    if order.values:
+        with _told(name, "change"):
+            layer.change(order.values)
+    result: Mapping[str, Value] | None = None
+    if order.command:
+        with _told(name, order.command):
+            result = await _called(getattr(layer, order.command))
+    return index, _row(name, layer), result
+
+
+def written(source: DiskSpec, index: int, layer: Layer, values: Mapping[str, str]) -> DiskSpec:
+    """
+    Return a disk as it would be written now that a layer is set otherwise.
+
+    Args:
+        source: As it was.
+        index: Which layer of the disk it is.
+        layer: That layer; where a program has put it there it is not in *source*.
+        values: What it was set to.
+    """
+    if index >= len(source.layers) or source.layers[index].name != layer.name:
+        return source
+    old = source.layers[index]
+    new = replace(old, options={**old.options, **values})
+    return replace(source, layers=(*source.layers[:index], new, *source.layers[index + 1 :]))
+
+
+def _find(layers: Sequence[Layer], name: str) -> int:
+    called = names(layers)
+    if name in called:
+        return called.index(name)
+    some = ", ".join(called) or "none"
+    if name.endswith(":1") and name[:-2] in called:
+        return called.index(name[:-2])
+    if any(layer.name == name for layer in layers):
+        raise VhostBlkError(f"several layers are called {name!r}: say which of {some}")
+    raise VhostBlkError(f"no layer is called {name!r} (there are {some})")
+
+
+def _row(name: str, layer: Layer) -> LayerRow:
+    try:
+        settings = {str(key): _value(value) for key, value in layer.settings().items()}
+    except Exception as error:  # noqa: BLE001 - the layer's, whatever it is
+        _log.exception("the layer %s raised in settings", name)
+        settings = {"error": _line(error)}
+    return {"name": name, "settings": settings, "commands": list(layer.commands)}
+
+
+async def _called(command: Callable[[], object]) -> Mapping[str, Value] | None:
+    result = command()
+    if inspect.isawaitable(result):
+        result = await cast("Awaitable[object]", result)
+    if not isinstance(result, Mapping):
+        return None
+    return {str(key): _value(value) for key, value in result.items()}
+
+
+@contextmanager
+def _told(name: str, method: str) -> Iterator[None]:
+    """Have what is wrong say whose it is."""
+    try:
+        yield
+    except VhostBlkError as error:
+        text = str(error)
+        named = text.startswith(name.partition(":")[0] + ":")
+        raise VhostBlkError(text if named else f"{name}: {text}") from error
+    except OSError:
+        raise
+    except Exception as error:
+        _log.exception("the layer %s raised in %s", name, method)
+        raise VhostBlkError(f"the layer {name} raised in {method}: {_line(error)}") from error
+
+
+def _value(value: object) -> Value:
+    """Return what JSON can say."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return value if isinstance(value, float) and isfinite(value) else str(value)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
