@@ -233,7 +233,7 @@ static void make_queue(struct rig *rig)
         CHECK_EQ(vhb_graveyard_new(&rig->graveyard), 0);
     if (!c->disk)
         CHECK_EQ(vhb_disk_null_new(true, &rig->null_disk), 0);
-    struct vhb_disk *disk = c->disk ? c->disk : rig->null_disk;
+    struct vhb_disk *disk = rig_layers_put(&rig->layers, c->disk ? c->disk : rig->null_disk);
     CHECK_EQ(vhb_queue_new(rig->worker, disk, rig->graveyard, c->size, &rig->queue), 0);
     CHECK_EQ(vhb_queue_set_kick(rig->queue, rig->kick), 0);
     CHECK_EQ(vhb_queue_set_call(rig->queue, rig->call), 0);
@@ -272,6 +272,7 @@ void rig_close(struct rig *rig)
     CHECK_EQ(vhb_queue_detach(rig->queue), 0);
     rig_wait(rig, VHB_DETACHED);
     CHECK_EQ(vhb_queue_free(rig->queue), 0);
+    rig_layers_free(&rig->layers);
     if (!rig->config.worker) {
         CHECK_EQ(vhb_worker_stop(rig->worker), 0);
         if (rig->config.threaded)

@@ -4,13 +4,14 @@
  * Knows the core by vhostblk.h only.  Offsets and numbers are written from virtio 1.3 (2.7 and 2.8
  * for the rings, 5.2.6 for requests), not taken from the kernel headers that the core uses.  Where
  * VHB_TEST_PACKED is set every ring is packed, where VHB_TEST_IN_ORDER is, every one is used in
- * order. */
+ * order, where VHB_TEST_LAYERS is, every disk is behind layers. */
 #ifndef VHB_RIG_H
 #define VHB_RIG_H
 
 #include <errno.h>
 
 #include "check.h"
+#include "rig_layers.h"
 #include "vhostblk.h"
 
 /* Where things are in guest memory, as offsets from its start. */
@@ -103,6 +104,7 @@ struct rig {
     struct vhb_worker *worker;
     struct vhb_graveyard *graveyard;
     struct vhb_disk *null_disk;
+    struct rig_layers layers;
     struct vhb_queue *queue;
     struct vhb_blk blk;
     uint32_t events; /* taken from the queue, not yet waited for */

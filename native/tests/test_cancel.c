@@ -194,6 +194,7 @@ static void test_detach_waits_for_the_dead(void)
 
     /* what rig_close does from there on */
     CHECK_EQ(vhb_queue_free(s.rig.queue), 0);
+    rig_layers_free(&s.rig.layers);
     CHECK_EQ(vhb_mailbox_free(s.box), 0);
     CHECK_EQ(vhb_worker_free(s.rig.worker), 0);
     CHECK_EQ(vhb_graveyard_free(s.rig.graveyard), 0);
