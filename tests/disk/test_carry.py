@@ -1,13 +1,15 @@
 import asyncio
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from vhostblk.disk import carry
+from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.file import CacheMode, File
-from vhostblk.disk.layer import take_apart
+from vhostblk.disk.layer import Layer, take_apart
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
 from vhostblk.errors import VhostBlkError
@@ -102,6 +104,16 @@ class Plain:
         self.data = data
 
 
+class DiskLike(Plain):
+    """The same, as a disk."""
+
+    def info(self) -> DiskInfo:
+        return DiskInfo(size=SIZE)
+
+    def read(self, offset: int, views: object) -> None:
+        """Read nothing."""
+
+
 class Late(Plain):
     """The same, in its own time."""
 
@@ -137,6 +149,69 @@ def test_what_saves_no_bytes_is_told() -> None:
 
     with pytest.raises(VhostBlkError, match=r"Bad.save\(\) returns None, not bytes"):
         asyncio.run(carry.save(take_apart(Bad())))
+
+
+class Keeping(Layer):
+    """Keeps something, which it saves."""
+
+    kept = b""
+
+    def save(self) -> bytes:
+        return self.kept
+
+    def restore(self, data: bytes) -> None:
+        self.kept = data
+
+
+class Opened(Layer):
+    """Keeps something in a file, which stays open."""
+
+    def share(self) -> tuple[int, ...]:
+        return (7, *self.below.share())  # type: ignore[attr-defined]
+
+    def adopt(self, fds: Sequence[int]) -> None:
+        self.below.adopt(fds[1:])  # type: ignore[attr-defined]
+
+
+class Either(Keeping, Opened):
+    """Both."""
+
+
+def test_a_stack_is_carried_in_the_way_of_its_disk() -> None:
+    """What the layers share is beside what the disk does; what cannot go that way is refused."""
+    saving = DiskLike()
+    for disk, layer, carried in (
+        (Null(SIZE), Layer, ()),
+        (Null(SIZE), Opened, (7,)),
+        (Null(SIZE), Either, (7,)),
+        (saving, Layer, None),
+        (saving, Keeping, None),
+    ):
+        assert carry.shared(take_apart(Layer(layer(disk)))) == carried
+    for disk, layer, why in (
+        (Null(SIZE), Keeping, "as a Null disk is handed over open"),
+        (saving, Opened, "as a DiskLike disk is closed and opened anew"),
+    ):
+        with pytest.raises(VhostBlkError, match=f"what the layer layer keeps, {why}: stop and"):
+            carry.shared(take_apart(Layer(layer(disk))))
+
+
+def test_what_layers_save_is_restored_to_each() -> None:
+    """Whatever bytes it is, and nothing among them."""
+    one, two = DiskLike(), DiskLike()
+    one.data = b"7\n"
+    before, after = Keeping(Layer(Keeping(Keeping(one)))), Keeping(Layer(Keeping(Keeping(two))))
+    kept = [b"\n", b"", b"[1, 2]"]
+    for layer, data in zip(filter(carry.keeps, take_apart(before).layers), kept, strict=True):
+        layer.kept = data  # type: ignore[attr-defined]
+
+    async def move() -> None:
+        await carry.restore(take_apart(after), data=await carry.save(take_apart(before)))
+
+    asyncio.run(move())
+    layers = filter(carry.keeps, take_apart(after).layers)
+    assert [layer.kept for layer in layers] == kept
+    assert two.data == b"7\n"
 
 
 def test_a_disk_of_another_kind_is_told() -> None:

@@ -16,9 +16,9 @@ as nobody else knows whether anything would be lost:
 * ``restore(data)``: called before `Disk.open`: in the other process, or in this one if that could
   not take over.
 
-A layer that keeps something has these two for that alone: what all layers of a stack save, and the
-disk behind them, is carried as one.  So a stack with such a layer is closed here and opened there,
-which a disk that shares its descriptors is not made for.
+A layer that keeps something has ``share`` and ``adopt``, which call those below it, or ``save`` and
+``restore`` for what it keeps alone, or all four: a stack is carried in the way of the disk behind
+it.  What several save is carried as one.
 """
 
 import inspect
@@ -41,22 +41,25 @@ def shared(stack: Stack) -> tuple[int, ...] | None:
     Raises:
         VhostBlkError: It cannot be carried over at all; says what to do.
     """
-    disk = stack.disk
-    keeping = [layer for layer in stack.layers if keeps(layer)]
+    disk, own = stack.disk, type(stack.disk).__name__
     if _has(disk, "share", "adopt"):
-        if keeping:
-            raise VhostBlkError(
-                f"a new process would not have what the layer {keeping[0].name} keeps, as a "
-                f"{type(disk).__name__} disk is handed over open: stop and start the server, or "
-                "take the layer away first (vhostblk ctl replace)"
-            )
+        _refuse(stack.layers, "save", other="share", because=f"a {own} disk is handed over open")
         share = cast("Callable[[], Sequence[int]]", stack.outermost.share)  # type: ignore[attr-defined]
         return tuple(share())
     if not _has(disk, "save", "restore"):
-        raise VhostBlkError(
-            f"a {type(disk).__name__} disk would lose what it holds in memory: {_remedy(disk)}"
-        )
+        raise VhostBlkError(f"a {own} disk would lose what it holds in memory: {_remedy(disk)}")
+    _refuse(stack.layers, "share", other="save", because=f"a {own} disk is closed and opened anew")
     return None
+
+
+def _refuse(layers: Sequence[Layer], way: str, *, other: str, because: str) -> None:
+    """Raise `VhostBlkError` if a layer can be carried in one way only, and not in the other."""
+    for layer in layers:
+        if hasattr(type(layer), way) and not hasattr(type(layer), other):
+            raise VhostBlkError(
+                f"a new process would not have what the layer {layer.name} keeps, as {because}: "
+                "stop and start the server, or take the layer away first (vhostblk ctl replace)"
+            )
 
 
 def keeps(layer: Layer) -> bool:

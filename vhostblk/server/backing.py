@@ -14,7 +14,7 @@ from vhostblk.disk.api import DiskInfo, NativeMemory
 from vhostblk.disk.call import Calls, marked, methods, run
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.disk.layer import Stack, Value, take_apart
-from vhostblk.disk.stage import split
+from vhostblk.disk.stage import StageLayer, split
 from vhostblk.engine.api import DeviceEngine, Engine, Queue, Ways
 from vhostblk.server.layers import LayerRow, Order, carry_out, rows, written
 from vhostblk.server.log import Log
@@ -202,6 +202,11 @@ class Backing:
     def resizable(self) -> bool:
         """Whether the disk, and what is in front of it, can have another size."""
         return all(methods(one).resize for one in (*self.stack.layers, self.stack.disk))
+
+    @property
+    def may_hold_back(self) -> bool:
+        """Whether a layer may have what was written, and the disk not yet."""
+        return any(not isinstance(one, StageLayer) for one in self.stack.layers)
 
     async def keeps_size(self) -> bool:
         """Tell whether the layers leave the disk its size."""

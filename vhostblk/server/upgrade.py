@@ -79,8 +79,8 @@ class _Undo:
             try:
                 if device.shared() is None:
                     self.saved[service.name] = await device.put_down()
-                elif device.backing.stack.layers:
-                    await device.flush()  # a layer may hold back what was written
+                elif device.backing.may_hold_back:
+                    await device.flush()
             except (OSError, TimeoutError) as error:
                 raise VhostBlkError(f"{service.name}: the disk: {error}") from error
 
