@@ -165,6 +165,32 @@ sleep 600
 """Keep requests in flight for ever."""
 
 
+FILES = 32
+KEEP_WRITING = f"""\
+before=$(blockdev --getsize64 /dev/vda)
+/sbin/mke2fs -q -t ext4 /dev/vda
+mount -t ext4 /dev/vda /mnt
+n=0
+while [ $(blockdev --getsize64 /dev/vda) = $before ]; do
+    dd if=/dev/urandom of=/mnt/file$((n % {FILES})) bs=64k count=4 conv=fsync 2>/dev/null
+    dd if=/dev/zero of=/mnt/zero$((n % 4)) bs=64k count=8 conv=fsync 2>/dev/null
+    n=$((n + 1))
+    say beat $n
+done
+cd /mnt
+sha256sum file* zero* > /tmp/written
+cp /tmp/written written
+sync
+echo 3 > /proc/sys/vm/drop_caches
+sha256sum -c -s /tmp/written
+say written "$(sha256sum < /tmp/written | cut -d ' ' -f 1)"
+cd /
+umount /mnt
+/sbin/e2fsck -f -n /dev/vda
+"""
+"""Write files with fsync, data and zeroes, until the disk has another size; check, and say what."""
+
+
 def plugged(load: str) -> str:
     """Run *load* on a disk that comes, see it go and come again, and read all of it."""
     return f"""\

@@ -1,0 +1,103 @@
+"""A real guest whose disk is behind layers, which are changed under it while it writes."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from guest_boot import images, scenarios, tools
+from guest_boot.restarts import Server
+
+from vhostblk.cli import rpc
+from vhostblk.cli.guest_vm import Machine, Vm
+from vhostblk.server.jsonrpc import Json
+
+pytestmark = [pytest.mark.guest, pytest.mark.slow]
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+TIMEOUT_S = 90.0
+
+
+class Operator:
+    """
+    Who changes the disk.
+
+    Args:
+        control: The server's socket.
+        vm: The guest.
+    """
+
+    def __init__(self, control: Path, vm: Vm) -> None:
+        self._control = control
+        self._vm = vm
+
+    def ask(self, method: str, **params: Json) -> Json:
+        return rpc.call(self._control, method, {"device": "s", **params}, seconds=60)
+
+    def settings(self, layer: str) -> Mapping[str, Json]:
+        answer = self.ask("layer", layer=layer)
+        assert isinstance(answer, Mapping)
+        assert isinstance(answer["settings"], Mapping)
+        return answer["settings"]
+
+    def beats(self, n: int = 3) -> None:
+        """Wait until the guest has written more, and it is stable."""
+        for _ in range(n):
+            self._vm.wait_for("beat", TIMEOUT_S)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for *condition*, a question at a time: each takes as long as an answer does."""
+        assert any(condition() for _ in range(20_000))
+
+
+def check(image: Path, said: Mapping[str, str]) -> None:
+    """Find in the image, by itself, the very files that the guest has written and read."""
+    written = images.file_in(image, "/written")
+    assert hashlib.sha256(written).hexdigest() == said["written"]
+    lines = [line.split() for line in written.decode().splitlines()]
+    assert len(lines) > len("zero")
+    for digest, name in lines:
+        assert hashlib.sha256(images.file_in(image, f"/{name}")).hexdigest() == digest
+
+
+def test_layers_are_changed_under_a_guest_that_writes(tmp_path: Path) -> None:
+    """
+    Held, let go, set otherwise, replaced, and taken away: the guest's files are what it wrote.
+
+    Its zeroes are holes in the image as long as somebody looks for them.
+    """
+    image, control = tmp_path / "image", tmp_path / "c"
+    with image.open("wb") as file:
+        file.write(b"\xff" * SIZE)
+    options = ("--control", str(control), "--num-queues", "2")
+    machine = Machine(tmp_path / "s", queues=2)
+    server = Server(tmp_path / "s", f"pause|zeroes:unmap=on|{image}", tmp_path / "log", options)
+    vm = Vm(tools(), machine, scenarios.KEEP_WRITING, tmp_path)
+    with server, vm:
+        operator = Operator(control, vm)
+        operator.beats()
+        assert operator.settings("zeroes")["zero_bytes"]
+        assert image.stat().st_blocks * 512 < SIZE
+
+        operator.ask("layer", layer="pause", set={"ops": "flush"}, do="pause")
+        operator.until(lambda: bool(operator.settings("pause")["held"]))
+        operator.ask("layer", layer="pause", do="resume")
+        operator.beats()
+
+        operator.ask("layer", layer="zeroes", set={"unmap": False})
+        operator.ask("replace", disk=f"zeroes|pause:ops=write|zeroes|file:{image},cache=none")
+        operator.beats()
+        operator.ask("layer", layer="pause", do="pause")
+        operator.until(lambda: bool(operator.settings("pause")["held"]))
+        operator.ask("layer", layer="pause", set={"paused": "off"})
+        operator.beats()
+        operator.ask("replace", disk=str(image))
+        operator.beats()
+        operator.ask("replace", disk=f"zeroes|{image}")
+        operator.beats(1)
+
+        operator.ask("resize", size=SIZE + MIB)
+        said = vm.wait(TIMEOUT_S)
+        server.stop()
+    check(image, said)
