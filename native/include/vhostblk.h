@@ -100,14 +100,17 @@ struct vhb_caller;
 /* An error of vhb_ended that no errno is: whoever serves the disk goes on using the pieces. */
 enum { VHB_KEPT_VIEW = 4096 };
 
+enum { VHB_COPIED_PIECES = 21 };
+
 /* The disk stays the caller's and must outlive it; a mailbox, or a layer in front of one, has no
  * other user.  flags: VHB_WORKER_NO_URING. */
 int vhb_caller_new(struct vhb_disk *disk, uint32_t slots, uint32_t flags, struct vhb_caller **out);
 int vhb_caller_fd(struct vhb_caller *caller); /* readable when a turn is needed; its own */
 
 /* Begin what *job* says (its tag and *first* are not looked at).  0 or -errno: it is over, as it is
- * with -VHB_KEPT_VIEW; 1: it is under way, as *tag*, and a turn is needed.  The pieces, and what
- * they name, stay until it is over, and are as they were then.  -ENOBUFS: no slot is free. */
+ * with -VHB_KEPT_VIEW; 1: it is under way, as *tag*, and a turn is needed.  What the pieces name
+ * stays until it is over; so do they, where they are more than VHB_COPIED_PIECES, and are as they
+ * were then.  -ENOBUFS: no slot is free. */
 int vhb_caller_submit(struct vhb_caller *caller, const struct vhb_job *job, uint64_t *tag);
 
 /* Try to stop one: it ends all the same, with any result, and a turn is needed.  -EINVAL: no such

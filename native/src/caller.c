@@ -21,6 +21,9 @@
 
 enum { MAX_SLOTS = 65536, MAX_ERRNO = 4095 };
 
+_Static_assert((int)VHB_COPIED_PIECES == (int)VHB_SLOT_IOV, "as documented");
+_Static_assert(sizeof(struct vhb_piece) == sizeof(struct iovec), "vhostblk_values.h");
+
 struct call {
     uint64_t tag;  /* its slot, and a generation; 0: not under way */
     uint32_t lost; /* vhb_fault_seen() when it began */
@@ -110,6 +113,10 @@ static struct vhb_req *request(struct vhb_caller *c, uint32_t slot, const struct
                             .tag = slot,
                             .queue = &c->queue,
                             .state = VHB_REQ_LIVE};
+    if (job->n_pieces && job->n_pieces <= VHB_SLOT_IOV) { /* they need not outlive the call */
+        memcpy(req->own, job->pieces, job->n_pieces * sizeof(*req->own));
+        req->iov = req->own;
+    }
     return req;
 }
 

@@ -139,6 +139,36 @@ static void test_file(void)
     close(fd);
 }
 
+/* Pieces are copied, but for those of long requests; all arrive, through as many layers as can be.
+ */
+static void test_pieces(void)
+{
+    enum { MOST = VHB_COPIED_PIECES + 3 };
+    static uint8_t buffers[MOST][512];
+    struct asking a = {0};
+    ask_box(&a, VHB_MAX_LAYERS);
+    for (uint32_t n = VHB_COPIED_PIECES - 1; n <= MOST; n++) {
+        struct vhb_piece pieces[MOST];
+        for (uint32_t i = 0; i < n; i++)
+            pieces[i] = (struct vhb_piece){buffers[i], 512};
+        struct vhb_job asked = {.op = VHB_READ, .len = 512ull * n, .n_pieces = n, .pieces = pieces};
+        uint64_t tag;
+        CHECK_EQ(vhb_caller_submit(a.caller, &asked, &tag), 1);
+        if (n <= VHB_COPIED_PIECES)
+            memset(pieces, 0, sizeof(pieces));
+        struct vhb_job job = take(&a);
+        CHECK_EQ(job.n_pieces, n);
+        CHECK_EQ(job.offset, 512 * VHB_MAX_LAYERS);
+        for (uint32_t i = 0; i < n; i++)
+            CHECK(job.pieces[i].host == buffers[i] && job.pieces[i].len == 512);
+        a.stack.told = 0;
+        CHECK_EQ(vhb_mailbox_complete(a.box, job.tag, 0), 0);
+        CHECK_EQ(ending(&a).error, 0);
+        CHECK_EQ(a.stack.told, VHB_MAX_LAYERS);
+    }
+    ask_no_more(&a);
+}
+
 /* A disk that somebody else serves, here the same thread: its completions wake the descriptor. */
 static void test_mailbox_below(void)
 {
@@ -296,5 +326,5 @@ static void test_views_and_memory(void)
     ask_no_more(&a);
 }
 
-CHECK_MAIN(TEST(at_once), TEST(file), TEST(mailbox_below), TEST(full), TEST(held), TEST(cancel),
-           TEST(wrong_tags_touch_nothing), TEST(views_and_memory))
+CHECK_MAIN(TEST(at_once), TEST(file), TEST(pieces), TEST(mailbox_below), TEST(full), TEST(held),
+           TEST(cancel), TEST(wrong_tags_touch_nothing), TEST(views_and_memory))

@@ -41,6 +41,11 @@ static size_t wide_pages(struct vhb_queue *q)
     return resident(q->wide, slot_count(q) * sizeof(*q->wide));
 }
 
+static size_t layered_pages(struct vhb_queue *q)
+{
+    return resident(q->layered, slot_count(q) * sizeof(*q->layered));
+}
+
 static size_t borrowed_pages(struct vhb_queue *q)
 {
     return resident(q->borrow, sizeof(*q->borrow) * VHB_BORROW_COUNT * VHB_MAX_IOV);
@@ -82,6 +87,7 @@ static void test_slots_in_use(void)
         rig_pass(&rig);
     CHECK_EQ(slot_pages(rig.queue), pages_of(IN_FLIGHT * 576));
     CHECK_EQ(wide_pages(rig.queue), 0);
+    CHECK_EQ(layered_pages(rig.queue), 0);
     CHECK_EQ(borrowed_pages(rig.queue), 0);
     CHECK_EQ(vhb_mailbox_take(box, jobs, IN_FLIGHT), IN_FLIGHT);
     for (uint32_t i = 0; i < IN_FLIGHT; i++)

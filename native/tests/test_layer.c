@@ -157,7 +157,23 @@ static void test_held_requests_go_on(void)
     close_stack(&s, &stack);
 }
 
-CHECK_MAIN(TEST(partition_shifts_and_bounds), TEST(partition_refuses_what_wraps),
-           TEST(layers_are_told_on_the_way_back), TEST(layers_change_results),
-           TEST(layers_cannot_change_a_kept_view), TEST(ranges_travel_one_by_one),
-           TEST(held_requests_go_on))
+/* There is room for so many, each with a frame, and for no more. */
+static void test_as_many_as_can_be(void)
+{
+    struct slow s;
+    struct stack stack;
+    open_stack(&s, &stack, VHB_MAX_LAYERS, 0);
+    struct vhb_disk *none;
+    CHECK_EQ(vhb_layer_new(stack.disks[0], &stack.layers[0].stage, &none), -E2BIG);
+    struct vhb_job job = start(&s, 0, BLK_OUT, 8);
+    CHECK_EQ(job.offset, (8 + VHB_MAX_LAYERS) * SECTOR);
+    finish(&s, &job);
+    ends_with(&s, 0, BLK_OK);
+    CHECK_EQ(stack.told, VHB_MAX_LAYERS);
+    close_stack(&s, &stack);
+}
+
+CHECK_MAIN(TEST(as_many_as_can_be), TEST(partition_shifts_and_bounds),
+           TEST(partition_refuses_what_wraps), TEST(layers_are_told_on_the_way_back),
+           TEST(layers_change_results), TEST(layers_cannot_change_a_kept_view),
+           TEST(ranges_travel_one_by_one), TEST(held_requests_go_on))

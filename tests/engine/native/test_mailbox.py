@@ -64,7 +64,7 @@ def test_a_batch_costs_three_calls(rig: Rig, size: int, monkeypatch: pytest.Monk
 
 def test_words_are_those_of_the_structs() -> None:
     """Rows are read and written by offset: the formats have the sizes that the header gives."""
-    assert mailbox._JOB.size == core.ffi.sizeof("struct vhb_job")
+    assert mailbox.JOB.size == core.ffi.sizeof("struct vhb_job")
     assert mailbox._PIECE.size == core.ffi.sizeof("struct vhb_piece")
     assert table._ROW.size == core.ffi.sizeof("struct vhb_segment")
     assert tell._SAMPLE.size == core.ffi.sizeof("struct vhb_sample")

@@ -11,6 +11,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -21,47 +22,48 @@ from vhostblk.disk.stage import StageLayer, split
 from vhostblk.engine.api import Op
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.engine.native.disks import Bottom
-from vhostblk.engine.native.mailbox import NativeMailbox
+from vhostblk.engine.native.mailbox import JOB, NativeMailbox
 from vhostblk.engine.native.stages import Layers, bind
 
 SLOTS = 1024
 """Requests under way; more wait for their turn."""
 TAKE = 64
 """Requests that are told to be over at once."""
+_READ, _WRITE, _FLUSH = int(Op.READ), int(Op.WRITE), int(Op.FLUSH)
+_DISCARD, _WRITE_ZEROES = int(Op.DISCARD), int(Op.WRITE_ZEROES)
+_FUA: int = lib.VHB_REQ_FUA
+_UNMAP: int = lib.VHB_REQ_UNMAP
+_ADDRESS = ffi.typeof("uintptr_t")
+_BYTES = ffi.typeof("char[]")
+_PIECES = ffi.typeof("struct vhb_piece[]")
 
 
+@dataclass(slots=True)
 class _Request:
     """
-    What the core is asked, and the views it works in, which cannot be released meanwhile.
+    What the core is asked.
 
     Args:
         op: What to do.
+        flags: ``VHB_REQ_*``.
         offset: First byte.
         length: Bytes.
-        views: Of *length* bytes, for what moves data.
-        flags: ``VHB_REQ_*``.
+        buffers: Views of *length* bytes for what moves data, exported: nobody can release them.
+        pieces: Where those are, while the core may look there.
     """
 
-    __slots__ = ("_buffers", "flags", "length", "offset", "op", "pieces")
-
-    def __init__(
-        self, op: Op, offset: int, length: int, views: Sequence[memoryview] = (), flags: int = 0
-    ) -> None:
-        self.op, self.offset, self.length, self.flags = op, offset, length, flags
-        write = op is Op.READ
-        self._buffers = [ffi.from_buffer("char[]", view, require_writable=write) for view in views]
-        self.pieces = ffi.new("struct vhb_piece[]", [(one, len(one)) for one in self._buffers])
-
-    def say(self, job: Any) -> None:
-        """Write it into a ``struct vhb_job *``."""
-        job.op, job.offset, job.len, job.flags = self.op, self.offset, self.length, self.flags
-        job.n_pieces, job.pieces = len(self.pieces), self.pieces
+    op: int
+    flags: int
+    offset: int
+    length: int
+    buffers: list[Any]
+    pieces: Any = None
 
     def release(self) -> None:
         """Let the views go."""
-        for one in self._buffers:
+        for one in self.buffers:
             ffi.release(one)
-        self._buffers.clear()
+        self.buffers.clear()
 
 
 class _Call(asyncio.Future[None]):
@@ -119,6 +121,8 @@ class Driven(Disk):
         self.mailbox = None if hasattr(self.below, "native") else NativeMailbox(SLOTS)
         self._caller: Any = None
         self._job = ffi.new("struct vhb_job *")
+        self._job_bytes = memoryview(ffi.buffer(self._job))
+        self._first = int(ffi.cast(_ADDRESS, ffi.addressof(self._job, "first")))
         self._tag = ffi.new("uint64_t *")
         self._ended = ffi.new("struct vhb_ended[]", TAKE)
         self._calls: dict[int, _Call] = {}  # that the core has, by tag
@@ -185,24 +189,26 @@ class Driven(Disk):
 
     def read(self, offset: int, views: Sequence[memoryview]) -> Pending:
         """Fill *views* through the stages."""
-        return self._ask(Op.READ, offset, _length(views), views)
+        buffers = [ffi.from_buffer(_BYTES, view, require_writable=True) for view in views]
+        return self._ask(_Request(_READ, 0, offset, _length(buffers), buffers))
 
     def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> Pending:
         """Store *views* through the stages."""
-        return self._ask(Op.WRITE, offset, _length(views), views, lib.VHB_REQ_FUA if fua else 0)
+        buffers = [ffi.from_buffer(_BYTES, view) for view in views]
+        flags = _FUA if fua else 0
+        return self._ask(_Request(_WRITE, flags, offset, _length(buffers), buffers))
 
     def flush(self) -> Pending:
         """Make every write that has returned stable, through the stages."""
-        return self._ask(Op.FLUSH, 0, 0)
+        return self._ask(_Request(_FLUSH, 0, 0, 0, []))
 
     def discard(self, offset: int, length: int) -> Pending:
         """Forget a range, through the stages."""
-        return self._ask(Op.DISCARD, offset, length)
+        return self._ask(_Request(_DISCARD, 0, offset, length, []))
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> Pending:
         """Make a range read as zeroes, through the stages."""
-        flags = lib.VHB_REQ_UNMAP if unmap else 0
-        return self._ask(Op.WRITE_ZEROES, offset, length, flags=flags)
+        return self._ask(_Request(_WRITE_ZEROES, _UNMAP if unmap else 0, offset, length, []))
 
     def block_status(self, offset: int, length: int) -> Iterator[Extent]:
         """Yield what the outermost stage says is stored."""
@@ -231,35 +237,46 @@ class Driven(Disk):
 
     # ---- requests ---------------------------------------------------------------------------
 
-    def _ask(
-        self, op: Op, offset: int, length: int, views: Sequence[memoryview] = (), flags: int = 0
-    ) -> Pending:
-        if length == 0 and op is not Op.FLUSH:
+    def _ask(self, request: _Request) -> Pending:
+        if request.length == 0 and request.op != _FLUSH:
+            request.release()
             return None
-        request = _Request(op, offset, length, views, flags)
         if self._still or self._waiting or len(self._calls) == SLOTS:
             call = _Call(request, self._give_up, self._loop)
             self._waiting.append(call)
             return call
         code = self._submit(request)
+        if code == 0:
+            request.release()
+            return None
         if code < 0:
             call = _Call(request, self._give_up, self._loop)
             self._has(call)
             return call
         self._let_go(request, code)
-        if code:
-            raise _error(code)
-        return None
+        raise _error(code)
 
     def _submit(self, request: _Request) -> int:
         """Give a request to the core: 0 or an errno, it is over; -1: it is under way."""
         if self._caller is None:
             return errno.EIO
-        request.say(self._job)
+        self._say(request)
         result: int = lib.vhb_caller_submit(self._caller, self._job, self._tag)
         if result > 0 or self._calls:
             self._turn_soon()
         return -result
+
+    def _say(self, request: _Request) -> None:
+        """Write it down for the core."""
+        buffers = request.buffers
+        n, pieces, host, size = len(buffers), 0, 0, 0
+        if n == 1:  # as most have
+            pieces, host, size = self._first, int(ffi.cast(_ADDRESS, buffers[0])), request.length
+        elif n:
+            request.pieces = ffi.new(_PIECES, [(one, len(one)) for one in buffers])
+            pieces = int(ffi.cast(_ADDRESS, request.pieces))
+        words = request.offset, request.length, request.op, request.flags
+        JOB.pack_into(self._job_bytes, 0, 0, *words, n, 0, pieces, host, size)
 
     def _has(self, call: _Call) -> None:
         """Note that the core has the request it was just given."""
@@ -363,8 +380,8 @@ def drive(disk: object) -> list[Driven]:
     return made
 
 
-def _length(views: Sequence[memoryview]) -> int:
-    return sum(view.nbytes for view in views)
+def _length(buffers: Sequence[Any]) -> int:
+    return len(buffers[0]) if len(buffers) == 1 else sum(len(one) for one in buffers)
 
 
 def _error(code: int) -> OSError:

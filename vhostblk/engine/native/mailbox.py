@@ -19,7 +19,7 @@ from vhostblk.engine.native.core import ffi, lib, make
 TAKE = 64
 """Jobs taken from a mailbox, or ended in it, at once."""
 
-_JOB = Struct("=QQQIIIIQQQ")
+JOB = Struct("=QQQIIIIQQQ")
 """``struct vhb_job``."""
 _PIECE = Struct("=QQ")
 """``struct vhb_piece``."""
@@ -56,7 +56,7 @@ class NativeMailbox:
     def take(self) -> list[Job]:
         """Return the jobs that wait, `TAKE` at most."""
         n = lib.vhb_mailbox_take(self.handle, self._jobs, TAKE)
-        return [_job(row) for row in _JOB.iter_unpack(self._bytes[: n * _JOB.size])] if n else []
+        return [_job(row) for row in JOB.iter_unpack(self._bytes[: n * JOB.size])] if n else []
 
     def complete(self, ended: Sequence[tuple[int, int]]) -> None:
         """End jobs: (tag, errno)."""
