@@ -1,7 +1,10 @@
 """What an operator does with layers, and with a disk behind layers, while a guest uses it."""
 
+import asyncio
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +21,7 @@ from vhostblk.disk.zeroes import Zeroes
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest
 from vhostblk.server.jsonrpc import Json, NoDevice, RpcError, bind, method
+from vhostblk.server.layers import Order
 from vhostblk.server.status import status
 
 if TYPE_CHECKING:
@@ -151,6 +155,57 @@ def test_a_method_takes_an_object() -> None:
     assert bind(chosen, {"values": None}) == {"values": None}
     with pytest.raises(RpcError, match="values is an object or null, not 5"):
         bind(chosen, {"values": 5})
+
+
+class Busy(Layer):
+    """Takes its time."""
+
+    name = "busy"
+    commands = ("work",)
+
+    def __init__(self, below: object) -> None:
+        super().__init__(below)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    async def work(self) -> Mapping[str, Value]:
+        self.begun.set()
+        await asyncio.to_thread(self.go_on.wait, 10)
+        return {"done": True}
+
+
+def test_no_disk_is_exchanged_under_a_layer_that_works(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """What it does may be with a file that the next disk uses, too: it ends first, or is done."""
+    busy = Busy(Ram())
+    guest = vhost_user_guest(server.add(busy))
+    with ThreadPoolExecutor() as pool:
+        work = pool.submit(layer, server, "busy", do="work")
+        assert busy.begun.wait(10)
+        with pytest.raises(VhostBlkError, match="s1: a layer is doing what it was told to: try ag"):
+            server.run(server.operations.replace("s1", "memory:1M"))
+        guest.write(0, X)  # it goes on
+        busy.go_on.set()
+        assert cast("Mapping[str, Json]", work.result(10))["result"] == {"done": True}
+    server.run(server.operations.replace("s1", "memory:1M"))
+    assert guest.read(0, 4096) == bytes(4096)
+
+
+def test_a_device_ends_behind_what_its_layers_do(server: Serving) -> None:
+    """A removal waits for it, and nothing new is begun."""
+    busy = Busy(Ram())
+    server.add(busy)
+    layers = server.devices[0].backing.layers
+    with ThreadPoolExecutor() as pool:
+        work = pool.submit(layer, server, "busy", do="work")
+        assert busy.begun.wait(10)
+        removed = pool.submit(lambda: server.run(server.operations.remove("s1")))
+        assert until(lambda: layers._ended)
+        with pytest.raises(VhostBlkError, match="its disk is exchanged or closed now"):
+            server.run(layers.order(Order("busy", {})))
+        busy.go_on.set()
+        assert cast("Mapping[str, Json]", work.result(10))["result"] == {"done": True}
+        assert removed.result(10) is None
 
 
 # ---- size, disk, code ---------------------------------------------------------------------------

@@ -5,24 +5,21 @@ A device can get another one while it is served; queues belong to the one they w
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from typing import TypeAlias, TypeVar
 
 from vhostblk.disk import carry
 from vhostblk.disk.api import DiskInfo, NativeMemory
 from vhostblk.disk.call import Calls, marked, methods, run
 from vhostblk.disk.grammar import DiskSpec
-from vhostblk.disk.layer import Stack, Value, take_apart
+from vhostblk.disk.layer import Stack, take_apart
 from vhostblk.disk.stage import StageLayer, split
 from vhostblk.engine.api import DeviceEngine, Engine, Queue, Ways
-from vhostblk.server.layers import LayerRow, Order, carry_out, rows, written
+from vhostblk.server.layers import Done, Layers, Order, written
 from vhostblk.server.log import Log
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.pump import Opened, Pump
 
-LOOK_SECONDS = 1.0
-"""How long a disk that is busy is waited for, by those who only want to see its layers."""
 _T = TypeVar("_T")
 _A = TypeVar("_A")
 Before: TypeAlias = Callable[[Stack], Coroutine[object, object, None]]
@@ -47,8 +44,7 @@ class Backing:
         self.opened = opened
         self.source = source
         self.stack = stack
-        self.seen: Sequence[LayerRow] = ()
-        """What the layers have said of themselves when they were last asked."""
+        self.layers = Layers(stack.layers, pump.on_thread)
         self._engine = engine
         self._pump = pump
         self._share: DeviceEngine = engine.device(pump.calls.disk)
@@ -137,26 +133,13 @@ class Backing:
 
     # ---- the layers -----------------------------------------------------------------------
 
-    async def look_at_layers(self, *, seconds: float = LOOK_SECONDS) -> Sequence[LayerRow]:
-        """Ask the layers what they are set to; those of a disk that is stuck: as they last said."""
-        if self.stack.layers:
-            with suppress(TimeoutError):
-                asked = self._pump.on_thread(_called(rows, self.stack.layers))
-                self.seen = await asyncio.wait_for(asked, seconds)
-        return self.seen
-
-    async def order(self, order: Order) -> tuple[LayerRow, Mapping[str, Value] | None]:
-        """
-        Change a layer; see `vhostblk.server.layers.carry_out`.
-
-        Returns:
-            What it is set to then, and what a command has returned.
-        """
-        layers = self.stack.layers
-        index, row, result = await self._pump.on_thread(carry_out(layers, order))
+    async def order(self, order: Order) -> Done:
+        """Change a layer, and how the disk is written; see `Layers.order`."""
+        done = await self.layers.order(order)
         if self.source is not None:
-            self.source = written(self.source, index, layers[index], order.values)
-        return row, result
+            layer = self.stack.layers[done.index]
+            self.source = written(self.source, done.index, layer, order.values)
+        return done
 
     # ---- the disk -------------------------------------------------------------------------
 
@@ -264,7 +247,8 @@ class Backing:
         return await self._pump.resize(size)
 
     async def close(self, *, seconds: float) -> None:
-        """Close the disk; every queue was closed before."""
+        """Close the disk; every queue was closed before, and what layers do ends first."""
+        await self.layers.end(seconds=seconds)
         await self._share.close()
         await self._pump.close(seconds=seconds)
 
@@ -305,5 +289,5 @@ async def open_backing(  # noqa: PLR0913 - as `open_device`
     except BaseException:
         await pump.close(seconds=options.drain_seconds)
         raise
-    await backing.look_at_layers()
+    await backing.layers.look()
     return backing

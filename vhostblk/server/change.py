@@ -176,31 +176,39 @@ async def _open(device: Device, disk: object, source: DiskSpec | None) -> Backin
 
 async def _exchange(device: Device, new: Backing, blk: BlkDevice, *, inherit: bool) -> list[Queue]:
     async with _at_rest(device, drain=True, hold=True) as front:
-        _check_dead(device)
-        if front is not None and front.turn.left:
-            raise VhostBlkError(
-                "what another process had in flight for this guest is still under way on the disk: "
-                "try again later"
-            )
+        with device.backing.layers.left_alone():
+            _check_dead(device)
+            if front is not None and front.turn.left:
+                raise VhostBlkError(
+                    "what another process had in flight for this guest is still under way on the "
+                    "disk: try again later"
+                )
+            return await _give_over(device, front, new, blk, inherit=inherit)
+
+
+async def _give_over(
+    device: Device, front: Attached | None, new: Backing, blk: BlkDevice, *, inherit: bool
+) -> list[Queue]:
+    """Flush the old disk, and go on with the new one, at rest."""
+    try:
+        await device.flush()
+    except OSError as error:
+        raise VhostBlkError(
+            f"{device.backing.name} cannot be flushed ({error.strerror}), so it goes on"
+        ) from error
+    if inherit:
+        blk = resized(blk, (await _asked(new.inherit(device.backing), "inherit")).size)
+    old, device.blk = device.blk, blk
+    async with device.tenure.succession(new, needed=new.opened.lock_while_running):
         try:
-            await device.flush()
-        except OSError as error:
-            raise VhostBlkError(
-                f"{device.backing.name} cannot be flushed ({error.strerror}), so it goes on"
-            ) from error
-        if inherit:
-            blk = resized(blk, (await _asked(new.inherit(device.backing), "inherit")).size)
-        old, device.blk = device.blk, blk
-        async with device.tenure.succession(new, needed=new.opened.lock_while_running):
-            try:
-                dropped = [] if front is None else await front.exchange(new)
-            except BaseException:
-                device.blk = old
-                raise
-        former, device.backing = device.backing, new
-        for queue in [one for one in dropped if one.stall() is not None]:
-            dropped.remove(queue)
-            await _forsake(device, queue, former)
+            dropped = [] if front is None else await front.exchange(new)
+        except BaseException:
+            device.blk = old
+            raise
+    former, device.backing = device.backing, new
+    for queue in [one for one in dropped if one.stall() is not None]:
+        dropped.remove(queue)
+        await _forsake(device, queue, former)
     return dropped
 
 

@@ -5,21 +5,33 @@ All of it runs on the disk's thread, between two requests; what a layer raises i
 nothing else.
 """
 
+import asyncio
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import TypedDict, cast
+from typing import Protocol, TypedDict, TypeVar, cast
 
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.jsonrpc import Json
 
+LOOK_SECONDS = 1.0
+"""How long a disk that is busy is waited for, by those who only want to see its layers."""
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+class OnThread(Protocol):
+    """Work on a disk's thread."""
+
+    def __call__(self, work: Coroutine[object, object, _T], /) -> asyncio.Future[_T]:
+        """Do it."""
+        ...
 
 
 class LayerRow(TypedDict):
@@ -53,6 +65,83 @@ class Order:
     command: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """
+    What has become of an order.
+
+    Args:
+        index: Which layer it was.
+        row: What that is set to then.
+        result: What its command has returned.
+    """
+
+    index: int
+    row: LayerRow
+    result: Mapping[str, Value] | None
+
+
+class Layers:
+    """
+    The layers of an open disk, for the control thread.
+
+    Args:
+        layers: The outermost first.
+        on_thread: Does something on their disk's thread.
+
+    Attributes:
+        seen: What they have said of themselves when they were last asked.
+    """
+
+    def __init__(self, layers: Sequence[Layer], on_thread: OnThread) -> None:
+        self.seen: Sequence[LayerRow] = ()
+        self._layers = layers
+        self._on_thread = on_thread
+        self._orders: set[asyncio.Future[Done]] = set()
+        self._ended = False
+
+    async def look(self, *, seconds: float = LOOK_SECONDS) -> Sequence[LayerRow]:
+        """Ask what they are set to; those of a disk that is stuck are as they last said."""
+        if self._layers and not self._ended:
+            with suppress(TimeoutError):
+                self.seen = await asyncio.wait_for(self._on_thread(_rows(self._layers)), seconds)
+        return self.seen
+
+    async def order(self, order: Order) -> Done:
+        """Change one; see `carry_out`."""
+        if self._ended:
+            raise VhostBlkError("its disk is exchanged or closed now: ask again")
+        asked = self._on_thread(carry_out(self._layers, order))
+        self._orders.add(asked)
+        try:
+            return await asked
+        finally:
+            self._orders.discard(asked)
+
+    @contextmanager
+    def left_alone(self) -> Iterator[None]:
+        """
+        Take no orders, from now on, unless what is done in this context fails.
+
+        Raises:
+            VhostBlkError: One is being carried out, maybe with what another disk is to use.
+        """
+        if self._orders:
+            raise VhostBlkError("a layer is doing what it was told to: try again later")
+        self._ended = True
+        try:
+            yield
+        except BaseException:
+            self._ended = False
+            raise
+
+    async def end(self, *, seconds: float) -> None:
+        """Take no more orders, and let what is done end, for so long."""
+        self._ended = True
+        if self._orders:
+            await asyncio.wait(tuple(self._orders), timeout=seconds)
+
+
 def as_text(values: Mapping[str, Json]) -> dict[str, str]:
     """
     Return options as they are written, of what JSON says: true is ``on``, 5 is ``5``.
@@ -74,8 +163,7 @@ def _text(key: str, value: Json) -> str:
     raise VhostBlkError(f"{key} is set to a text, a number, true or false")
 
 
-def rows(layers: Sequence[Layer]) -> list[LayerRow]:
-    """Ask layers what they are set to."""
+async def _rows(layers: Sequence[Layer]) -> list[LayerRow]:
     return [_row(name, layer) for name, layer in zip(names(layers), layers, strict=True)]
 
 
@@ -90,18 +178,13 @@ def names(layers: Sequence[Layer]) -> list[str]:
     return called
 
 
-async def carry_out(
-    layers: Sequence[Layer], order: Order
-) -> tuple[int, LayerRow, Mapping[str, Value] | None]:
+async def carry_out(layers: Sequence[Layer], order: Order) -> Done:
     """
     Change a layer.
 
     Args:
         layers: All of a disk, the outermost first.
         order: What is wanted of one of them.
-
-    Returns:
-        Which one it was, what it is set to then, and what the command has returned.
 
     Raises:
         VhostBlkError: There is no such layer or command, or it cannot; what was set stays set where
@@ -120,7 +203,7 @@ async def carry_out(
     if order.command:
         with _told(name, order.command):
             result = await _called(getattr(layer, order.command))
-    return index, _row(name, layer), result
+    return Done(index, _row(name, layer), result)
 
 
 def written(source: DiskSpec, index: int, layer: Layer, values: Mapping[str, str]) -> DiskSpec:

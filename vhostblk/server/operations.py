@@ -85,7 +85,7 @@ class Operations:
 
     async def layers(self, device: str) -> Json:
         """Return what the layers of a device are set to, the outermost first."""
-        rows = await self._find(device).device.backing.look_at_layers()
+        rows = await self._find(device).device.backing.layers.look()
         return cast("Json", list(rows))
 
     # ---- changing -------------------------------------------------------------------------
@@ -117,10 +117,10 @@ class Operations:
         """
         try:
             order = Order(layer, as_text(set or {}), do)
-            row, result = await self._find(device).device.backing.order(order)
+            done = await self._find(device).device.backing.order(order)
         except VhostBlkError as error:
             raise VhostBlkError(f"{device}: {error}") from error
-        return {**cast("Mapping[str, Json]", row), "result": result}
+        return {**cast("Mapping[str, Json]", done.row), "result": done.result}
 
     async def resize(self, device: str, size: int | None = None) -> Json:
         """Give a device another size in bytes, or look at that of its disk again."""
@@ -146,6 +146,7 @@ class Operations:
                 raise VhostBlkError(f"{served.backing.name} is no python: disk: nothing to load")
             _check_inherited(served.backing.stack.layers)
             made = await asyncio.to_thread(load_again, source.body, source.options)
+            source = served.backing.source or source  # a layer may be set otherwise by now
             await change.replace(served, stack(source.layers, made), source, inherit=True)
             return _row(service)
 

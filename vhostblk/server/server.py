@@ -148,7 +148,7 @@ class Server:
             task.add_done_callback(self._reports.discard)
 
     async def _report(self, device: Device) -> None:
-        await device.backing.look_at_layers()
+        await device.backing.layers.look()
         log_status(device, asked=True)
 
     async def close(self) -> None:

@@ -93,7 +93,7 @@ def setup_status(device: Device) -> SetupStatus:
     return {
         "disk": device.backing.name,
         "layers": [
-            {"name": one["name"], "settings": one["settings"]} for one in device.backing.seen
+            {"name": one["name"], "settings": one["settings"]} for one in device.backing.layers.seen
         ],
         "size": device.blk.capacity_sectors * SECTOR_SIZE,
         "read_only": device.blk.read_only,

@@ -147,7 +147,7 @@ def status(device: Device) -> Status:
 
 async def look(device: Device) -> Status:
     """Return the same, with what the layers say of themselves now."""
-    await device.backing.look_at_layers()
+    await device.backing.layers.look()
     return status(device)
 
 
