@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from server_kit.disks import Keeper, Ram, Slow, Stuck
+from server_kit.disks import Keeper, Ram, Saving, Slow, Stuck
 from server_kit.left import fake_guests
 from server_kit.replacing import replace
 from server_kit.serving import Serving, names, serving, until
@@ -135,6 +135,23 @@ def test_queues_move_between_workers(
         for index in (0, 1):
             assert server.run(change.move(server.devices[0], index, worker)) == worker
             assert guest.read(0, 4096, queue=index) == X
+
+
+@pytest.mark.parametrize("stack", ["core|python", "python|core", "core|python|core"])
+def test_a_stack_is_put_down_and_taken_up(
+    stack: str, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """As by an upgrade that is called off: opened again with what it held, and served on."""
+    disk = Saving()
+    guest = vhost_user_guest(server.add({**STACKS, "core|python": whole}[stack](disk)))
+    guest.write(0, X)
+    backing = server.devices[0].backing
+    for _ in range(2):
+        saved = server.run(backing.put_down(seconds=5))
+        disk.data = bytearray(MIB)
+        server.run(backing.take_up(saved))
+        assert guest.read(0, 4096) == X
+    assert names(disk.calls).count("open") == 3
 
 
 def test_a_layer_of_the_core_inside_a_disk_says_that_it_does_nothing(
