@@ -19,6 +19,7 @@
  *   record-all  the same without that thread: all that it costs
  *   log-off     direct, behind one that does not, as it is switched off
  *   parts-N     direct, behind N layers that each hand on a part of the disk
+ *   told-N      direct, behind N layers that are told what each request has ended with
  *
  * Prints a line per world: nanoseconds per request, median over the rounds, tenth and ninetieth
  * percentile; and the same of the difference to "direct" in the same round. */
@@ -33,7 +34,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "vhostblk.h"
+#include "layer.h"
 
 enum {
     DEPTH = 16,
@@ -194,12 +195,36 @@ static void put_parts(struct world *w, int n)
     }
 }
 
+static int tell_submit(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io)
+{
+    return vhb_layer_hand_on_noted(layer, req, io, 0);
+}
+
+static int tell_done(struct vhb_layer *layer, struct vhb_req *req, int result, uint64_t note,
+                     struct vhb_io *io)
+{
+    (void)layer, (void)req, (void)note, (void)io;
+    return result;
+}
+
+static void put_told(struct world *w, int n)
+{
+    static const struct vhb_layer_ops kind = {.submit = tell_submit, .done = tell_done};
+    for (int i = 0; i < n; i++) {
+        struct vhb_stage *stage = calloc(1, sizeof(*stage));
+        check(stage ? vhb_stage_init(stage, &kind, 0) : -ENOMEM, "stage");
+        check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
+    }
+}
+
 /* The layer that a world is about, if it is about one. */
 static void put_layer(struct world *w)
 {
     struct vhb_stage *stage;
     if (!strncmp(w->shape, "parts-", 6))
         put_parts(w, atoi(w->shape + 6));
+    if (!strncmp(w->shape, "told-", 5))
+        put_told(w, atoi(w->shape + 5));
     struct vhb_record record = {.fd = -1, .room = RECORD_ROOM};
     pthread_t thread;
     if (!strncmp(w->shape, "record", 6)) {
@@ -328,8 +353,9 @@ int main(int argc, char **argv)
                   {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER},
                   {"record", 0, 0},          {"record-all", 0, 0},
                   {"log-off", 0, 0},         {"parts-1", 0, 0},
-                  {"parts-8", 0, 0}};
-    enum { SHAPES = 13, WORLDS = 2 * 2 * SHAPES };
+                  {"parts-8", 0, 0},         {"told-1", 0, 0},
+                  {"told-8", 0, 0}};
+    enum { SHAPES = 15, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {
