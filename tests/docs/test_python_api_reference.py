@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import vhostblk
+from vhostblk.layers import Layer
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/python-api.md").read_text()
 
@@ -35,3 +36,10 @@ def test_page_names_every_field_of_disk_info(name: str) -> None:
 def test_page_names_every_method_of_a_disk(name: str) -> None:
     """Each method of the contract has a row."""
     assert name.startswith("_") or f"| `{name}(" in PAGE
+
+
+@pytest.mark.parametrize("name", ["name", "commands", "under", "settings", "change", "inherit"])
+def test_page_names_what_makes_a_layer(name: str) -> None:
+    """Each member that a layer has beside the contract has a row."""
+    assert hasattr(Layer, name)
+    assert f"| `{name}" in PAGE.partition("## `Layer`")[2]
