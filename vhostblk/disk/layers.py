@@ -15,6 +15,7 @@ from vhostblk.disk.layer import Layer
 from vhostblk.errors import VhostBlkError
 
 LAYERS: Mapping[str, str] = {
+    "cow": "vhostblk.disk.cow",
     "cut": "vhostblk.disk.cut",
     "pause": "vhostblk.disk.pause",
     "zeroes": "vhostblk.disk.zeroes",
