@@ -88,6 +88,16 @@ def test_a_spec_reads_back_as_it_was_written(spec: DiskSpec) -> None:
     assert parse(str(spec)) == spec
 
 
+@given(st.text(st.sampled_from("ab:|,=.- "), max_size=24))
+def test_any_text_is_a_disk_or_a_mistake(text: str) -> None:
+    """Nothing is half understood: what is read is written, and read as the same again."""
+    try:
+        spec = parse(text)
+    except VhostBlkError:
+        return
+    assert parse(str(spec)) == spec
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

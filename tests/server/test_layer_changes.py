@@ -335,6 +335,16 @@ def test_a_file_behind_layers_is_locked_while_rings_run(
     other.close()
 
 
+def test_an_image_of_another_format_is_noticed_behind_layers(
+    server: Serving, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is served raw, with the warning that it would have by itself."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"QFI\xfb".ljust(MIB, b"\0"))
+    written(server, f"pause|zeroes|{image}")
+    assert f"{image} begins like a qcow2 image" in caplog.text
+
+
 def test_a_file_behind_layers_bears_the_mark_of_what_is_under_way(
     server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:

@@ -158,12 +158,16 @@ def serve(
       memory:4G                memory, allocated as it is written
       null:4G                  nothing: reads give zeroes, writes are forgotten
       python:module:Class,...  a Python class, with its arguments
+      LAYER:key=value,...|DISK any of these with a layer in front of it; several stack
+
+    Which layers there are: docs/reference/layers.md.
 
     \b
     Examples:
       vhostblk serve --socket-path /run/vm0.sock disk.img
       vhostblk serve --socket-path /run/vm0.sock --num-queues 4 --cache none disk.img
       vhostblk serve --socket-path /run/vm0.sock --serial scratch memory:4G
+      vhostblk serve --socket-path /run/vm0.sock 'pause|zeroes:unmap=on|disk.img'
       vhostblk serve --connect /run/qemu-vm0.sock disk.img
       vhostblk serve --config /etc/vhostblk.toml
     """  # noqa: D301 - \b keeps click from joining lines
