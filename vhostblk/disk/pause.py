@@ -157,7 +157,10 @@ class Pause(Layer):
         return op in self._set.ops and (self._set.paused or self._file_is_there())
 
     def _file_is_there(self) -> bool:
-        return bool(self._set.file) and Path(self._set.file).exists()
+        try:
+            return bool(self._set.file) and Path(self._set.file).exists()
+        except OSError:  # where nobody may look, nothing is
+            return False
 
     async def _hold(self, op: PauseOp, call: Callable[[], Pending]) -> None:
         self._held += 1
