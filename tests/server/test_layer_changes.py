@@ -289,6 +289,50 @@ def test_new_code_behind_layers(server: Serving, vhost_user_guest: Connect, modu
     ]
 
 
+LAYERED = """
+from server_kit.disks import Ram
+from vhostblk.layers import Layer
+
+class Counting(Layer):
+    name = "counting"
+    reads = 0
+
+    def read(self, offset, views):
+        self.reads += 1
+        return self.under.read(offset, views)
+
+    def settings(self):
+        return {"reads": self.reads}
+
+    def inherit(self, before):
+        self.reads = before.reads
+        return super().inherit(before)
+
+class Store(Ram):
+    def inherit(self, before):
+        self.data = before.data
+
+def stack():
+    return Counting(Store())
+"""
+
+
+def test_new_code_of_a_layer(server: Serving, vhost_user_guest: Connect, module: Path) -> None:
+    """A layer of a program's own is loaded again as its disk is: its class is another one then."""
+    module.write_text(LAYERED)
+    guest = vhost_user_guest(written(server, f"zeroes|python:{module.stem}:stack"))
+    guest.write(0, X)
+    assert guest.read(0, 4096) == X
+    module.write_text(LAYERED.replace('"reads":', '"seen":'))
+    server.run(server.operations.reload("s1"))
+    assert guest.read(0, 4096) == X
+    rows = cast("list[LayerRow]", server.run(server.operations.layers("s1")))
+    assert [(row["name"], row["settings"].get("seen")) for row in rows] == [
+        ("zeroes", None),
+        ("counting", 2),
+    ]
+
+
 class Keeping(Layer):
     """Keeps something that no other object has."""
 

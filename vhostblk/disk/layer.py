@@ -145,9 +145,10 @@ class Layer(Disk):
         """
         Hand on, layer by layer.
 
-        A layer that has something of its own takes it over here: *before* is of the same kind.
+        A layer that has something of its own takes it over here: *before* is of the same kind,
+        though maybe of the class as it was before its module was loaded again.
         """
-        if not isinstance(before, type(self)):
+        if not isinstance(before, Layer) or before.name != self.name:
             kind = type(before).__name__
             raise VhostBlkError(f"{kind} is no {self.name} layer, as it was before")
         return self.under.inherit(before.below)
