@@ -93,6 +93,7 @@ def test_the_reference_engine_says_what_a_layer_needs() -> None:
     with serving("reference") as server, pytest.raises(VhostBlkError) as caught:
         server.add(part(disk))
     assert str(caught.value) == (
-        "layer partition needs the native engine: serve with that, or leave out the layer"
+        "layer partition needs the native engine (the compiled core): serve with that, "
+        "or leave out the layer"
     )
     assert disk.calls == []

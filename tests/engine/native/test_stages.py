@@ -37,6 +37,8 @@ def test_a_stage_is_set_by_its_own_kind_only() -> None:
         offset: int = 0
         size: int = MIB
 
+    with pytest.raises(VhostBlkError, match="the core has no stage that is a Other"):
+        NativeStage(Other())
     stage = NativeStage(PartitionStage(offset=0, size=MIB))
     stage.set(PartitionStage(offset=512, size=512))
     with pytest.raises(TypeError, match="is no PartitionStage"):

@@ -56,6 +56,8 @@ class NativeStage:
 
     def __init__(self, stage: Stage) -> None:
         self._type = type(stage)
+        if self._type not in KINDS:
+            raise VhostBlkError(f"the core has no stage that is a {self._type.__name__}")
         self._kind = KINDS[self._type]
         new = getattr(lib, f"vhb_stage_{self._kind.name}_new")
         made = make("stage", new, self._kind.settings(stage))

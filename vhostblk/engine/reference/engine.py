@@ -152,8 +152,8 @@ class ReferenceEngine:
         for layer in layers(disk):
             if isinstance(layer, StageLayer):
                 raise VhostBlkError(
-                    f"layer {layer.name} needs the native engine: serve with that, or leave out "
-                    "the layer"
+                    f"layer {layer.name} needs the native engine (the compiled core): serve with "
+                    "that, or leave out the layer"
                 )
         return ()
 
