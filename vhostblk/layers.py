@@ -8,6 +8,7 @@ from vhostblk.disk.cow import Cow
 from vhostblk.disk.cut import Cut
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.pause import Pause
+from vhostblk.disk.verify import Verify
 from vhostblk.disk.zeroes import Zeroes
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Cut",
     "Layer",
     "Pause",
+    "Verify",
     "Zeroes",
 ]

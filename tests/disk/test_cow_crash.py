@@ -18,7 +18,7 @@ from layer_kit.model import BASE, SECTORS, Request, apply, ask, content, request
 from vhostblk.disk import cow_open, cow_scratch
 from vhostblk.disk.call import Calls, run
 from vhostblk.disk.cow import Cow
-from vhostblk.disk.cow_store import Store
+from vhostblk.disk.store import Store
 
 BLOCK = 4096
 PARTS = 4

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from layer_kit.disks import SECTOR, Plain
-from vhostblk.disk.cow_store import Store
+from vhostblk.disk.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ stable: it is what counts after the host has crashed.
 from collections.abc import Iterable, Iterator
 
 from vhostblk.disk.cow_header import HEADER
-from vhostblk.disk.cow_store import Store
+from vhostblk.disk.store import Store
 
 PAGE = 4096
 PER_GROUP = PAGE * 8

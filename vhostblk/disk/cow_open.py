@@ -4,7 +4,7 @@ from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Calls, run
 from vhostblk.disk.cow_header import Header, State, digest, sample_ranges
 from vhostblk.disk.cow_scratch import Scratch, create, load, read_header
-from vhostblk.disk.cow_store import Store, boot_id, open_store
+from vhostblk.disk.store import Store, boot_id, open_store
 from vhostblk.errors import VhostBlkError
 
 BLOCK = 64 << 10

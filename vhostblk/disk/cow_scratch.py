@@ -11,7 +11,7 @@ from dataclasses import replace
 from vhostblk.disk.api import Extent
 from vhostblk.disk.cow_header import HEADER, Header, State, unpack
 from vhostblk.disk.cow_map import Blocks, Map
-from vhostblk.disk.cow_store import Store, boot_id
+from vhostblk.disk.store import Store, boot_id
 
 
 class Scratch:

@@ -18,6 +18,7 @@ LAYERS: Mapping[str, str] = {
     "cow": "vhostblk.disk.cow",
     "cut": "vhostblk.disk.cut",
     "pause": "vhostblk.disk.pause",
+    "verify": "vhostblk.disk.verify",
     "zeroes": "vhostblk.disk.zeroes",
 }
 """In the order of the alphabet, one a line."""

@@ -1,7 +1,8 @@
 """
-Where a cow keeps what was written: a scratch file, or memory that looks like one.
+Where a layer keeps what it must not lose: a file of its own, or memory that looks like one.
 
-Nothing here knows what is stored where; see `vhostblk.disk.cow_scratch`.
+Nothing here knows what is stored where; see `vhostblk.disk.cow_scratch` and
+`vhostblk.disk.verify_sums`.
 """
 
 import errno
@@ -89,25 +90,26 @@ class Store:
         os.close(self.fd)
 
 
-def open_store(path: str) -> Store:
+def open_store(path: str, what: str = "scratch") -> Store:
     """
-    Open a scratch file, or memory.
+    Open such a file, or memory.
 
     Args:
         path: A regular file, made where there is none; empty: memory.
+        what: The option that names it, for errors.
 
     Raises:
         VhostBlkError: It cannot be used; one line that says why.
     """
     if not path:
-        return Store(os.memfd_create("vhostblk cow", os.MFD_CLOEXEC), "")
+        return Store(os.memfd_create("vhostblk kept", os.MFD_CLOEXEC), "")
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise VhostBlkError(f"scratch={path}: it cannot be opened: {error.strerror}") from error
+        raise VhostBlkError(f"{what}={path}: it cannot be opened: {error.strerror}") from error
     try:
-        _check_kind(fd, path)
-        _lock(fd, path)
+        _check_kind(fd, path, what)
+        _lock(fd, path, what)
         _sync_name(path)
     except BaseException:
         os.close(fd)
@@ -121,18 +123,18 @@ def boot_id() -> bytes:
     return bytes.fromhex(text.strip().replace("-", ""))
 
 
-def _check_kind(fd: int, path: str) -> None:
+def _check_kind(fd: int, path: str, what: str) -> None:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise VhostBlkError(f"scratch={path}: it is no regular file: name another")
+        raise VhostBlkError(f"{what}={path}: it is no regular file: name another")
 
 
-def _lock(fd: int, path: str) -> None:
+def _lock(fd: int, path: str, what: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
             raise VhostBlkError(
-                f"scratch={path}: in use: another disk or process writes to it: name another"
+                f"{what}={path}: in use: another disk or process writes to it: name another"
             ) from error
         if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}:
             raise
