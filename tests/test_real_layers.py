@@ -63,9 +63,10 @@ def check(image: Path, said: Mapping[str, str]) -> None:
 
 def test_layers_are_changed_under_a_guest_that_writes(tmp_path: Path) -> None:
     """
-    Held, let go, set otherwise, replaced, and taken away: the guest's files are what it wrote.
+    Held and let go, set otherwise, replaced and taken away: its files are what it wrote.
 
-    Its zeroes are holes in the image as long as somebody looks for them.
+    What is kept beside the image is brought to it while the guest writes on.  Zeroes are holes in
+    the image as long as somebody looks for them.
     """
     image, control = tmp_path / "image", tmp_path / "c"
     with image.open("wb") as file:
@@ -92,7 +93,15 @@ def test_layers_are_changed_under_a_guest_that_writes(tmp_path: Path) -> None:
         operator.until(lambda: bool(operator.settings("pause")["held"]))
         operator.ask("layer", layer="pause", set={"paused": "off"})
         operator.beats()
-        operator.ask("replace", disk=str(image))
+        operator.ask("replace", disk=f"pause|cow|{image}")
+        operator.beats()
+        kept = image.read_bytes()
+        operator.beats()
+        assert image.read_bytes() == kept
+        operator.ask("layer", layer="cow", do="commit")
+        assert image.read_bytes() != kept
+        operator.beats(1)
+        operator.ask("replace", disk=str(image), layer="cow", do="commit")
         operator.beats()
         operator.ask("replace", disk=f"zeroes|{image}")
         operator.beats(1)

@@ -191,6 +191,30 @@ def test_no_disk_is_exchanged_under_a_layer_that_works(
     assert guest.read(0, 4096) == bytes(4096)
 
 
+def test_a_layer_is_told_to_do_its_last_when_no_request_comes_any_more(
+    server: Serving, vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """What a guest has written until then is on the disk that takes the place of the stack."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(MIB))
+    guest = vhost_user_guest(written(server, f"zeroes|cow|{image}"))
+    guest.write(0, X)
+    assert image.read_bytes() == bytes(MIB)
+    for wrong, says in (
+        ({"layer": "cow"}, "layer and do go together"),
+        ({"layer": "cow", "do": "fly"}, "s1: cow has no command 'fly'"),
+        ({"layer": "zeroes", "do": "commit"}, "s1: zeroes has no command 'commit'"),
+    ):
+        with pytest.raises(VhostBlkError, match=says):
+            server.run(server.operations.replace("s1", f"{image}", **wrong))
+        assert server.devices[0].backing.name == f"zeroes|cow|file:{image}"
+    guest.write(8, Y)
+    server.run(server.operations.replace("s1", f"{image}", layer="cow", do="commit"))
+    assert guest.read(0, 8192) == X + Y
+    guest.flush()
+    assert image.read_bytes()[:8192] == X + Y
+
+
 def test_a_device_ends_behind_what_its_layers_do(server: Serving) -> None:
     """A removal waits for it, and nothing new is begun."""
     busy = Busy(Ram())

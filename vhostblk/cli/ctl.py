@@ -227,16 +227,28 @@ def resize(asking: Asking, *, name: str, size: str | None) -> None:
 @ctl.command(short_help="Serve another disk behind a device.")
 @click.argument("name")
 @click.argument("disk")
+@click.option("--layer", metavar="LAYER", default="", help="A layer of the old disk, and")
+@click.option("--do", "do", metavar="COMMAND", default="", help="what it is to do as its last.")
 @_as_json
 @click.pass_obj
-def replace(asking: Asking, *, name: str, disk: str) -> None:
+def replace(asking: Asking, *, name: str, disk: str, layer: str, do: str) -> None:
     """
     Serve DISK, written as for `vhostblk serve`, behind the device NAME.
 
     The guest's requests wait meanwhile, and none is lost. What is on DISK should
     be what was on the old one, or the guest should expect something else.
-    """
-    asking.tell(asking.ask("replace", {"device": name, "disk": disk}), f"{name} serves {disk} now")
+
+    A layer that keeps what the guest has written can bring it to its disk when
+    no request comes any more, so that nothing is missing there.
+
+    \b
+    Example:
+      vhostblk ctl replace vm0.sock disk.img --layer cow --do commit
+    """  # noqa: D301 - \b keeps click from joining lines
+    params: dict[str, Json] = {"device": name, "disk": disk}
+    if layer or do:
+        params |= {"layer": layer, "do": do}
+    asking.tell(asking.ask("replace", params), f"{name} serves {disk} now")
 
 
 @ctl.command()

@@ -20,6 +20,7 @@ from vhostblk.protocol.state import RingState
 from vhostblk.server.attached import Attached
 from vhostblk.server.backing import Backing, open_backing
 from vhostblk.server.device import Device
+from vhostblk.server.layers import Order
 from vhostblk.server.promise import keep, promise, resized
 from vhostblk.server.ring import Ring
 from vhostblk.spec.virtio_blk import SECTOR_SIZE
@@ -129,7 +130,12 @@ async def _move(device: Device, size: int) -> BlkDevice:
 
 
 async def replace(
-    device: Device, disk: object, source: DiskSpec | None, *, inherit: bool = False
+    device: Device,
+    disk: object,
+    source: DiskSpec | None,
+    *,
+    inherit: bool = False,
+    last: Order | None = None,
 ) -> None:
     """
     Serve another disk behind the same device.
@@ -143,9 +149,10 @@ async def replace(
         disk: Any object that meets the `Disk` contract; closed where it cannot be served.
         source: The disk as it was written, if it was.
         inherit: It is the old one with other code, and takes over what that has in memory.
+        last: What a layer of the old one is to do when no request comes to it any more.
 
     Raises:
-        VhostBlkError: It cannot be served; the old one goes on.
+        VhostBlkError: It cannot be served, or *last* not be done; the old one goes on.
     """
     old, before = device.backing, device.blk
     file, old_file = take_apart(disk).disk, old.stack.disk
@@ -154,7 +161,7 @@ async def replace(
     new = await _open(device, disk, source)
     try:
         blk = keep(before, promise(new.opened, device.options))
-        dropped = await _exchange(device, new, blk, inherit=inherit)
+        dropped = await _exchange(device, new, blk, inherit=inherit, last=last)
     except BaseException:
         await new.close(seconds=device.options.drain_seconds)
         raise
@@ -174,8 +181,13 @@ async def _open(device: Device, disk: object, source: DiskSpec | None) -> Backin
     return await _asked(opened(), "open")
 
 
-async def _exchange(device: Device, new: Backing, blk: BlkDevice, *, inherit: bool) -> list[Queue]:
+async def _exchange(
+    device: Device, new: Backing, blk: BlkDevice, *, inherit: bool, last: Order | None
+) -> list[Queue]:
     async with _at_rest(device, drain=True, hold=True) as front:
+        if last is not None:
+            await _asked(device.backing.order(last), last.command)
+            blk = resized(blk, (await _asked(new.look(), "info")).size)
         with device.backing.layers.left_alone():
             _check_dead(device)
             if front is not None and front.turn.left:

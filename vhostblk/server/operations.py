@@ -127,14 +127,17 @@ class Operations:
         async with self._changing(device) as service:
             return {"size": await change.resize(service.device, size)}
 
-    async def replace(self, device: str, disk: str) -> Json:
-        """Serve another disk behind the same device."""
+    async def replace(self, device: str, disk: str, layer: str = "", do: str = "") -> Json:
+        """Serve another disk behind the same device, once a layer of the old one has done that."""
+        if bool(layer) != bool(do):
+            raise VhostBlkError("layer and do go together: say which layer is to do what")
+        last = Order(layer, {}, do) if do else None
         async with self._changing(device) as service:
             served = service.device
             source = beside(parse(disk), cache=None, read_only=served.options.read_only)
             # In a thread: making one may import somebody's module.
             made = await asyncio.to_thread(make, source)
-            await change.replace(served, made, source)
+            await change.replace(served, made, source, last=last)
             return _row(service)
 
     async def reload(self, device: str) -> Json:
