@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, str] = {
     "ctl": "ctl",
     "qemu-args": "qemu_args",
     "libvirt-xml": "libvirt_xml",
+    "powercut": "powercut",
     "demo": "demo",
     "bench": "bench",
     "upgrade": "upgrade",

@@ -1,0 +1,116 @@
+"""What a sweep was asked for, and what a person is shown of it."""
+
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from vhostblk.disk.loss import SECTOR, Fate, Lose, Losing
+from vhostblk.errors import VhostBlkError
+from vhostblk.sweep.plan import State
+from vhostblk.sweep.sweep import Failure, Progress, Subject, told
+from vhostblk.trace.reader import Segment, read
+
+SHOWN = 40
+"""Lines of a checker's output, and changes of a cut, that are shown."""
+TELL_SECONDS = 10.0
+"""How often progress is told where there is no terminal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was given besides the plan."""
+
+    recording: Path
+    image: Path | None
+    size: int | None
+    segment: int | None
+    check: str | None
+    ok: tuple[int, ...]
+    timeout: float
+    jobs: int
+    work: Path | None
+    fresh: bool
+    keep: Path | None
+    go_on: bool
+
+    def subject(self) -> Subject:
+        """Read the recording; raises `VhostBlkError`."""
+        segment = _segment(self.recording, self.segment)
+        return Subject(segment, self.image, self.size or segment.header.size)
+
+    def again(self, state: State, losing: Losing) -> str:
+        """Return the command that checks one state, and no other."""
+        words = ["vhostblk", "powercut", str(self.recording)]
+        for name, value in (
+            ("--segment", self.segment),
+            ("--image", self.image),
+            ("--size", self.size),
+            ("--at", state.moment.number),
+            ("--seed", state.cut.seed),
+            ("--lose", None if losing.lose is Lose.ANY else losing.lose.value),
+            ("--sector", None if losing.sector == SECTOR else losing.sector),
+        ):
+            words += [] if value is None else [name, str(value)]
+        words += [] if losing.tear else ["--no-tear"]
+        words += [] if self.ok == (0,) else ["--ok", ",".join(map(str, self.ok))]
+        words += [] if self.check is None else ["--check", self.check]
+        return shlex.join(words)
+
+
+def report(asked: Asked, losing: Losing, failure: Failure) -> None:
+    """Say what is bad, what was lost, and how to see it again."""
+    state, said = failure.state, failure.said
+    click.echo(f"BAD: {told(state)}")
+    lines = [str(v) for v in state.cut.verdicts if v.fate is not Fate.KEPT]
+    for line in lines[:SHOWN]:
+        click.echo(f"  {line}")
+    if len(lines) > SHOWN:
+        click.echo(f"  and {len(lines) - SHOWN} more: --list --at … --seed … has all of them")
+    click.echo(f"the check {said.how}" + (":" if said.output else ", and said nothing"))
+    for line in said.output.splitlines()[-SHOWN:]:
+        click.echo(f"  {line}")
+    click.echo(f"again: {asked.again(state, losing)}")
+
+
+@contextmanager
+def shown(progress: Progress) -> Iterator[None]:
+    """Show how far it is: on one line of a terminal, else in a line now and then."""
+    over, terminal = threading.Event(), sys.stderr.isatty()
+    begin = time.monotonic()
+
+    def show() -> None:
+        while not over.wait(0.2 if terminal else TELL_SECONDS):
+            rate = progress.checked / (time.monotonic() - begin)
+            line = (
+                f"request {progress.request} of {progress.numbers.requests}: "
+                f"{progress.checked} states checked, {rate:.0f}/s"
+            )
+            click.echo(f"\r{line}\033[K" if terminal else line, nl=not terminal, err=True)
+
+    thread = threading.Thread(target=show, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if terminal:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+def _segment(recording: Path, number: int | None) -> Segment:
+    segments = read(recording).segments
+    if number is None and len(segments) > 1:
+        raise VhostBlkError(
+            f"{recording} has {len(segments)} sessions: say which one by --segment N"
+        )
+    if (number or 1) > len(segments):
+        raise VhostBlkError(f"{recording} has {len(segments)} sessions, not {number}")
+    return segments[(number or 1) - 1]
