@@ -38,7 +38,9 @@ def test_page_names_every_method_of_a_disk(name: str) -> None:
     assert name.startswith("_") or f"| `{name}(" in PAGE
 
 
-@pytest.mark.parametrize("name", ["name", "commands", "under", "settings", "change", "inherit"])
+@pytest.mark.parametrize(
+    "name", ["name", "commands", "under", "settings", "change", "options", "inherit"]
+)
 def test_page_names_what_makes_a_layer(name: str) -> None:
     """Each member that a layer has beside the contract has a row."""
     assert hasattr(Layer, name)

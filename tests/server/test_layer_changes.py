@@ -108,6 +108,15 @@ def test_what_is_set_is_what_is_shown(server: Serving, vhost_user_guest: Connect
     assert server.devices[0].backing.name == "zeroes:unmap=on|zeroes:unmap=off|null:1M"
 
 
+def test_what_a_command_sets_is_written_too(server: Serving, vhost_user_guest: Connect) -> None:
+    """What is set last stands last, as one option may hold for others."""
+    vhost_user_guest(written(server, "pause:ops=flush,file=/x|null:1M"))
+    layer(server, "pause", set={"ops": "read"}, do="pause")
+    assert server.devices[0].backing.name == "pause:file=/x,ops=read,paused=on|null:1M"
+    layer(server, "pause", do="resume")
+    assert server.devices[0].backing.name == "pause:file=/x,ops=read,paused=off|null:1M"
+
+
 @pytest.mark.parametrize(
     ("name", "what", "says"),
     [

@@ -92,6 +92,10 @@ class Layer(Disk):
         key = next(iter(values), "")
         raise VhostBlkError(f"{self.name}: {key!r} cannot be changed while it serves")
 
+    def options(self) -> Mapping[str, str]:
+        """Return those options that commands set, as they would be written now."""
+        return {}
+
     # ---- the contract, handed on ------------------------------------------------------------
 
     async def open(self) -> None:

@@ -106,6 +106,10 @@ class Pause(Layer):
         """Set any option; what is held and need not be any more goes on."""
         self._become(self._set.with_text(values))
 
+    def options(self) -> Mapping[str, str]:
+        """Return whether it is paused."""
+        return {"paused": "on" if self._set.paused else "off"}
+
     def pause(self) -> None:
         """Hold what comes from now on."""
         self._become(replace(self._set, paused=True))

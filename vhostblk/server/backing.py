@@ -138,7 +138,7 @@ class Backing:
         done = await self.layers.order(order)
         if self.source is not None:
             layer = self.stack.layers[done.index]
-            self.source = written(self.source, done.index, layer, order.values)
+            self.source = written(self.source, done.index, layer, done.values)
         return done
 
     # ---- the disk -------------------------------------------------------------------------

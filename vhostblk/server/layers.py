@@ -72,11 +72,13 @@ class Done:
 
     Args:
         index: Which layer it was.
-        row: What that is set to then.
+        values: What is to be written of it otherwise from now on.
+        row: What it is set to then.
         result: What its command has returned.
     """
 
     index: int
+    values: Mapping[str, str]
     row: LayerRow
     result: Mapping[str, Value] | None
 
@@ -203,7 +205,8 @@ async def carry_out(layers: Sequence[Layer], order: Order) -> Done:
     if order.command:
         with _told(name, order.command):
             result = await _called(getattr(layer, order.command))
-    return Done(index, _row(name, layer), result)
+    values = {**order.values, **(layer.options() if order.command else {})}
+    return Done(index, values, _row(name, layer), result)
 
 
 def written(source: DiskSpec, index: int, layer: Layer, values: Mapping[str, str]) -> DiskSpec:
@@ -214,12 +217,13 @@ def written(source: DiskSpec, index: int, layer: Layer, values: Mapping[str, str
         source: As it was.
         index: Which layer of the disk it is.
         layer: That layer; where a program has put it there it is not in *source*.
-        values: What it was set to.
+        values: What it was set to, last.
     """
     if index >= len(source.layers) or source.layers[index].name != layer.name:
         return source
     old = source.layers[index]
-    new = replace(old, options={**old.options, **values})
+    left = {key: text for key, text in old.options.items() if key not in values}
+    new = replace(old, options={**left, **values})  # at the end, as one may hold for others
     return replace(source, layers=(*source.layers[:index], new, *source.layers[index + 1 :]))
 
 
