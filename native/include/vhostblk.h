@@ -34,7 +34,8 @@ enum {
 int vhb_disk_file_new(int fd, uint32_t flags, uint32_t mem_align, uint32_t offset_align,
                       struct vhb_disk **out);
 
-/* The ways that its reads and writes take now; at any time.  -EINVAL: not a file. */
+/* The ways that its reads and writes take now; at any time.  -EINVAL: not a file; a layer in front
+ * of one is none. */
 int vhb_disk_file_ways(struct vhb_disk *disk, struct vhb_file_ways *out);
 
 /* *size* bytes of anonymous private memory at *host*, the caller's.  Discard gives pages back. */
