@@ -8,7 +8,7 @@ import pytest
 
 from vhostblk.disk import carry
 from vhostblk.disk.api import DiskInfo
-from vhostblk.disk.file import CacheMode, File
+from vhostblk.disk.file import CacheMode, File, LockWhen
 from vhostblk.disk.layer import Layer, take_apart
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
@@ -44,6 +44,27 @@ def test_a_file_is_shared_with_its_lock(image: Path) -> None:
     assert two.info().size == SIZE
     two.close()
     File(image).open()
+
+
+@pytest.mark.parametrize("when", LockWhen)
+def test_a_file_that_was_taken_over_can_be_opened_otherwise(image: Path, when: LockWhen) -> None:
+    """The lock that has come with it is as much its own as one that it took itself."""
+    one, two, three = File(image, lock=when), File(image, lock=when), File(image, lock=when)
+    one.open()
+    if when is LockWhen.WHILE_RUNNING:
+        one.lock()
+    two.adopt([os.dup(fd) for fd in one.share()])
+    two.open()
+    one.close()
+    three.follow(two)
+    three.open()
+    if when is LockWhen.WHILE_RUNNING:
+        three.lock()
+        two.unlock()
+    two.close()
+    with pytest.raises(VhostBlkError, match="in use"):
+        File(image).open()
+    three.close()
 
 
 def test_a_file_that_moved_is_the_same_disk(image: Path) -> None:

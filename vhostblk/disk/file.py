@@ -122,7 +122,6 @@ class File(Disk):
         self._io = io
         self._opened: _Opened | None = None
         self._adopted: int | None = None
-        self._locked = False
         self._before: File | None = None
         self._called_off = threading.Event()
 
@@ -208,7 +207,6 @@ class File(Disk):
             self._opened.bounce.close()
         os.close(self._opened.fd)
         self._opened = None
-        self._locked = False
 
     def info(self) -> DiskInfo:
         """
@@ -312,7 +310,6 @@ class File(Disk):
 
     def unlock(self) -> None:
         """Give the lock back; the file stays open."""
-        self._locked = False
         if self._locking is not Locking.OFF:
             with suppress(OSError):  # a file system without locks
                 lock.release(self._open.fd)
@@ -342,7 +339,6 @@ class File(Disk):
             ours = before is not None and before.has_locked(fd, write=write)
             pause = self._called_off.wait
             lock.acquire(fd, self._path, write=write, alone=not ours, seconds=seconds, pause=pause)
-            self._locked = True
         except lock.LockUnavailableError as error:
             if self._locking is Locking.ON:
                 raise
@@ -350,9 +346,9 @@ class File(Disk):
 
     def has_locked(self, fd: int, *, write: bool) -> bool:
         """Whether this keeps the lock that the same file, open as *fd*, needs."""
-        if self._opened is None or not self._locked or (write and self._read_only):
+        if self._opened is None or (write and self._read_only):
             return False
-        return os.path.sameopenfile(self._opened.fd, fd)
+        return os.path.sameopenfile(self._opened.fd, fd) and lock.has(self._opened.fd)
 
     def _look(self, length: int) -> None:
         start = bytearray(max(length, signature.LENGTH))

@@ -165,6 +165,14 @@ def release(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, 0, base, len(Permission), 0))
 
 
+def has(fd: int) -> bool:
+    """Say whether an open file of this process has been locked, here or by who has passed it."""
+    try:
+        return _locks(Path(f"/proc/self/fdinfo/{fd}").read_text(), DENIED_BASE + Permission.WRITE)
+    except OSError:  # without /proc nobody can tell
+        return False
+
+
 def held_by_others(fd: int, byte: int) -> bool:
     """Say whether another open file has locked *byte*; asks as a writer would, locks nothing."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, 0, byte, 1, 0))
