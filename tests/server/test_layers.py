@@ -1,7 +1,9 @@
 """Layers in Python through real virtqueues, of both formats and both data planes."""
 
 import random
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +93,37 @@ def test_paused_requests_go_on_behind_resume(
     assert all(guest.wait(ticket).status == 0 for ticket in tickets)
     assert guest.read(0, 32768) == b"".join(bytes([i]) * 4096 for i in range(8))
     assert held(server) == 0
+
+
+def test_changes_and_requests_meet_at_every_moment(
+    server: Serving, vhost_user_guest: Connect
+) -> None:
+    """A layer that is paused and resumed as fast as can be loses no request and does none twice."""
+    disk = Ram()
+    guest = vhost_user_guest(server.add(Zeroes(Pause(disk)), num_queues=2), queues=2)
+    with ThreadPoolExecutor() as pool:
+        done = threading.Event()
+
+        def turn() -> int:
+            turns = 0
+            while not done.is_set():
+                ask(server, "pause", do="pause")
+                ask(server, "pause", set={"ops": "read+write"})
+                ask(server, "pause", do="resume")
+                turns += 1
+            return turns
+
+        turning = pool.submit(turn)
+        for i in range(60):
+            writes = [
+                guest.submit(Request.write(8 * n, bytes([n, i]) * 2048), queue=n % 2)
+                for n in range(8)
+            ]
+            assert all(guest.wait(ticket).status == 0 for ticket in writes)
+        done.set()
+        assert turning.result(10)
+    assert disk.data[: 8 * 4096] == b"".join(bytes([n, 59]) * 2048 for n in range(8))
+    assert sum(call[0] == "write" for call in disk.calls) == 60 * 8
 
 
 def held(server: Serving) -> Json:
