@@ -15,6 +15,7 @@ from vhostblk.disk.layer import Layer
 from vhostblk.errors import VhostBlkError
 
 LAYERS: Mapping[str, str] = {
+    "cache": "vhostblk.disk.cache",
     "cow": "vhostblk.disk.cow",
     "cut": "vhostblk.disk.cut",
     "pause": "vhostblk.disk.pause",

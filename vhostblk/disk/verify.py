@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
-from vhostblk.disk.api import Disk
+from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.disk.call import Pending, run
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.steps import Steps, Turns, walk
@@ -173,6 +173,13 @@ class Verify(Layer):
         finally:
             await super().close()
 
+    def info(self) -> DiskInfo:
+        """Return what the disk below is, whose size somebody may have changed."""
+        info = super().info()
+        if self._open is not None and info.size != self._open.size:
+            self._open.resize(info.size)
+        return info
+
     async def lock(self) -> None:
         """Lock the disk below, which others may have changed since."""
         await run(self.under.lock)
@@ -321,7 +328,7 @@ class Verify(Layer):
         try:
             yield self._turns.wait(turn)
             yield self.under.resize(size)
-            self._sums.resize(self.under.info().size)
+            self._sums.resize(self.under.info().size)  # what was cut off is unknown
         finally:
             self._turns.end(turn)
 

@@ -1,0 +1,401 @@
+"""What a cache keeps, and when the disk below gets it."""
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_kit.disks import SECTOR, Late, Plain
+from layer_kit.model import (
+    BASE,
+    SECTORS,
+    SIZE,
+    Request,
+    apart,
+    apply,
+    ask,
+    at_once,
+    compare,
+    content,
+    requests,
+)
+
+from vhostblk.disk.api import Extent
+from vhostblk.disk.cache import Cache, build
+from vhostblk.disk.call import Calls, run, starts_writeback
+from vhostblk.disk.null import Null
+from vhostblk.errors import VhostBlkError
+
+Below = Callable[[bytes], Plain | Late]
+Views = Sequence[memoryview]
+MODES = ("writethrough", "writeback")
+
+
+def small(below: object, mode: str, held: int = 10 * 4096) -> Cache:
+    """Return a cache that has to forget blocks all the time."""
+    cache = Cache(below, mode=mode)
+    cache._size = held
+    return cache
+
+
+async def opened(disk: Cache) -> Calls:
+    """Open one and return its calls."""
+    calls = Calls(disk)
+    await run(calls.open)
+    return calls
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("below", [Plain, Late])
+@given(sequence=st.lists(requests(), max_size=25))
+@settings(max_examples=8)
+def test_a_cache_is_the_disk_below(below: Below, mode: str, sequence: Sequence[Request]) -> None:
+    """It reads as what was written; at a flush, and at its end, the disk below has all of it."""
+
+    async def check() -> None:
+        disk, model = below(BASE), bytearray(BASE)
+        calls = await opened(small(disk, mode))
+        for one in sequence:
+            await compare(calls, model, [one])
+            if one.op == "flush" or mode == "writethrough":
+                assert disk.data == model
+            if one.op == "fua":
+                where = slice(one.offset, one.offset + one.length)
+                assert disk.data[where] == model[where]
+        await run(calls.close)
+        assert disk.data == model
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(
+    sequence=st.lists(requests(), max_size=30),
+    seed=st.integers(0, 99),
+    held=st.sampled_from((1, 3, 100)),
+)
+@settings(max_examples=12)
+def test_requests_at_once_lose_nothing(
+    mode: str, sequence: Sequence[Request], seed: int, held: int
+) -> None:
+    """Parts of one block are written while it is read, written back and forgotten."""
+
+    async def check() -> None:
+        disk, model, together = Late(BASE, seed), bytearray(BASE), apart(sequence)
+        calls = await opened(small(disk, mode, held * 4096))
+        for one in together:
+            apply(model, one)
+        assert await at_once(calls, together) == model
+        await run(calls.flush)
+        assert disk.data == model
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(1, 2 * SECTORS), st.lists(requests(), max_size=4)), max_size=6
+    )
+)
+@settings(max_examples=8)
+def test_another_size(mode: str, steps: Sequence[tuple[int, Sequence[Request]]]) -> None:
+    """What is cut off is forgotten, and what is added is what the disk below has there."""
+
+    async def check() -> None:
+        disk, model = Plain(BASE), bytearray(BASE)
+        calls = await opened(small(disk, mode))
+        for size, sequence in steps:
+            await run(calls.resize, size * SECTOR)
+            del model[size * SECTOR :]
+            model.extend(bytes(size * SECTOR - len(model)))
+            await compare(calls, model, [r for r in sequence if r.first + r.count <= size])
+        await run(calls.close)
+        assert disk.data == model
+
+    asyncio.run(check())
+
+
+def test_what_was_read_is_not_read_again() -> None:
+    """Hits and misses are counted by blocks; a drop forgets all that is not dirty."""
+
+    async def check() -> None:
+        disk = Plain(BASE)
+        cache = Cache(disk, mode="writeback")
+        calls = await opened(cache)
+        await ask(calls, Request("read", 0, 16))
+        disk.data[:] = bytes(SIZE)
+        assert await ask(calls, Request("read", 0, 16)) == BASE[: 16 * SECTOR]
+        assert (cache.settings()["hits"], cache.settings()["misses"]) == (2, 2)
+        await ask(calls, Request("write", 0, 8, 1))
+        assert cache.settings()["dirty"] == 4096
+        assert cache.drop() == {"bytes": 4096}
+        assert cache.settings()["held"] == 4096
+        assert await ask(calls, Request("read", 8, 8)) == bytes(4096)
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_a_size_that_is_set_holds() -> None:
+    """What is too much goes with the next request; the size can be changed while it serves."""
+
+    async def check() -> None:
+        cache = Cache(Plain(bytes(8 << 20)), size=4 << 20)
+        calls = await opened(cache)
+        await run(calls.read, 0, [memoryview(bytearray(3 << 20))])
+        assert cache.settings()["held"] == 3 << 20
+        cache.change({"size": "1M"})
+        await run(calls.read, 4 << 20, [memoryview(bytearray(4096))])
+        assert cache.settings()["held"] == 1 << 20
+        with pytest.raises(VhostBlkError, match="'mode' cannot be changed"):
+            cache.change({"mode": "writeback"})
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_only_a_write_back_cache_is_volatile() -> None:
+    """A disk that needs no flush does with such a cache, or the guest would send none."""
+
+    async def check() -> None:
+        for mode, volatile in (("writethrough", False), ("writeback", True)):
+            disk = Plain(BASE, volatile=False)
+            disk.writeback = False  # type: ignore[attr-defined]
+            cache = Cache(disk, mode=mode)
+            calls = await opened(cache)
+            assert calls.info().volatile == volatile
+            assert starts_writeback(cache) == volatile
+            await run(calls.close)
+
+    asyncio.run(check())
+
+
+class Broken(Plain):
+    """Takes no write while it is broken; can fail its flush."""
+
+    broken = False
+    flushable = True
+
+    def write(self, offset: int, views: Views) -> None:
+        """Write, if it can be done."""
+        if self.broken:
+            raise OSError(errno.EIO, "broken")
+        super().write(offset, views)
+
+    def flush(self) -> None:
+        """Flush, if it can be done."""
+        if not self.flushable:
+            raise OSError(errno.EIO, "no flush")
+        super().flush()
+
+
+def test_what_cannot_be_written_back_is_told_at_the_flush() -> None:
+    """It stays, is read, and is there when a flush succeeds: no error is lost, and no data."""
+
+    async def check() -> None:
+        disk, model = Broken(BASE), bytearray(BASE)
+        cache = small(disk, "writeback")
+        calls = await opened(cache)
+        disk.broken = True
+        one = Request("write", 0, 64, 1)
+        await compare(calls, model, [one])
+        for _ in range(2):
+            with pytest.raises(OSError, match="broken"):
+                await run(calls.flush)
+        assert disk.flushes == 0
+        assert await content(calls) == model
+        disk.broken = False
+        await run(calls.flush)
+        assert disk.data == model
+        assert disk.flushes == 1
+        disk.flushable = False
+        with pytest.raises(OSError, match="no flush"):
+            await run(calls.flush)
+        disk.flushable = True
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_memory_does_not_grow_with_what_is_not_taken() -> None:
+    """Where the room is full of what cannot be written back, a write fails."""
+
+    async def check() -> None:
+        disk = Broken(BASE)
+        cache = small(disk, "writeback", 4 * 4096)
+        calls = await opened(cache)
+        disk.broken = True
+        for first in range(0, 40, 8):
+            await ask(calls, Request("write", first, 8, 1))
+        with pytest.raises(OSError, match="broken"):
+            await ask(calls, Request("write", 40, 8, 1))
+        held = cache.settings()["held"]
+        assert isinstance(held, int)
+        assert held <= 6 * 4096
+        disk.broken = False
+        await run(calls.close)
+        assert disk.data[: 4 * 4096] != BASE[: 4 * 4096]
+
+    asyncio.run(check())
+
+
+def test_what_is_lost_at_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A disk that takes it no more is closed all the same; a line says how many bytes."""
+
+    async def check() -> None:
+        disk = Broken(BASE)
+        calls = await opened(Cache(disk, mode="writeback"))
+        await ask(calls, Request("write", 0, 8, 1))
+        disk.broken = True
+        with pytest.raises(OSError, match="broken"):
+            await run(calls.close)
+        assert "cache: 4096 bytes that were written are lost" in caplog.text
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_write_that_fails_leaves_nothing_behind(mode: str) -> None:
+    """A write-through cache forgets what it had there; FUA says so at once in both modes."""
+
+    async def check() -> None:
+        disk = Broken(BASE)
+        calls = await opened(Cache(disk, mode=mode))
+        await ask(calls, Request("read", 0, 16))
+        disk.broken = True
+        with pytest.raises(OSError, match="broken"):
+            await ask(calls, Request("fua", 0, 8, 1))
+        disk.broken = False
+        if mode == "writethrough":
+            disk.data[0] ^= 1
+            assert await ask(calls, Request("read", 0)) == disk.data[:SECTOR]
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_a_discard_that_fails_forgets_nothing() -> None:
+    """What was acknowledged before it is still here, and written back later."""
+
+    class Stiff(Plain):
+        def discard(self, offset: int, length: int) -> None:
+            """Fail."""
+            raise OSError(errno.EIO, f"{length} at {offset}")
+
+    async def check() -> None:
+        disk, model = Stiff(BASE), bytearray(BASE)
+        calls = await opened(Cache(disk, mode="writeback"))
+        await compare(calls, model, [Request("write", 0, 24, 1)])
+        with pytest.raises(OSError, match="2048 at 2048"):
+            await ask(calls, Request("discard", 4, 4))
+        assert await content(calls) == model
+        await run(calls.close)
+        assert disk.data == model
+
+    asyncio.run(check())
+
+
+class Shared(Broken):
+    """Locked while rings run; notes what was below when it was left to others."""
+
+    lock_while_running = True
+    left = b""
+
+    def lock(self) -> None:
+        """Take it."""
+
+    def unlock(self) -> None:
+        """Leave it."""
+        self.left = bytes(self.data)
+
+
+def test_a_disk_is_left_to_others_with_all_that_was_written() -> None:
+    """Unlock writes back; what others change then is read behind the next lock."""
+
+    async def check() -> None:
+        disk, model = Shared(BASE), bytearray(BASE)
+        calls = await opened(Cache(disk, mode="writeback"))
+        await run(calls.lock)
+        await compare(calls, model, [Request("write", 3, 20, 1)])
+        disk.broken = True
+        with pytest.raises(OSError, match="broken"):
+            await run(calls.unlock)
+        assert not disk.left
+        disk.broken = False
+        await run(calls.unlock)
+        assert disk.left == model
+        disk.data[:] = bytes(SIZE)
+        await run(calls.lock)
+        assert await content(calls) == bytes(SIZE)
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_dirty_blocks_are_no_holes() -> None:
+    """The status of blocks is that of the disk below, but for what it has not got yet."""
+
+    class Holes(Plain):
+        def block_status(self, offset: int, length: int) -> Iterator[Extent]:
+            """Say that nothing is stored."""
+            yield Extent(offset, length, hole=True)
+
+    async def check() -> None:
+        calls = await opened(Cache(Holes(bytes(SIZE)), mode="writeback"))
+        await ask(calls, Request("write", 8, 8, 1))
+        found = [(e.offset, e.length, e.hole) for e in calls.block_status(0, SIZE)]
+        assert found == [(0, 4096, True), (4096, 4096, False), (8192, SIZE - 8192, True)]
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_a_read_only_disk_stays_so() -> None:
+    """A write-back cache takes no write that the disk below never will."""
+
+    async def check() -> None:
+        cache = Cache(Plain(BASE, read_only=True), mode="writeback")
+        calls = await opened(cache)
+        assert calls.info().read_only
+        assert not calls.abilities().write
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_a_size_that_somebody_else_changes_is_heeded() -> None:
+    """A disk that is longer by now is read to its end."""
+
+    async def check() -> None:
+        disk = Plain(BASE)
+        calls = await opened(Cache(disk, mode="writeback"))
+        await content(calls)
+        await ask(calls, Request("write", SECTORS - 1, 1, 1))
+        calls.info()
+        disk.data.extend(b"z" * 10 * SECTOR)
+        model = bytearray(disk.data)
+        apply(model, Request("write", SECTORS - 1, 1, 1))
+        found = await content(calls)
+        assert found == model
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"mode": "none"}, "mode=none: write mode=writethrough or mode=writeback"),
+        ({"size": "4K"}, "size=4096: write 1M or more"),
+        ({"block": "5000"}, "block=5000: write a power of two from 512 to 1M"),
+        ({"block": "2M"}, "from 512 to 1M"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, str], why: str) -> None:
+    """In one line that says what to write."""
+    with pytest.raises(VhostBlkError, match=why):
+        build(Null(SIZE), options)
