@@ -18,6 +18,8 @@
  *               into a file, as in a server
  *   record-all  the same without that thread: all that it costs
  *   log-off     direct, behind one that does not, as it is switched off
+ *   delay-off, limit-off, error-off   direct, behind one of these that is set to nothing
+ *   stats       direct, behind one that counts
  *   parts-N     direct, behind N layers that each hand on a part of the disk
  *   told-N      direct, behind N layers that are told what each request has ended with
  *
@@ -217,6 +219,21 @@ static void put_told(struct world *w, int n)
     }
 }
 
+/* A layer of a kind that has nothing to do; stats, which always counts.  False: another kind. */
+static bool make_idle(const char *shape, struct vhb_stage **stage)
+{
+    struct vhb_error error = {.rate = 1, .end = 1, .error = 5};
+    if (!strcmp(shape, "delay-off"))
+        return vhb_stage_delay_new(&(struct vhb_delay){0}, stage) == 0;
+    if (!strcmp(shape, "limit-off"))
+        return vhb_stage_limit_new(&(struct vhb_limit){0}, stage) == 0;
+    if (!strcmp(shape, "error-off"))
+        return vhb_stage_error_new(&error, stage) == 0;
+    if (!strcmp(shape, "stats"))
+        return vhb_stage_stats_new(&(struct vhb_stats){0}, stage) == 0;
+    return false;
+}
+
 /* The layer that a world is about, if it is about one. */
 static void put_layer(struct world *w)
 {
@@ -225,6 +242,10 @@ static void put_layer(struct world *w)
         put_parts(w, atoi(w->shape + 6));
     if (!strncmp(w->shape, "told-", 5))
         put_told(w, atoi(w->shape + 5));
+    if (make_idle(w->shape, &stage)) {
+        check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
+        return;
+    }
     struct vhb_record record = {.fd = -1, .room = RECORD_ROOM};
     pthread_t thread;
     if (!strncmp(w->shape, "record", 6)) {
@@ -352,10 +373,12 @@ int main(int argc, char **argv)
                   {"tracked", 0, 0},         {"packed", 0, PACKED},
                   {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER},
                   {"record", 0, 0},          {"record-all", 0, 0},
-                  {"log-off", 0, 0},         {"parts-1", 0, 0},
+                  {"log-off", 0, 0},         {"delay-off", 0, 0},
+                  {"limit-off", 0, 0},       {"error-off", 0, 0},
+                  {"stats", 0, 0},           {"parts-1", 0, 0},
                   {"parts-8", 0, 0},         {"told-1", 0, 0},
                   {"told-8", 0, 0}};
-    enum { SHAPES = 15, WORLDS = 2 * 2 * SHAPES };
+    enum { SHAPES = 19, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {

@@ -17,7 +17,7 @@ TIMEOUT_S = 90.0
 STACK = f"""
 from vhostblk.disk.file import CacheMode, File
 from vhostblk.disk.layer import Layer
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 
 
 class Stack(Layer):
@@ -25,8 +25,8 @@ class Stack(Layer):
 
     def __init__(self, path, cache):
         file = File(path, cache=CacheMode(cache))
-        inner = Partition(file, offset={MIB}, size={SIZE - MIB})
-        super().__init__(Partition(Layer(inner), offset={MIB}, size={SIZE - 2 * MIB}))
+        inner = Offset(file, start={MIB}, size={SIZE - MIB})
+        super().__init__(Offset(Layer(inner), start={MIB}, size={SIZE - 2 * MIB}))
 """
 
 

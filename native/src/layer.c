@@ -40,6 +40,43 @@ int vhb_layers_done(struct vhb_req *req, int result, struct vhb_io *io)
     return result;
 }
 
+/* ---- what several kinds do ------------------------------------------------------------ */
+
+static void time_has_come(struct vhb_req *req, int result, struct vhb_io *io)
+{
+    if (result == 0)
+        result = vhb_layer_hand_on(layer_of(req->disk), req, io);
+    if (result != VHB_PENDING)
+        vhb_req_done(req, result);
+}
+
+int vhb_layer_hand_on_at(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io,
+                         uint64_t due)
+{
+    req->disk = &layer->disk;
+    req->resume = time_has_come;
+    vhb_io_hold(io, req, due);
+    return VHB_PENDING;
+}
+
+uint64_t vhb_layer_time(const struct vhb_layer *layer, struct vhb_io *io)
+{
+    if (io->enters != io->looked || layer->ops.waits) {
+        io->now = vhb_clock();
+        io->looked = io->enters;
+    }
+    return io->now;
+}
+
+/* The mixing of splitmix64: every bit of a place goes into every bit of its number. */
+uint64_t vhb_layer_random(uint64_t seed, uint64_t n)
+{
+    uint64_t x = seed + (n + 1) * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
 /* ---- a layer as a disk: what is asked of the whole stack goes to its bottom ------------ */
 
 static int layer_submit(struct vhb_disk *disk, struct vhb_req *req, struct vhb_io *io)

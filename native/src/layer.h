@@ -67,6 +67,17 @@ static inline int vhb_layer_hand_on(struct vhb_layer *layer, struct vhb_req *req
 int vhb_layer_hand_on_noted(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io,
                             uint64_t note);
 
+/* To the disk below at *due* (ns): VHB_PENDING. */
+int vhb_layer_hand_on_at(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io,
+                         uint64_t due);
+
+/* The time.  It costs as much as all else a layer does, so it is looked at once where much of it
+ * may have gone: behind a system call of the worker, and behind what waits in submit. */
+uint64_t vhb_layer_time(const struct vhb_layer *layer, struct vhb_io *io);
+
+/* A number that a seed and a place in its row give, any of 64 bits. */
+uint64_t vhb_layer_random(uint64_t seed, uint64_t n);
+
 /* A disk has ended a request that has frames: what it ends with, or VHB_PENDING. */
 int vhb_layers_done(struct vhb_req *req, int result, struct vhb_io *io);
 

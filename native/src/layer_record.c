@@ -57,17 +57,6 @@ static bool make_room(struct vhb_recorder *r, uint64_t n, uint64_t *at)
     return true;
 }
 
-/* The time costs as much as all else, so it is looked at once where much of it may have gone:
- * behind a system call of the worker, and behind what waits in submit. */
-static uint64_t time_of(const struct vhb_layer *layer, struct vhb_io *io)
-{
-    if (io->enters != io->looked || layer->ops.waits) {
-        io->now = vhb_clock();
-        io->looked = io->enters;
-    }
-    return io->now;
-}
-
 static uint32_t digest_of(const struct vhb_recorder *r, const struct vhb_req *req)
 {
     uint32_t sum = 0;
@@ -159,7 +148,7 @@ static int record_submit(struct vhb_layer *layer, struct vhb_req *req, struct vh
     if (!load_relaxed(&r->on))
         return vhb_layer_hand_on(layer, req, io);
     bool writes = req->op == VHB_WRITE;
-    uint64_t at, now = time_of(layer, io);
+    uint64_t at, now = vhb_layer_time(layer, io);
     if (r->payload == VHB_RECORD_NONE || !writes) {
         if (!put_submit(r, req, now, false, &at))
             return vhb_layer_hand_on(layer, req, io);
@@ -183,7 +172,7 @@ static int record_done(struct vhb_layer *layer, struct vhb_req *req, int result,
     struct vhb_recorder *r = recorder_of(layer);
     bool digested = r->payload != VHB_RECORD_NONE && req->op == VHB_READ && result == 0;
     uint32_t lost = vhb_fault_seen();
-    put_complete(r, req, result, note, time_of(layer, io), digested);
+    put_complete(r, req, result, note, vhb_layer_time(layer, io), digested);
     return digested && vhb_fault_seen() != lost ? VHB_RESULT_LOST_MEMORY : result;
 }
 

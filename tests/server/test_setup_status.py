@@ -15,7 +15,7 @@ from vhostblk.disk.file import File, LockWhen
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.make import make
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 from vhostblk.engine.choose import EngineName
 from vhostblk.guest import Guest
 from vhostblk.guest.negotiate import DEFAULT_FEATURES
@@ -105,7 +105,7 @@ def test_a_file_behind_layers_of_the_core_has_its_ways(image: Path) -> None:
     size = image.stat().st_size
     disk = File(image, io=FileIo.INLINE)
     with serving("native") as server:
-        server.add(Partition(Partition(disk, offset=0, size=size), offset=0, size=size))
+        server.add(Offset(Offset(disk, start=0, size=size), start=0, size=size))
         now = document(server)["file_io"]
     assert now is not None
     assert (now["read_way"], now["write_way"]) == ("plain", "plain")

@@ -9,7 +9,7 @@ from server_kit.serving import Serving, names, serving
 
 from vhostblk.disk.file import File
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, StatusError
 
@@ -35,8 +35,8 @@ def disks(directory: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def part(below: object, offset: int = 4096, size: int = MIB // 2) -> Partition:
-    return Partition(below, offset=offset, size=size)
+def part(below: object, offset: int = 4096, size: int = MIB // 2) -> Offset:
+    return Offset(below, start=offset, size=size)
 
 
 KINDS = ("file", "memory", "python")
@@ -93,7 +93,7 @@ def test_the_reference_engine_says_what_a_layer_needs() -> None:
     with serving("reference") as server, pytest.raises(VhostBlkError) as caught:
         server.add(part(disk))
     assert str(caught.value) == (
-        "layer partition needs the native engine (the compiled core): serve with that, "
+        "layer offset needs the native engine (the compiled core): serve with that, "
         "or leave out the layer"
     )
     assert disk.calls == []

@@ -8,12 +8,11 @@ import pytest
 from server_kit.disks import Ram, Slow
 from server_kit.serving import Serving, names, serving, until
 
-from vhostblk.disk.api import DiskInfo
 from vhostblk.disk.call import Pending, run
 from vhostblk.disk.file import File
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 from vhostblk.guest import Guest, Range, Request, StatusError
 
 Connect = Callable[..., Guest]
@@ -44,8 +43,8 @@ def server() -> Iterator[Serving]:
         yield running
 
 
-def part(below: object, offset: int = 4096, size: int = MIB // 2) -> Partition:
-    return Partition(below, offset=offset, size=size)
+def part(below: object, offset: int = 4096, size: int = MIB // 2) -> Offset:
+    return Offset(below, start=offset, size=size)
 
 
 def disks(directory: Path) -> dict[str, Callable[[], object]]:
@@ -63,7 +62,8 @@ STACKS: dict[str, Callable[[object], Layer]] = {
     "python|core": lambda disk: Noting(part(disk)),
     "core|python|core": lambda disk: part(Noting(part(disk)), offset=0, size=MIB // 4),
     "three times": lambda disk: part(
-        Noting(part(Noting(part(Noting(part(disk, offset=0)), offset=0)), offset=0))
+        Noting(part(Noting(part(Noting(part(disk, offset=0)), offset=0)), offset=0)),
+        size=MIB // 4,
     ),
 }
 
@@ -111,7 +111,7 @@ def test_a_write_that_must_be_stable_is_so_through_all(
 def test_a_flush_by_the_server_goes_through_all(server: Serving, vhost_user_guest: Connect) -> None:
     """A server that ends flushes the disk below everything, then closes it, once."""
     disk = Ram(MIB)
-    guest = vhost_user_guest(server.add(Noting(part(Noting(part(disk))))))
+    guest = vhost_user_guest(server.add(Noting(part(Noting(part(disk)), size=MIB // 4))))
     guest.write(0, X)
     guest.stop()
     server.stop()
@@ -146,7 +146,9 @@ def test_cancelled_requests_end_when_the_disk_below_is_done(
 ) -> None:
     """What a guest gives up is cancelled at the bottom; it is dead until it has returned there."""
     disk = Slow(MIB)
-    guest = vhost_user_guest(server.add(part(Noting(part(disk))), drain_seconds=0.05))
+    guest = vhost_user_guest(
+        server.add(part(Noting(part(disk)), size=MIB // 4), drain_seconds=0.05)
+    )
     guest.write(0, X)
     disk.set(free=False)
     guest.submit(Request.read(0, 4096))
@@ -161,19 +163,8 @@ def test_a_disk_that_grows_and_moves_below_layers(
     server: Serving, vhost_user_guest: Connect
 ) -> None:
     """Memory may be elsewhere behind a resize: nothing is under way meanwhile."""
-
-    class Whole(Partition):
-        def info(self) -> DiskInfo:
-            return self.under.info()
-
-        async def resize(self, size: int) -> None:
-            await run(self.under.resize, size)
-            self._stage = type(self._stage)(offset=0, size=size)
-            if self.bound is not None:
-                self.bound.set(self._stage)
-
     guest = vhost_user_guest(
-        server.add(Noting(Whole(Memory(MIB), offset=0, size=MIB)), num_queues=2), queues=2
+        server.add(Noting(Offset(Memory(MIB), start=0)), num_queues=2), queues=2
     )
     guest.write(0, X)
     for size in (64 * MIB, 2 * MIB, 128 * MIB):

@@ -12,7 +12,7 @@ from server_kit.serving import Serving, names, serving, until
 from vhostblk.disk.file import File
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, Request, StatusError
 from vhostblk.guest.errors import BrokenQueueError
@@ -30,8 +30,8 @@ def server() -> Iterator[Serving]:
         yield running
 
 
-def whole(disk: object) -> Partition:
-    return Partition(disk, offset=0, size=MIB)
+def whole(disk: object) -> Offset:
+    return Offset(disk, start=0, size=MIB)
 
 
 STACKS: dict[str, Callable[[object], Layer]] = {
@@ -170,4 +170,4 @@ def test_a_layer_of_the_core_inside_a_disk_says_that_it_does_nothing(
     guest = vhost_user_guest(server.add(Hidden()))
     with pytest.raises(StatusError):
         guest.read(0, 4096)
-    assert "layer partition is run by the C core, and this is no device of it" in caplog.text
+    assert "layer offset is run by the C core, and this is no device of it" in caplog.text

@@ -15,7 +15,7 @@ from server_kit.serving import Serving, serving, until
 from vhostblk.disk.file import File
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 from vhostblk.guest.guest import Guest
 from vhostblk.guest.hostile import Case, Outcome, Trap, attempt, chain, header, status
 from vhostblk.guest.layout import Region
@@ -36,8 +36,8 @@ def _file(directory: Path) -> File:
     return File(image)
 
 
-def _whole(disk: object) -> Partition:
-    return Partition(disk, offset=0, size=SIZE)
+def _whole(disk: object) -> Offset:
+    return Offset(disk, start=0, size=SIZE)
 
 
 DISKS: dict[str, Callable[[Path], object]] = {

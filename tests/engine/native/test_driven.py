@@ -13,7 +13,7 @@ from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.disk.call import run
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition
+from vhostblk.disk.offset import Offset
 from vhostblk.engine.api import Job, Op
 from vhostblk.engine.native.driven import SLOTS, Driven, drive
 
@@ -37,7 +37,7 @@ class Hand:
     """A `Driven` over a disk whose jobs the test does."""
 
     def __init__(self, disk: object | None = None) -> None:
-        self.layer = Layer(Partition(disk or Nowhere(), offset=4096, size=MIB - 4096))
+        self.layer = Layer(Offset(disk or Nowhere(), start=4096, size=MIB - 4096))
         (self.driven,) = drive(self.layer)
 
     async def job(self) -> Job:
@@ -210,8 +210,8 @@ def test_nothing_is_asked_for_nothing() -> None:
 def test_only_what_needs_it_is_driven() -> None:
     """Layers of the core in front, and disks of the core directly below Python, are not."""
 
-    def part(below: object) -> Partition:
-        return Partition(below, offset=0, size=MIB)
+    def part(below: object) -> Offset:
+        return Offset(below, start=0, size=MIB)
 
     assert drive(Memory(MIB)) == []
     assert drive(part(part(Memory(MIB)))) == []

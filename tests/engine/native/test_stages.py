@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("vhostblk._native", reason="no compiled core", exc_type=ImportError)
 
 from vhostblk.disk.memory import Memory
-from vhostblk.disk.partition import Partition, PartitionStage
+from vhostblk.disk.offset import Offset
+from vhostblk.disk.partition import PartitionStage
 from vhostblk.disk.stage import split
 from vhostblk.engine.native.core import lib
 from vhostblk.engine.native.disks import Bottom
@@ -17,8 +18,8 @@ from vhostblk.errors import VhostBlkError
 MIB = 1 << 20
 
 
-def part(below: object) -> Partition:
-    return Partition(below, offset=0, size=MIB)
+def part(below: object) -> Offset:
+    return Offset(below, start=0, size=MIB)
 
 
 def test_a_layer_keeps_its_stage() -> None:

@@ -4,12 +4,19 @@ Layers that the core runs: what each kind is made of, and layers of them in fron
 A kind is known by the dataclass that its layer returns from `StageLayer.stage`.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vhostblk.disk.delay import DelayStage
+from vhostblk.disk.error import ErrorStage
+from vhostblk.disk.limit import LimitStage
+from vhostblk.disk.ops import Op
 from vhostblk.disk.partition import PartitionStage
 from vhostblk.disk.stage import Stage, StageLayer
+from vhostblk.disk.stats import StatsStage
+from vhostblk.disk.stats import counters as stats_counters
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.errors import VhostBlkError
 
@@ -41,8 +48,36 @@ class Kind:
         return ffi.new(f"struct vhb_{self.name} *", values)
 
 
+def _delay(stage: DelayStage) -> Mapping[str, object]:
+    spreads = {False: lib.VHB_DELAY_EVEN, True: lib.VHB_DELAY_EXPONENTIAL}
+    times = [
+        {"least_ns": one.least_ns, "more_ns": one.more_ns, "spread": spreads[one.exponential]}
+        for one in stage.waits
+    ]
+    return {"times": times, "seed": stage.seed}
+
+
+def _error(stage: ErrorStage) -> Mapping[str, object]:
+    return {
+        "file": os.fsencode(stage.file),
+        "offset": stage.offset,
+        "end": stage.end,
+        "rate": round(stage.rate * lib.VHB_ERROR_ALWAYS),
+        "seed": stage.seed,
+        "after": stage.after,
+        "count": stage.count,
+        "ops": sum(1 << bit for bit, op in enumerate(Op) if op in stage.ops),
+        "error": stage.errno,
+        "on": stage.on,
+    }
+
+
 KINDS: Mapping[type, Kind] = {
+    DelayStage: Kind("delay", ("delayed",), _delay),
+    ErrorStage: Kind("error", ("matched", "injected"), _error),
+    LimitStage: Kind("limit", ("waited", "waited_ns")),
     PartitionStage: Kind("partition"),
+    StatsStage: Kind("stats", stats_counters()),
 }
 
 

@@ -1,4 +1,4 @@
-/* partition.c - a layer that shows a part of the disk below it. */
+/* layer_partition.c - a layer that shows a part of the disk below it. */
 #include <errno.h>
 #include <stdlib.h>
 
