@@ -1,0 +1,166 @@
+"""Every layer, and stacks of them at random, against a byte array, through a real virtqueue."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from layer_kit.disks import Late, Plain
+from layer_kit.model import BASE, OPS, SECTORS, SIZE, apart, apply
+from layer_kit.model import Request as Asked
+from server_kit.serving import Serving, serving
+
+from vhostblk.disk.grammar import parse
+from vhostblk.disk.layers import LAYERS, stack
+from vhostblk.disk.stage import StageLayer
+from vhostblk.engine.choose import EngineName
+from vhostblk.guest import Guest, Request
+from vhostblk.guest.blk import Range
+from vhostblk.spec.virtio_blk import Status
+
+Connect = Callable[..., Guest]
+ENGINES: Sequence[EngineName] = ("native", "reference")
+
+FORMS = {
+    "cache": ("cache:size=1M", "cache:mode=writeback,block=8K", "cache:mode=writeback,block=512"),
+    "cow": ("cow:block=4K", "cow", "cow:scratch={scratch},block=8K"),
+    "cut": ("cut:limit=16K", "cut"),
+    "pause": ("pause",),
+    "verify": ("verify", "verify:file={scratch}"),
+    "zeroes": ("zeroes", "zeroes:unmap=on"),
+}
+"""How each layer is written that leaves a disk what it is."""
+KNOWN = [name for name in FORMS if name in LAYERS]
+
+
+def forms(name: str, directory: Path) -> list[str]:
+    """Return how a layer may be written, with files of its own."""
+    number = len(list(directory.iterdir()))
+    made = []
+    for i, form in enumerate(FORMS[name]):
+        scratch = directory / f"{name}{number}{i}"
+        made.append(form.format(scratch=scratch))
+        scratch.with_suffix(".name").touch()  # so that the next one has another
+    return made
+
+
+def make(forms: Sequence[str], below: object) -> object:
+    """Put layers in front of a disk, as a command line does."""
+    return stack(parse("|".join([*forms, "null:1M"])).layers, below)  # type: ignore[arg-type]
+
+
+def drawn(dice: random.Random, count: int) -> list[Asked]:
+    """Draw requests."""
+    asked = []
+    for _ in range(count):
+        first = dice.randrange(SECTORS)
+        length = min(dice.choice((1, 1, 2, 5, 8, 9, 30)), SECTORS - first)
+        asked.append(Asked(dice.choice(OPS), first, length, dice.randrange(1, 256)))
+    return asked
+
+
+def spoken(asked: Asked) -> Request:
+    """Return what a driver sends."""
+    match asked.op:
+        case "read":
+            return Request.read(asked.first, asked.length)
+        case "flush":
+            return Request.flush()
+        case "write" | "fua":
+            return Request.write(asked.first, asked.data())
+        case "discard":
+            return Request.discard([Range(asked.first, asked.count)])
+        case _:
+            return Request.write_zeroes([Range(asked.first, asked.count, asked.op == "unmap")])
+
+
+def drive(guest: Guest, dice: random.Random, model: bytearray) -> None:
+    """Send requests, some at once, and compare what is read."""
+    for _ in range(12):
+        together = apart(drawn(dice, 4))
+        tickets = [guest.submit(spoken(asked)) for asked in together]
+        for asked, ticket in zip(together, tickets, strict=True):
+            done = guest.wait(ticket)
+            assert done.status == Status.OK, asked
+            if asked.op == "read":
+                assert done.data == model[asked.offset : asked.offset + asked.length], asked
+        for asked in together:
+            apply(model, asked)
+    assert guest.read(0, SIZE) == model
+    guest.flush()
+
+
+def check(  # noqa: PLR0913 - what it works with
+    written: Sequence[str],
+    below: Plain | Late,
+    seed: int,
+    engine: EngineName,
+    connect: Connect,
+    *,
+    packed: bool,
+) -> None:
+    """Serve a stack, drive it, and look at the disk below when all has ended."""
+    disk = make(written, below)
+    one = disk
+    while hasattr(one, "below"):
+        if isinstance(one, StageLayer) and engine == "reference":
+            pytest.skip("layers of the core need the core")
+        one = one.below
+    model = bytearray(BASE)
+    with serving(engine) as server:
+        run(server, connect, disk, random.Random(seed), model, packed=packed)
+    cow = any(form.startswith("cow") for form in written)
+    assert below.data == (BASE if cow else model)
+
+
+def run(  # noqa: PLR0913 - what it works with
+    server: Serving,
+    connect: Connect,
+    disk: object,
+    dice: random.Random,
+    model: bytearray,
+    *,
+    packed: bool,
+) -> None:
+    """Connect a guest and drive the disk."""
+    guest = connect(server.add(disk), packed=packed)
+    assert guest.config().capacity == SECTORS
+    drive(guest, dice, model)
+    guest.close()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_layer_is_the_disk_below(
+    name: str, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path, *, packed: bool
+) -> None:
+    """In each way it can be written, a guest reads what it wrote, and the disk below has it."""
+    for i, form in enumerate(forms(name, tmp_path)):
+        below = Late(BASE, i) if (i + packed) % 2 else Plain(BASE)
+        check([form], below, i, engine, vhost_user_guest, packed=packed)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_layers_in_any_order_are_the_disk_below(
+    seed: int, vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """Two to four layers at random, in front of plain disks and ``async`` ones."""
+    dice = random.Random(seed)
+    names = dice.sample(KNOWN, min(dice.choice((2, 2, 3, 4)), len(KNOWN)))
+    written = [dice.choice(forms(name, tmp_path)) for name in names]
+    below = dice.choice((Plain(BASE), Late(BASE, seed)))
+    check(
+        written, below, seed, ENGINES[seed % 3 == 2], vhost_user_guest, packed=dice.random() < 0.5
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 250))
+def test_many_more_stacks(seed: int, vhost_user_guest: Connect, tmp_path: Path) -> None:
+    """The same, for longer; a layer may be there twice."""
+    dice = random.Random(seed)
+    names = dice.choices(KNOWN, k=dice.choice((2, 3, 4, 5)))
+    written = [dice.choice(forms(name, tmp_path)) for name in names]
+    below = dice.choice((Plain(BASE), Late(BASE, seed)))
+    engine = dice.choice(ENGINES)
+    check(written, below, seed, engine, vhost_user_guest, packed=dice.random() < 0.5)
