@@ -1,6 +1,7 @@
 """The power-cut layer: a cache that reads see through, and what a cut leaves of it."""
 
 import asyncio
+import contextvars
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhostblk.disk.call import Calls, run
+from vhostblk.disk.call import BY_DEVICE, Calls, run
 from vhostblk.disk.cut import At, Cut, Then, build
 from vhostblk.disk.layer import Value
 from vhostblk.disk.loss import Lose
@@ -271,6 +272,35 @@ def test_what_the_disk_below_does_not_take_is_tried_again() -> None:
     slow.failing = False
     bench.flush()
     assert bench.read(slow)[:SECTOR] == b"a" * SECTOR
+
+
+def test_a_device_ends_well_without_power(bench: Bench) -> None:
+    """Its last flush is not the guest's: what is there is stable, and what is lost was told."""
+    bench.write(0, b"a" * SECTOR)
+    bench.cut()
+
+    async def end() -> None:
+        BY_DEVICE.set(True)
+        await run(bench.calls.flush)
+
+    context = contextvars.copy_context()
+    context.run(bench.do, end())
+    assert bench.layer.options() == {"seed": "2", "power": "off"}
+
+
+def test_one_without_power_is_made_again_without(bench: Bench) -> None:
+    """As text, for a process that takes over, and by what a reload inherits."""
+    bench.write(0, b"a" * SECTOR)
+    bench.cut()
+    again = build(Memory(SIZE), bench.layer.options())
+    assert (again.settings()["power"], again.settings()["seed"]) == ("off", 2)
+    heir = Bench(seed=9)
+    bench.do(run(heir.calls.inherit, bench.layer))
+    assert heir.layer.settings()["power"] == "off"
+    assert heir.layer.settings()["last_cut"] == bench.layer.settings()["last_cut"]
+    with pytest.raises(VhostBlkError, match=r"'power' cannot be changed.*--do power_on"):
+        heir.layer.change({"power": "on"})
+    heir.layer.power_on()
 
 
 def test_it_says_what_it_is_set_to(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from vhostblk.disk import loss
 from vhostblk.disk.api import Disk, DiskInfo, Extent
-from vhostblk.disk.call import run
+from vhostblk.disk.call import BY_DEVICE, run
 from vhostblk.disk.cut_options import (
     FORM,
     OPTIONS,
@@ -56,13 +56,11 @@ class State:
     Args:
         requests: How many have come while there was power.
         ops: The same, by kind.
-        off: There is none.
         last: The last cut, in a line.
     """
 
     requests: int = 0
     ops: dict[str, int] = field(default_factory=dict)
-    off: bool = False
     last: str = ""
 
 
@@ -79,6 +77,7 @@ class Cut(Layer):
         sector: Bytes that are never torn; 0: a block of the disk.
         limit: Bytes of memory; what is more is written back before it is flushed.
         then: What comes behind a cut, see `Then`.
+        power: False: it is off from the start.
 
     Raises:
         VhostBlkError: A value is none.
@@ -98,6 +97,7 @@ class Cut(Layer):
         sector: int = 0,
         limit: int = 64 << 20,
         then: str = "eio",
+        power: bool = True,
     ) -> None:
         super().__init__(below)
         if seed is None:
@@ -110,6 +110,7 @@ class Cut(Layer):
             sector=sector,
             limit=limit,
             then=parse_then(then),
+            power=power,
         )
         self._cache = Cache()
         self._going: list[Piece] = []
@@ -124,7 +125,6 @@ class Cut(Layer):
         """Return what is set, whether there is power, and what is not flushed."""
         return {
             **self._set.told(),
-            "power": "off" if self.state.off else "on",
             "requests": self.state.requests,
             "unflushed": len(self._cache.held),
             "unflushed_bytes": sum(held.length for held in self._cache.held),
@@ -138,12 +138,17 @@ class Cut(Layer):
         Raises:
             VhostBlkError: No such option or value, or a request that is over.
         """
-        if "sector" in values:
-            raise VhostBlkError("cut: 'sector' cannot be changed while it serves")
+        for key, command in (("sector", ""), ("power", ": say --do cut or --do power_on")):
+            if key in values:
+                raise VhostBlkError(f"cut: {key!r} cannot be changed while it serves{command}")
         new = self._set.changed(values)
         if "at" in values and new.at and new.at.count <= self._counted(new.at):
             raise VhostBlkError(f"cut: at={new.at} is over: {self._counted(new.at)} have come")
         self._set = new
+
+    def options(self) -> Mapping[str, str]:
+        """Return whether there is power, and what the next cut chooses by."""
+        return {"seed": str(self._set.seed), "power": "on" if self._set.power else "off"}
 
     async def cut(self) -> Mapping[str, Value]:
         """
@@ -156,7 +161,7 @@ class Cut(Layer):
             VhostBlkError: It is off.
             OSError: The disk below does not take what is to be there.
         """
-        if self.state.off:
+        if not self._set.power:
             raise VhostBlkError("cut: the power is off already: power_on first")
         return await self._cut()
 
@@ -167,9 +172,9 @@ class Cut(Layer):
         Raises:
             VhostBlkError: It is on.
         """
-        if not self.state.off:
+        if self._set.power:
             raise VhostBlkError("cut: the power is on")
-        self.state.off = False
+        self._set = replace(self._set, power=True)
 
     # ---- the contract -----------------------------------------------------------------------
 
@@ -181,7 +186,7 @@ class Cut(Layer):
     async def close(self) -> None:
         """End in order: nothing is lost, unless the power is off."""
         try:
-            if not self.state.off:
+            if self._set.power:
                 await self._settle_all()
         finally:
             await super().close()
@@ -213,7 +218,10 @@ class Cut(Layer):
         await self._change(Kind.UNMAP if unmap else Kind.ZEROES, offset, length)
 
     async def flush(self) -> None:
-        """Make all of it stable that was written before."""
+        """Make all of it stable that was written before; at a device's end nothing is counted."""
+        if BY_DEVICE.get():
+            await self._settle_all()
+            return
         hit = self._arrived(Op.FLUSH)
         mark = self._cache.flush()
         if hit:
@@ -235,7 +243,7 @@ class Cut(Layer):
 
     async def resize(self, size: int) -> None:
         """Hand on, with nothing kept here: what is cut off is gone for good."""
-        if self.state.off:
+        if not self._set.power:
             raise VhostBlkError("cut: the power is off: power_on first")
         await self._settle_all()
         await run(self.under.resize, size)
@@ -246,7 +254,7 @@ class Cut(Layer):
         if pending is not None:
             await pending
         if isinstance(before, Cut):
-            self.state = before.state
+            self.state, self._set = before.state, before._set  # noqa: SLF001 - one of us
 
     # ---- what they are made of --------------------------------------------------------------
 
@@ -278,7 +286,7 @@ class Cut(Layer):
         return self.state.ops.get(at.op, 0) if at.op else self.state.requests
 
     def _check_power(self) -> None:
-        if self.state.off:
+        if not self._set.power:
             raise OSError(errno.EIO, "cut: the power is off")
 
     def _too_much(self) -> list[Piece]:
@@ -317,11 +325,10 @@ class Cut(Layer):
             await run(self.under.write_zeroes, piece.start, length, unmap=kind is Kind.UNMAP)
 
     async def _cut(self) -> Mapping[str, Value]:
-        self.state.off = True
         seed = self._set.seed
         cut = loss.cut(self._cache, self._losing(), number=self.state.requests, seed=seed)
         self._cache = Cache()
-        self._set = self._set.with_seed(seed + 1)
+        self._set = replace(self._set, power=False, seed=min(seed + 1, loss.MAX_SEED))
         self.state.last = _line(cut, self.state.requests)
         async with self._going_down:
             self._going = []  # what the disk below did not take
@@ -363,6 +370,7 @@ def build(below: Disk, options: Mapping[str, str]) -> Cut:
         sector=told.sector,
         limit=told.limit,
         then=told.then,
+        power=told.power,
     )
 
 

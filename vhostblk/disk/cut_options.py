@@ -8,8 +8,11 @@ from vhostblk.disk.grammar import parse_size, parse_switch
 from vhostblk.disk.loss import MAX_SEED, Lose, parse_lose
 from vhostblk.errors import VhostBlkError
 
-OPTIONS = frozenset({"seed", "at", "lose", "tear", "sector", "limit", "then"})
-FORM = "cut[:seed=N][,at=[OP:]N][,lose=HOW][,tear=off][,sector=SIZE][,limit=SIZE][,then=eio|exit]"
+OPTIONS = frozenset({"seed", "at", "lose", "tear", "sector", "limit", "then", "power"})
+FORM = (
+    "cut[:seed=N][,at=[OP:]N][,lose=HOW][,tear=off][,sector=SIZE][,limit=SIZE][,then=eio|exit]"
+    "[,power=off]"
+)
 
 _OPS = ("read", "write", "flush", "discard", "write-zeroes")
 
@@ -52,6 +55,7 @@ class Switches:
     sector: int = 0
     limit: int = 64 << 20
     then: Then = Then.EIO
+    power: bool = True
 
     def told(self) -> dict[str, str | int]:
         """Return them as an operator reads them."""
@@ -63,11 +67,8 @@ class Switches:
             "sector": self.sector,
             "limit": self.limit,
             "then": self.then.value,
+            "power": "on" if self.power else "off",
         }
-
-    def with_seed(self, seed: int) -> "Switches":
-        """Return the same with another seed."""
-        return replace(self, seed=min(seed, MAX_SEED))
 
     def changed(self, values: Mapping[str, str]) -> "Switches":
         """
@@ -152,6 +153,8 @@ def _changed(old: Switches, key: str, text: str) -> Switches:
             new = replace(old, limit=parse_size(text, "limit"))
         case "then":
             new = replace(old, then=parse_then(text))
+        case "power":
+            new = replace(old, power=parse_switch(text, "power"))
         case _:
             some = ", ".join(sorted(OPTIONS))
             raise VhostBlkError(f"cut: no option {key!r} (there are {some})")
