@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from server_kit import successors
 from server_kit.disks import Saving
-from server_kit.serving import Serving
+from server_kit.serving import Serving, serving
 from server_kit.taking_over import one_engine, taken_over
 
 from vhostblk.disk.grammar import parse
@@ -17,7 +17,7 @@ from vhostblk.disk.memory import Memory
 from vhostblk.disk.pause import Pause
 from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
-from vhostblk.guest import Guest
+from vhostblk.guest import Guest, StatusError
 
 Connect = Callable[..., Guest]
 MIB = 1 << 20
@@ -79,6 +79,30 @@ def test_a_file_behind_layers_goes_on_as_they_are_set(
         assert image.stat().st_blocks <= before  # a hole has come, and a block
         guest.close()
     assert image.read_bytes()[:8192] == bytes(4096) + Y
+
+
+def test_layers_of_the_core_go_on_as_they_are_set(
+    vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """By options and by commands, in front of the file that the next process has open."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    text = f"error:state=off,ops=write|offset:start=64K|stats|file:{image}"
+    with serving("native") as server:
+        guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+        guest.write(0, X)
+        server.run(server.operations.layer("s1", "error", {"range": "4K-"}, "on"))
+        now = f"error:ops=write,range=4K-,state=on|offset:start=64K|stats|file:{image}"
+        assert server.devices[0].backing.name == now
+        with taken_over(server, "native", f"s1={text}"):
+            server.stop()
+            assert guest.read(0, 4096) == X
+            guest.write(0, Y)
+            with pytest.raises(StatusError):
+                guest.write(8, X)
+            guest.flush()
+            guest.close()
+    assert image.read_bytes()[64 << 10 :][:8192] == Y + bytes(4096)
 
 
 @one_engine

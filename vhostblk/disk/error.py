@@ -151,6 +151,10 @@ class Error(StageLayer):
             raise VhostBlkError("error: the file cannot be changed while it serves")
         self._become(self._stage.with_text(values))
 
+    def options(self) -> Mapping[str, str]:
+        """Return whether it is on."""
+        return {"state": "on" if self._stage.on else "off"}
+
     def on(self) -> None:
         """Fail what is to fail from now on."""
         self._become(replace(self._stage, on=True))
