@@ -1,7 +1,9 @@
 """What is written in front of a disk, and is not in it."""
 
 import asyncio
+import errno
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,6 +35,7 @@ from vhostblk.disk.cow import Cow, build
 from vhostblk.disk.layer import take_apart
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.null import Null
+from vhostblk.disk.store import Store
 from vhostblk.errors import VhostBlkError
 
 Below = Callable[[bytes], Plain | Late]
@@ -330,6 +333,65 @@ def test_a_commit_that_fails_loses_nothing(tmp_path: Path) -> None:
         await run(calls.close)
 
     asyncio.run(check())
+
+
+def test_a_full_file_system_loses_nothing_it_has_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    What could not be kept, or noted as kept, failed; what is written there later is there.
+
+    Also where the process is killed then.
+    """
+
+    async def check() -> None:
+        disk, model = Plain(BASE), bytearray(BASE)
+        calls = await opened(Cow(disk, scratch=tmp_path / "s", block=BLOCK))
+        whole = Store.write
+        for left in (0, 1):
+            writes = iter(range(9))
+
+            def full(
+                store: Store, offset: int, views: Sequence[memoryview], left: int = left
+            ) -> None:
+                if next(writes) >= left:  # noqa: B023 - called at once
+                    raise OSError(errno.ENOSPC, "full")
+                whole(store, offset, views)
+
+            monkeypatch.setattr(Store, "write", full)
+            with pytest.raises(OSError, match="full"):
+                await ask(calls, Request("write", 8, 8, 1))
+            monkeypatch.setattr(Store, "write", whole)
+        await compare(calls, model, [Request("write", 9, 1, 2)])
+        shutil.copy(tmp_path / "s", tmp_path / "left")
+        again = await opened(Cow(disk, scratch=tmp_path / "left"))
+        assert await content(again) == model
+        await run(again.close)
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def test_a_flush_that_failed_never_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel forgets what it could not write, so nobody can say any more what is stable."""
+
+    async def check() -> None:
+        calls = await opened(Cow(Plain(BASE), scratch=tmp_path / "s"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", _fail)
+            with pytest.raises(OSError, match="no medium"):
+                await run(calls.flush)
+        with pytest.raises(OSError, match="no medium, before"):
+            await run(calls.flush)
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
+def _fail(_: int) -> None:
+    raise OSError(errno.EIO, "no medium")
 
 
 def test_holes_are_kept_as_holes(tmp_path: Path) -> None:

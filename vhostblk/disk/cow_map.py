@@ -124,11 +124,13 @@ class Map:
     def add(self, first: int, end: int) -> None:
         """Note that blocks are here now; their data was written before."""
         for group, start, stop in _by_group(first, end):
-            page = self._pages.setdefault(group, bytearray(PAGE))
+            page = bytearray(self._pages.get(group, bytes(PAGE)))
             _put(page, start, stop, here=True)
-            self._unstable.add(group)
             low, high = start >> 3, (stop - 1 >> 3) + 1
+            # First: what is here in memory alone would be gone with this process.
             self._store.write(self._at(group) + low, [memoryview(page)[low:high]])
+            self._pages[group] = page
+            self._unstable.add(group)
 
     def drop(self, runs: Iterable[Blocks]) -> None:
         """
