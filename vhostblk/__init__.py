@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 from vhostblk.disk.api import Disk, DiskInfo, Extent
 from vhostblk.errors import VhostBlkError
@@ -30,6 +30,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     drain_seconds: float | None = None,
     on_error: Literal["report", "stop", "enospc"] = "report",
     slow_request: float = 10.0,
+    record: str | None = None,
     confidential: Literal["off", "auto", "require"] = "auto",
     shared_ranges: str = "",
     on_violation: Literal["warn", "fail", "break"] = "fail",
@@ -67,6 +68,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
             `vhostblk ctl resume` (``stop``), or held for want of space only (``enospc``).
         slow_request: Seconds from which on a request that is under way has a line in the log; 0:
             none has.
+        record: Where every request is recorded, ``FILE[,payload=none|digest|full]``; None: nowhere.
         confidential: ``off``, ``auto`` or ``require``: serve requests in shared memory only.
         shared_ranges: For ``require``: what the guest shares, as the command line takes it.
         on_violation: For ``require``: a request elsewhere gets a warning (``warn``), fails
@@ -83,7 +85,8 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     """
     # Here, as most who import the package (the fake guest's users) never serve.
     from vhostblk.disk.grammar import parse  # noqa: PLC0415
-    from vhostblk.disk.make import make  # noqa: PLC0415
+    from vhostblk.disk.layers import stack  # noqa: PLC0415
+    from vhostblk.disk.make import make, recorded  # noqa: PLC0415
     from vhostblk.engine.api import OnError  # noqa: PLC0415
     from vhostblk.engine.cpus import parse_cpus  # noqa: PLC0415
     from vhostblk.engine.poll import Poll  # noqa: PLC0415
@@ -105,6 +108,11 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     passed = passed_sockets(os.environ, os.getpid())
     place = where(socket_path, connect, fd, passed, taking_over=expected(os.environ))
     source = parse(disk) if isinstance(disk, str) else None
+    if record is not None:
+        if source is None:
+            disk = stack(recorded(parse("null:512"), record).layers, cast("Disk", disk))
+        else:
+            source = recorded(source, record)
     serve_disk(
         disk if source is None else make(source),
         place,

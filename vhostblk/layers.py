@@ -11,9 +11,11 @@ from vhostblk.disk.delay import Delay
 from vhostblk.disk.error import Error
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.limit import Limit
+from vhostblk.disk.log import Log
 from vhostblk.disk.offset import Offset
 from vhostblk.disk.partition import Partition
 from vhostblk.disk.pause import Pause
+from vhostblk.disk.record import Record
 from vhostblk.disk.stats import Stats
 from vhostblk.disk.truncate import Truncate
 from vhostblk.disk.verify import Verify
@@ -27,9 +29,11 @@ __all__ = [
     "Error",
     "Layer",
     "Limit",
+    "Log",
     "Offset",
     "Partition",
     "Pause",
+    "Record",
     "Stats",
     "Truncate",
     "Verify",

@@ -133,7 +133,8 @@ struct vhb_record_state {
 };
 
 int vhb_stage_record_new(const struct vhb_record *record, struct vhb_stage **out);
-/* Of what it is set to, *on* can be another. */
+/* Of what it is set to, *on* can be another; and the file with its segment, or none: what waits is
+ * forgotten then, and counting begins anew.  Nothing uses a file that was taken away. */
 int vhb_stage_record_set(struct vhb_stage *stage, const struct vhb_record *record);
 int vhb_stage_record_state(struct vhb_stage *stage, struct vhb_record_state *out); /* any thread */
 

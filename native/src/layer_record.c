@@ -47,7 +47,7 @@ uint64_t vhb_record_words(uint64_t word)
 static bool make_room(struct vhb_recorder *r, uint64_t n, uint64_t *at)
 {
     while (!journal_reserve(&r->journal, n, at)) {
-        if (r->fd < 0) {
+        if (load_relaxed(&r->fd) < 0) {
             __atomic_fetch_add(&r->dropped, 1, __ATOMIC_RELAXED);
             return false;
         }
@@ -205,6 +205,8 @@ int vhb_stage_record_set(struct vhb_stage *stage, const struct vhb_record *recor
     struct vhb_recorder *r = vhb_recorder_of(stage);
     if (!r)
         return -EINVAL;
+    if (record->fd != load_relaxed(&r->fd))
+        vhb_recorder_attach(r, record->fd, record->segment);
     store_relaxed(&r->on, (uint32_t)record->on);
     return 0;
 }

@@ -18,11 +18,12 @@ struct vhb_recorder {
     uint32_t on;      /* any thread's */
     uint32_t payload; /* VHB_RECORD_* */
     uint64_t part;    /* bytes of a payload in one record */
-    int fd;           /* -1: none */
-    uint64_t segment;
     uint64_t dropped; /* records there was no room for; atomic */
 
     /* Who takes. */
+    int fd;            /* -1: none; read by anyone */
+    uint64_t segment;  /* what is written belongs to */
+    uint64_t base;     /* where that begins; read by anyone */
     uint64_t bytes;    /* written; read by anyone */
     uint64_t lost;     /* words that could not be written; read by anyone */
     uint32_t error;    /* errno of that; 0: it goes; read by anyone */
@@ -35,5 +36,8 @@ uint64_t vhb_record_words(uint64_t first_word);
 /* Write what the journal has to the file, or drop it where that fails: how many words it was; 0:
  * nothing, or somebody else is writing. */
 uint64_t vhb_recorder_write(struct vhb_recorder *recorder);
+
+/* Write to another file, or none, from here on; what waits is forgotten. */
+void vhb_recorder_attach(struct vhb_recorder *recorder, int fd, uint64_t segment);
 
 #endif

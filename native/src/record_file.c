@@ -4,6 +4,7 @@
  * second: the place of the next block then says how much is missing. */
 #include <endian.h>
 #include <errno.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/uio.h>
@@ -70,7 +71,7 @@ static int write_block(struct vhb_recorder *r, uint64_t n)
                         .kind = KIND_RECORDS,
                         .length = (uint32_t)(n * 8),
                         .segment = r->segment,
-                        .first = j->tail,
+                        .first = j->tail - r->base,
                         .time = vhb_clock()};
     struct iovec iov[MAX_PIECES] = {{&head, sizeof(head)},
                                     {j->words + from, (size_t)first * 8},
@@ -90,7 +91,7 @@ static int write_block(struct vhb_recorder *r, uint64_t n)
 /* Write, or give up, *n* words. */
 static void put_away(struct vhb_recorder *r, uint64_t n)
 {
-    if (r->error && vhb_clock() < r->again_at) {
+    if (r->fd < 0 || (r->error && vhb_clock() < r->again_at)) {
         count(&r->lost, n);
         return;
     }
@@ -114,6 +115,23 @@ uint64_t vhb_recorder_write(struct vhb_recorder *r)
     }
     vhb_journal_end(&r->journal);
     return n;
+}
+
+void vhb_recorder_attach(struct vhb_recorder *r, int fd, uint64_t segment)
+{
+    struct vhb_journal *j = &r->journal;
+    while (!vhb_journal_begin(j))
+        sched_yield();
+    uint64_t n;
+    while ((n = vhb_journal_ready(j, vhb_record_words, j->mask / 2)))
+        vhb_journal_taken(j, n);
+    store_relaxed(&r->fd, fd);
+    r->segment = segment;
+    store_relaxed(&r->base, j->tail);
+    store_relaxed(&r->bytes, 0ull);
+    store_relaxed(&r->lost, 0ull);
+    store_relaxed(&r->error, 0u);
+    vhb_journal_end(j);
 }
 
 int vhb_stage_record_flush(struct vhb_stage *stage)
@@ -158,8 +176,9 @@ int vhb_stage_record_state(struct vhb_stage *stage, struct vhb_record_state *out
     struct vhb_recorder *r = vhb_recorder_of(stage);
     if (!r)
         return -EINVAL;
-    *out = (struct vhb_record_state){.words = load_relaxed(&r->journal.head),
-                                     .taken = load_relaxed(&r->journal.tail),
+    uint64_t base = load_relaxed(&r->base);
+    *out = (struct vhb_record_state){.words = load_relaxed(&r->journal.head) - base,
+                                     .taken = load_relaxed(&r->journal.tail) - base,
                                      .bytes = load_relaxed(&r->bytes),
                                      .lost = load_relaxed(&r->lost),
                                      .dropped = load_relaxed(&r->dropped),

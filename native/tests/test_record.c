@@ -222,6 +222,37 @@ static void test_payloads(void)
     CHECK_EQ(vhb_disk_free(disk), 0);
 }
 
+/* What comes behind a change of the file goes to the other, counted from there. */
+static void test_another_file(void)
+{
+    static struct recorded r;
+    struct vhb_disk *disk;
+    struct vhb_record_state state;
+    CHECK_EQ(vhb_disk_null_new(true, &disk), 0);
+    open_recorded(&r, disk, VHB_RECORD_NONE, memory_file());
+    struct rig rig;
+    rig_open(&rig, &(struct rig_config){.disk = r.disk});
+    CHECK_EQ(do_write(&rig, 8, 512), BLK_OK);
+    read_back(&r);
+    CHECK_EQ(r.n, 5);
+    struct vhb_record none = {.fd = -1}, other = {.fd = memory_file(), .on = true, .segment = 77};
+    CHECK_EQ(vhb_stage_record_set(r.stage, &none), 0);
+    CHECK_EQ(do_write(&rig, 8, 512), BLK_OK);
+    close(r.fd);
+    r.fd = other.fd;
+    CHECK_EQ(vhb_stage_record_set(r.stage, &other), 0);
+    CHECK_EQ(do_write(&rig, 8, 1024), BLK_OK);
+    read_back(&r);
+    CHECK_EQ(r.n, 5);
+    CHECK_EQ(r.words[0], word(SUBMIT, 1, 0, 2));
+    CHECK_EQ(vhb_stage_record_state(r.stage, &state), 0);
+    CHECK_EQ(state.words, 5);
+    CHECK_EQ(state.taken, 5);
+    rig_close(&rig);
+    close_recorded(&r);
+    CHECK_EQ(vhb_disk_free(disk), 0);
+}
+
 /* A file that takes nothing stops no request; what is missing is counted, and once it takes
  * something again the place of the block says how much it was. */
 static void test_a_full_file(void)
@@ -267,7 +298,7 @@ static void test_without_a_file(void)
     CHECK_EQ(out[0], word(SUBMIT, 1, 0, 1));
     CHECK_EQ(vhb_stage_record_take(r.stage, out, sizeof(out)), 2 * 8);
     CHECK_EQ(out[0], word(COMPLETE, 0, 0, 3));
-    struct vhb_record off = {.on = false}, on = {.on = true};
+    struct vhb_record off = {.fd = -1}, on = {.fd = -1, .on = true};
     CHECK_EQ(vhb_stage_record_set(r.stage, &off), 0);
     CHECK_EQ(do_write(&rig, 8, 512), BLK_OK);
     CHECK_EQ(vhb_stage_record_take(r.stage, out, sizeof(out)), 0);
@@ -304,4 +335,5 @@ static void test_refuses_what_it_cannot_be(void)
 }
 
 CHECK_MAIN(TEST(requests_one_after_the_other), TEST(requests_under_way_together), TEST(digests),
-           TEST(payloads), TEST(a_full_file), TEST(without_a_file), TEST(refuses_what_it_cannot_be))
+           TEST(payloads), TEST(another_file), TEST(a_full_file), TEST(without_a_file),
+           TEST(refuses_what_it_cannot_be))

@@ -207,3 +207,26 @@ def test_what_is_no_trace_says_so(tmp_path: Path) -> None:
         (tmp_path / "t").write_bytes(raw)
         with pytest.raises(VhostBlkError, match="is no trace"):
             read(tmp_path / "t")
+
+
+def test_blocks_of_two_sessions_may_be_mixed(tmp_path: Path) -> None:
+    """As they are where one server takes over from another: each goes to its own segment."""
+    path = tmp_path / "t"
+    with path.open("wb") as file:
+        with Writer(file, header(started=1)) as old:
+            old.submit(Op.FLUSH)
+            old.flush()
+            new = Writer(file, header(started=2))
+            new.submit(Op.READ, length=512)
+            new.flush()
+            old.submit(Op.FLUSH)
+        new.submit(Op.READ, length=1024)
+        new.close()
+    trace = read(path)
+    assert trace.damage is None
+    lengths = [
+        [step.length for step in one.steps() if isinstance(step, Submitted)]
+        for one in trace.segments
+    ]
+    assert lengths == [[0, 0], [512, 1024]]
+    assert [one.ended for one in trace.segments] == [True, True]

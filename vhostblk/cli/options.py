@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import click
 
 from vhostblk.disk.file import LockWhen
-from vhostblk.disk.grammar import parse_size
+from vhostblk.disk.grammar import parse, parse_size
+from vhostblk.disk.make import recorded
 from vhostblk.engine.cpus import parse_cpus
 from vhostblk.engine.poll import Poll
 from vhostblk.errors import VhostBlkError
@@ -83,6 +84,10 @@ cpus = reader(parse_cpus)
 """Reads a list of CPUs."""
 shared_ranges = checker(parse_shared_ranges)
 """Makes sure that shared ranges can be read."""
+
+
+record = checker(lambda text: recorded(parse("null:512"), text))
+"""Makes sure that it can be said where requests are recorded."""
 
 
 def qemu_size(text: str) -> str:

@@ -94,6 +94,12 @@ from vhostblk.disk.make import beside, make
     show_default=True,
     help="Log a request that takes longer, and when it is over; 0: none.",
 )
+@click.option(
+    "--record",
+    metavar="FILE[,payload=none|digest|full]",
+    callback=options.parsed(options.record),
+    help="Record every request there, for `vhostblk trace` and `vhostblk powercut`.",
+)
 @options.confidential
 @click.option(
     "--control",
@@ -135,6 +141,7 @@ def serve(
     drain_timeout: float | None,
     on_error: options.OnError,
     slow_request: float,
+    record: str | None,
     confidential: options.Confidential,
     shared_ranges: str,
     on_violation: options.OnViolation,
@@ -180,7 +187,7 @@ def serve(
     options.one_place(socket_path=socket_path, connect=connect, fd=fd)
     report.start_logging(-1 if quiet else verbose)
     vhostblk.serve(
-        str(beside(parse(disk), cache=cache, read_only=read_only, lock=lock)),
+        str(beside(parse(disk), cache=cache, read_only=read_only, lock=lock, record=record)),
         socket_path,
         fd=fd,
         connect=connect,

@@ -6,7 +6,7 @@ Nothing is opened here; that is `Disk.open`'s, on the thread that will serve.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -88,7 +88,12 @@ def _no_disk(spec: DiskSpec) -> VhostBlkError:
 
 
 def beside(
-    spec: DiskSpec, *, cache: str | None, read_only: bool, lock: str | None = None
+    spec: DiskSpec,
+    *,
+    cache: str | None,
+    read_only: bool,
+    lock: str | None = None,
+    record: str | None = None,
 ) -> DiskSpec:
     """
     Add to a disk what was said of the device it is for.
@@ -99,6 +104,7 @@ def beside(
         read_only: Open a file so, which lets readers share its lock.  For other disks the device
             refuses writes.
         lock: When a file is locked; None: as *spec* says.
+        record: Where requests are recorded, see `recorded`; None: only where *spec* says.
 
     Raises:
         VhostBlkError: A cache mode or a lock for what has none, or two answers to one question.
@@ -113,7 +119,23 @@ def beside(
         spec = spec.with_option("lock", lock)
     if read_only and spec.scheme == "file":
         spec = spec.with_option("read-only", "on")
-    return spec
+    return spec if record is None else recorded(spec, record)
+
+
+def recorded(spec: DiskSpec, text: str) -> DiskSpec:
+    """
+    Put a layer in front of everything else that records what the guest asks.
+
+    Args:
+        spec: The disk.
+        text: ``FILE[,payload=…]``: the file, and other options of the layer ``record``.
+
+    Raises:
+        VhostBlkError: There is no such option.
+    """
+    layer = parse(f"record:path={text}|null:512").layers
+    check(layer)
+    return replace(spec, layers=(*layer, *spec.layers))
 
 
 def _check_options(spec: DiskSpec, known: frozenset[str]) -> None:

@@ -8,6 +8,7 @@ may share one stage.
 
 # ruff: noqa: ARG002 - the methods that are not called name their parameters
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from vhostblk.disk.call import Pending
@@ -28,6 +29,49 @@ class Bound(Protocol):
 
     def counters(self) -> Mapping[str, int]:
         """Return what it has counted, over all queues."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordState:
+    """
+    How far a stage that records has come; see ``struct vhb_record_state``.
+
+    Args:
+        words: Recorded so far.
+        taken: Of these: written, lost, or taken.
+        bytes: Of blocks in the file.
+        lost: Words that the file did not take.
+        dropped: Records that found no room, where there is no file.
+        error: The errno of the last block; 0: it was written.
+    """
+
+    words: int
+    taken: int
+    bytes: int
+    lost: int
+    dropped: int
+    error: int
+
+
+class BoundRecorder(Bound, Protocol):
+    """A stage that writes requests down; the methods are any one thread's."""
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when half of the room was filled."""
+        ...
+
+    def flush(self) -> None:
+        """Write what waits to the file."""
+        ...
+
+    def take(self) -> bytes:
+        """Return records that wait, where there is no file; empty: none do."""
+        ...
+
+    def state(self) -> RecordState:
+        """Return how far it has come."""
         ...
 
 

@@ -79,6 +79,7 @@ KEYS: Mapping[str, Key] = {
     "block_size": Key(int, 0),
     "drain_timeout": Key(float, DRAIN_SECONDS),
     "slow_request": Key(float, SLOW_SECONDS),
+    "record": Key(str),
     "on_error": Key(str, "report", tuple(OnError)),
     "confidential": Key(str, "auto", tuple(Confidential)),
     "shared_ranges": Key(str, ""),
@@ -131,6 +132,7 @@ def read_settings(table: Mapping[str, object]) -> Settings:
         cache=_text(said, "cache"),
         read_only=read_only,
         lock=_text(said, "lock"),
+        record=_text(said, "record"),
     )
     uid, gid = _read(said, "socket_owner", parse_owner) or (None, None)
     mode = _read(said, "socket_mode", parse_mode)

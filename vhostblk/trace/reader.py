@@ -182,9 +182,10 @@ def _add(
     if head.kind is BlockKind.SEGMENT:
         segments.append(Segment(path=path, header=parse_header(body)))
         return None
-    if not segments or head.segment != segments[-1].header.started or segments[-1].ended:
-        return f"the block at byte {at} belongs to no segment"
-    return _continue(segments[-1], at, head, body)
+    for segment in reversed(segments):
+        if segment.header.started == head.segment and not segment.ended:
+            return _continue(segment, at, head, body)
+    return f"the block at byte {at} belongs to no segment"
 
 
 def _continue(segment: Segment, at: int, head: Head, body: bytes) -> str | None:

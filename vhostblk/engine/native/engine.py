@@ -50,9 +50,10 @@ class NativeDevice:
         self._queues: set[NativeQueue] = set()
         self._late: set[asyncio.Future[None]] = set()
 
-    def queue(self, index: int, *, on_broken: Callable[[], None]) -> NativeQueue:  # noqa: ARG002
+    def queue(self, index: int, *, on_broken: Callable[[], None]) -> NativeQueue:
         """Make queue *index*, on the worker that has least to do."""
         queue = NativeQueue(self._engine.worker(), self, on_broken)
+        check(lib.vhb_queue_set_number(queue.handle, index), "number")
         self._queues.add(queue)
         return queue
 

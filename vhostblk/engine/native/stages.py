@@ -14,12 +14,15 @@ from vhostblk.disk.error import ErrorStage
 from vhostblk.disk.limit import LimitStage
 from vhostblk.disk.ops import Op
 from vhostblk.disk.partition import PartitionStage
-from vhostblk.disk.stage import Stage, StageLayer
+from vhostblk.disk.record import RecordStage
+from vhostblk.disk.stage import RecordState, Stage, StageLayer
 from vhostblk.disk.stats import StatsStage
 from vhostblk.disk.stats import counters as stats_counters
 from vhostblk.engine.native.core import check, ffi, lib, make
 from vhostblk.errors import VhostBlkError
 
+TAKE = 1 << 16
+"""Bytes of records that are taken at once."""
 MAX_LAYERS = 8
 """Of the core, directly in front of each other; ``VHB_MAX_LAYERS``."""
 
@@ -77,6 +80,7 @@ KINDS: Mapping[type, Kind] = {
     ErrorStage: Kind("error", ("matched", "injected"), _error),
     LimitStage: Kind("limit", ("waited", "waited_ns")),
     PartitionStage: Kind("partition"),
+    RecordStage: Kind("record"),
     StatsStage: Kind("stats", stats_counters()),
 }
 
@@ -113,6 +117,41 @@ class NativeStage:
         return dict(zip(names, out, strict=True))
 
 
+class NativeRecorder(NativeStage):
+    """`BoundRecorder`: a stage that writes requests down."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self._buffer = ffi.new("uint8_t[]", TAKE)
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when half of the room was filled."""
+        return check(lib.vhb_stage_record_wake_fd(self.handle), "record")
+
+    def flush(self) -> None:
+        """Write what waits to the file."""
+        check(lib.vhb_stage_record_flush(self.handle), "record")
+
+    def take(self) -> bytes:
+        """Return records that wait, where there is no file."""
+        n = check(lib.vhb_stage_record_take(self.handle, self._buffer, TAKE), "record")
+        return bytes(ffi.buffer(self._buffer, n))
+
+    def state(self) -> RecordState:
+        """Return how far it has come."""
+        now = ffi.new("struct vhb_record_state *")
+        check(lib.vhb_stage_record_state(self.handle, now), "record")
+        return RecordState(
+            words=now.words,
+            taken=now.taken,
+            bytes=now.bytes,
+            lost=now.lost,
+            dropped=now.dropped,
+            error=now.error,
+        )
+
+
 def bind(layers: Sequence[StageLayer]) -> tuple[NativeStage, ...]:
     """
     Make the stages of *layers*, which are open, and have them reach the core.
@@ -134,7 +173,9 @@ def _bound(layer: StageLayer) -> NativeStage:
     if isinstance(layer.bound, NativeStage):
         layer.bound.set(layer.stage())
         return layer.bound
-    stage = NativeStage(layer.stage())
+    settings = layer.stage()
+    recorder = isinstance(settings, RecordStage)
+    stage = NativeRecorder(settings) if recorder else NativeStage(settings)
     layer.bind(stage)
     return stage
 
