@@ -93,13 +93,17 @@ def test_layers_are_changed_under_a_guest_that_writes(tmp_path: Path) -> None:
         operator.until(lambda: bool(operator.settings("pause")["held"]))
         operator.ask("layer", layer="pause", set={"paused": "off"})
         operator.beats()
-        operator.ask("replace", disk=f"pause|cow|{image}")
+        operator.ask("replace", disk=f"stats|delay:flush=5ms|pause|cow|stats|{image}")
         operator.beats()
+        assert operator.settings("stats:1")["write requests"]
+        assert "write requests" not in operator.settings("stats:2")
+        operator.ask("layer", layer="delay", set={"all": "0"})
         kept = image.read_bytes()
         operator.beats()
         assert image.read_bytes() == kept
         operator.ask("layer", layer="cow", do="commit")
         assert image.read_bytes() != kept
+        assert operator.settings("stats:2")["write requests"]
         operator.beats(1)
         operator.ask("replace", disk=str(image), layer="cow", do="commit")
         operator.beats()
