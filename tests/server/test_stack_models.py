@@ -1,18 +1,18 @@
 """Every layer, and stacks of them at random, against a byte array, through a real virtqueue."""
 
+import errno
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from layer_kit.disks import Late, Plain
+from layer_kit.disks import SECTOR, Late, Plain
 from layer_kit.model import BASE, OPS, SECTORS, SIZE, apart, apply
 from layer_kit.model import Request as Asked
 from server_kit.serving import Serving, serving
 
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.layers import LAYERS, stack
-from vhostblk.disk.stage import StageLayer
 from vhostblk.engine.choose import EngineName
 from vhostblk.guest import Guest, Request
 from vhostblk.guest.blk import Range
@@ -25,12 +25,33 @@ FORMS = {
     "cache": ("cache:size=1M", "cache:mode=writeback,block=8K", "cache:mode=writeback,block=512"),
     "cow": ("cow:block=4K", "cow", "cow:scratch={scratch},block=8K"),
     "cut": ("cut:limit=16K", "cut"),
+    "delay": ("delay:write=20us", "delay:all=1us"),
+    "error": ("error:state=off",),
+    "limit": ("limit:iops=1M",),
+    "log": ("log:file={scratch}", "log:state=off"),
+    "offset": ("offset:start=0",),
     "pause": ("pause",),
+    "record": ("record:path={scratch}",),
+    "stats": ("stats",),
+    "truncate": ("truncate:round-down=512",),
     "verify": ("verify", "verify:file={scratch}"),
     "zeroes": ("zeroes", "zeroes:unmap=on"),
 }
 """How each layer is written that leaves a disk what it is."""
 KNOWN = [name for name in FORMS if name in LAYERS]
+OF_THE_CORE = {"delay", "error", "limit", "log", "offset", "record", "stats", "truncate"}
+"""Of these, those that the reference engine has not."""
+SERVED = [
+    (name, engine)
+    for name in KNOWN
+    for engine in ENGINES
+    if engine == "native" or name not in OF_THE_CORE
+]
+
+
+def engine_for(names: Sequence[str], dice: random.Random) -> EngineName:
+    """Choose an engine that has these layers."""
+    return "native" if OF_THE_CORE & {*names} else dice.choice(ENGINES)
 
 
 def forms(name: str, directory: Path) -> list[str]:
@@ -100,13 +121,7 @@ def check(  # noqa: PLR0913 - what it works with
     packed: bool,
 ) -> None:
     """Serve a stack, drive it, and look at the disk below when all has ended."""
-    disk = make(written, below)
-    one = disk
-    while hasattr(one, "below"):
-        if isinstance(one, StageLayer) and engine == "reference":
-            pytest.skip("layers of the core need the core")
-        one = one.below
-    model = bytearray(BASE)
+    model, disk = bytearray(BASE), make(written, below)
     with serving(engine) as server:
         run(server, connect, disk, random.Random(seed), model, packed=packed)
     cow = any(form.startswith("cow") for form in written)
@@ -130,7 +145,7 @@ def run(  # noqa: PLR0913 - what it works with
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize(("name", "engine"), SERVED)
 def test_a_layer_is_the_disk_below(
     name: str, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path, *, packed: bool
 ) -> None:
@@ -149,9 +164,8 @@ def test_layers_in_any_order_are_the_disk_below(
     names = dice.sample(KNOWN, min(dice.choice((2, 2, 3, 4)), len(KNOWN)))
     written = [dice.choice(forms(name, tmp_path)) for name in names]
     below = dice.choice((Plain(BASE), Late(BASE, seed)))
-    check(
-        written, below, seed, ENGINES[seed % 3 == 2], vhost_user_guest, packed=dice.random() < 0.5
-    )
+    engine = engine_for(names, dice)
+    check(written, below, seed, engine, vhost_user_guest, packed=dice.random() < 0.5)
 
 
 @pytest.mark.slow
@@ -162,5 +176,55 @@ def test_many_more_stacks(seed: int, vhost_user_guest: Connect, tmp_path: Path) 
     names = dice.choices(KNOWN, k=dice.choice((2, 3, 4, 5)))
     written = [dice.choice(forms(name, tmp_path)) for name in names]
     below = dice.choice((Plain(BASE), Late(BASE, seed)))
-    engine = dice.choice(ENGINES)
+    engine = engine_for(names, dice)
     check(written, below, seed, engine, vhost_user_guest, packed=dice.random() < 0.5)
+
+
+class Broken(Plain):
+    """Has a sector that cannot be read, and one that cannot be written."""
+
+    def read(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Read, or fail with a slice in hand."""
+        slices = [view[:1] for view in views]
+        if offset <= 100 * SECTOR < offset + sum(map(len, views)):
+            raise OSError(errno.EIO, f"no medium at {offset} for {len(slices)} views")
+        super().read(offset, views)
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Write, or fail."""
+        if offset <= 50 * SECTOR < offset + sum(map(len, views)):
+            raise OSError(errno.EIO, "no medium")
+        super().write(offset, views)
+
+
+class LateBroken(Late):
+    """The same, in its own time."""
+
+    def __init__(self, data: bytes, seed: int = 0) -> None:
+        super().__init__(data, seed)
+        self.plain = Broken(data)
+
+
+@pytest.mark.parametrize("below", [Broken, LateBroken])
+@pytest.mark.parametrize(("name", "engine"), SERVED)
+def test_an_error_below_ends_one_request(
+    name: str,
+    below: type[Plain | Late],
+    engine: EngineName,
+    vhost_user_guest: Connect,
+    tmp_path: Path,
+) -> None:
+    """The queue goes on: no layer keeps the guest's memory in what is raised."""
+    for form in forms(name, tmp_path):
+        with serving(engine) as server:
+            guest = vhost_user_guest(server.add(make([form], below(BASE))))
+            for _ in range(2):
+                asked = (
+                    guest.submit(Request.read(90, 20 * SECTOR)),
+                    guest.submit(Request.read(0, SECTOR)),
+                )
+                assert [guest.wait(one).status for one in asked] == [Status.IOERR, Status.OK]
+            assert guest.read(180, SECTOR) == BASE[180 * SECTOR : 181 * SECTOR]
+            guest.write(180, b"x" * SECTOR)
+            assert guest.read(180, SECTOR) == b"x" * SECTOR
+            guest.close()
