@@ -8,12 +8,18 @@ import pytest
 import running
 
 from vhostblk.cli import main
+from vhostblk.disk.grammar import parse
+from vhostblk.disk.make import make
 from vhostblk.guest import Guest
 
 PAGE = (running.ROOT / "docs/how-to/stack-layers.md").read_text()
 SHOWN = re.compile(
     r"^```sh\n((?:(?!```).*\n)*)```\n\n```text\n((?:(?!```).*\n)*)```$", re.MULTILINE
 )
+
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+SPANS = [one.replace("\\|", "|") for one in re.findall(r"`([^`\n]+)`", FENCE.sub("", PAGE))]
+STACKS = [one for one in SPANS if "|" in one and "'" not in one]
 
 
 def printed(words: list[str], directory: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -47,3 +53,16 @@ def test_what_the_page_shows_is_what_happens(
         with Guest.connect(socket) as guest:
             assert guest.read(0, 512) == bytes(512)
     assert len(answers) > 5
+
+
+@pytest.mark.parametrize("text", STACKS)
+def test_stacks_in_the_text_can_be_made(text: str) -> None:
+    """Whatever the page has with a bar in it, the grammar and the layers take."""
+    if "python:" not in text:
+        make(text)
+    assert parse(text).layers
+
+
+def test_there_are_such_stacks() -> None:
+    """Some of every kind are found."""
+    assert len(STACKS) > 10
