@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from vhostblk.cli import backend_command, ctl, main
+from vhostblk.cli import backend_command, ctl, main, trace
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 USAGE = re.compile(
@@ -38,6 +38,7 @@ def help_text(program: str) -> str:
 
 PROGRAMS = ["vhostblk", *(f"vhostblk {name}" for name in main.COMMANDS)]
 PROGRAMS += [f"vhostblk ctl {name}" for name in ctl.ctl.commands]
+PROGRAMS += [f"vhostblk trace {name}" for name in trace.trace.commands]
 PROGRAMS.append("vhostblk-backend")
 
 

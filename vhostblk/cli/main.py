@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "qemu-args": "qemu_args",
     "libvirt-xml": "libvirt_xml",
     "powercut": "powercut",
+    "trace": "trace",
     "demo": "demo",
     "bench": "bench",
     "upgrade": "upgrade",

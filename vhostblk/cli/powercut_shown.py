@@ -12,10 +12,9 @@ from pathlib import Path
 import click
 
 from vhostblk.disk.loss import SECTOR, Fate, Lose, Losing
-from vhostblk.errors import VhostBlkError
 from vhostblk.sweep.plan import State
 from vhostblk.sweep.sweep import Failure, Progress, Subject, told
-from vhostblk.trace.reader import Segment, read
+from vhostblk.trace.reader import choose
 
 SHOWN = 40
 """Lines of a checker's output, and changes of a cut, that are shown."""
@@ -42,7 +41,7 @@ class Asked:
 
     def subject(self) -> Subject:
         """Read the recording; raises `VhostBlkError`."""
-        segment = _segment(self.recording, self.segment)
+        segment = choose(self.recording, self.segment)
         return Subject(segment, self.image, self.size or segment.header.size)
 
     def again(self, state: State, losing: Losing) -> str:
@@ -103,14 +102,3 @@ def shown(progress: Progress) -> Iterator[None]:
         thread.join()
         if terminal:
             click.echo("\r\033[K", nl=False, err=True)
-
-
-def _segment(recording: Path, number: int | None) -> Segment:
-    segments = read(recording).segments
-    if number is None and len(segments) > 1:
-        raise VhostBlkError(
-            f"{recording} has {len(segments)} sessions: say which one by --segment N"
-        )
-    if (number or 1) > len(segments):
-        raise VhostBlkError(f"{recording} has {len(segments)} sessions, not {number}")
-    return segments[(number or 1) - 1]

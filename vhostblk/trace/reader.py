@@ -151,6 +151,25 @@ def read(path: Path) -> Trace:
         return _scan(path, file)
 
 
+def choose(path: Path, number: int | None) -> Segment:
+    """
+    Return one segment of a trace.
+
+    Args:
+        path: The trace.
+        number: Which, from 1; None: the only one.
+
+    Raises:
+        VhostBlkError: There is none of that number, or more than one; or it is no trace.
+    """
+    segments = read(path).segments
+    if number is None and len(segments) > 1:
+        raise VhostBlkError(f"{path} has {len(segments)} sessions: say which one by --segment N")
+    if (number or 1) > len(segments):
+        raise VhostBlkError(f"{path} has {len(segments)} sessions, not {number}")
+    return segments[(number or 1) - 1]
+
+
 def _scan(path: Path, file: BinaryIO) -> Trace:
     segments: list[Segment] = []
     at = 0
