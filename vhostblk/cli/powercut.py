@@ -54,7 +54,7 @@ def parse_ok(text: str) -> tuple[int, ...]:
 
 
 @click.command("powercut", short_help="Cut the power everywhere in a recording; check each state.")
-@click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("recording", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--check",
     metavar="COMMAND",
@@ -62,7 +62,7 @@ def parse_ok(text: str) -> tuple[int, ...]:
 )
 @click.option(
     "--image",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="What was on the disk before the recording; read only.  [default: zeroes]",
 )

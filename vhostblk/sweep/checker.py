@@ -92,11 +92,13 @@ class Checker:
         with process:
             output = _tail(process)
             status = process.wait()
+        was_late = not late.is_alive()
+        late.cancel()
         with self._lock:
             self._running.discard(process.pid)
             if self._stopped:
                 return None
-        return self._said(status, output, late)
+        return self._said(status, output, was_late=was_late)
 
     def stop(self) -> None:
         """End all that run; no other begins."""
@@ -105,9 +107,7 @@ class Checker:
             for pid in self._running:
                 _kill_group(pid)
 
-    def _said(self, status: int, output: str, late: threading.Timer) -> Said:
-        was_late = not late.is_alive()
-        late.cancel()
+    def _said(self, status: int, output: str, *, was_late: bool) -> Said:
         if status in _CANNOT_RUN and status not in self._good:
             raise VhostBlkError(f"the check cannot be run: {output.strip() or self._command}")
         if was_late and status < 0:

@@ -118,8 +118,8 @@ class Sweep:
             OSError: No space for the images, say.
         """
         with ThreadPoolExecutor(len(self._slots)) as pool:
-            work = [pool.submit(self._work, slot, checker, go_on=go_on) for slot in self._slots]
             try:
+                work = [pool.submit(self._work, slot, checker, go_on=go_on) for slot in self._slots]
                 for one in work:
                     one.result()
             except BaseException:
