@@ -8,7 +8,7 @@ import pytest
 from guest_boot import tools
 from guest_boot.restarts import Server
 from power_kit import ext4
-from power_kit.recorder import Recorder, recording, segment
+from power_kit.recorder import segment
 from server_kit.serving import serving
 
 from vhostblk.cli import rpc
@@ -16,6 +16,7 @@ from vhostblk.cli.guest_vm import Machine, Vm
 from vhostblk.disk.file import File
 from vhostblk.disk.loss import Fate, Losing
 from vhostblk.disk.power import Kind
+from vhostblk.disk.record import Record
 from vhostblk.sweep.plan import Plan
 from vhostblk.sweep.sweep import Progress, Subject, Sweep
 
@@ -30,8 +31,8 @@ def record(directory: Path, script: str) -> Subject:
     image, path = directory / "image", directory / "trace"
     with image.open("wb") as file:
         file.truncate(ext4.SIZE)
-    with recording(path, ext4.SIZE) as writer, serving("native") as server:
-        socket = server.add(Recorder(File(str(image)), writer))
+    with serving("native") as server:
+        socket = server.add(Record(File(str(image)), path=path, payload="full"))
         with Vm(tools(), Machine(socket), script, directory) as vm:
             vm.wait(TIMEOUT_S)
     return Subject(segment(path), None, ext4.SIZE)

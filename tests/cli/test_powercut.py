@@ -123,7 +123,7 @@ def test_a_recording_without_payloads_says_how_to_record(
 def test_a_signal_ends_it_cleanly(path: Path, tmp_path: Path, number: int) -> None:
     """Checks are ended, images removed, and how far it was is said; status 130."""
     command = [sys.executable, "-m", "vhostblk", "powercut", str(path), "--work", str(tmp_path)]
-    command += ["--check", f"touch {tmp_path}/begun; sleep 60 {{}}", "--jobs", "2"]
+    command += ["--check", f": {{}}; touch {tmp_path}/begun; sleep 60", "--jobs", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "begun").exists():
             assert process.poll() is None
