@@ -134,11 +134,19 @@ class Backing:
     # ---- the layers -----------------------------------------------------------------------
 
     async def order(self, order: Order) -> Done:
-        """Change a layer, and how the disk is written; see `Layers.order`."""
+        """
+        Change a layer, and how the disk is written; see `Layers.order`.
+
+        Raises:
+            VhostBlkError: It cannot; what was set stays set where it is the command that fails.
+            OSError: The command fails with it.
+        """
         done = await self.layers.order(order)
         if self.source is not None:
             layer = self.stack.layers[done.index]
             self.source = written(self.source, done.index, layer, done.values)
+        if done.error is not None:
+            raise done.error
         return done
 
     # ---- the disk -------------------------------------------------------------------------

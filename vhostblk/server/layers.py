@@ -75,12 +75,14 @@ class Done:
         values: What is to be written of it otherwise from now on.
         row: What it is set to then.
         result: What its command has returned.
+        error: What it has raised instead.
     """
 
     index: int
     values: Mapping[str, str]
     row: LayerRow
-    result: Mapping[str, Value] | None
+    result: Mapping[str, Value] | None = None
+    error: VhostBlkError | OSError | None = None
 
 
 class Layers:
@@ -189,9 +191,7 @@ async def carry_out(layers: Sequence[Layer], order: Order) -> Done:
         order: What is wanted of one of them.
 
     Raises:
-        VhostBlkError: There is no such layer or command, or it cannot; what was set stays set where
-            it is the command that fails.
-        OSError: The command fails with it.
+        VhostBlkError: There is no such layer or command, or it cannot be set like that.
     """
     index = _find(layers, order.layer)
     layer, name = layers[index], names(layers)[index]
@@ -201,12 +201,14 @@ async def carry_out(layers: Sequence[Layer], order: Order) -> Done:
     if order.values:
         with _told(name, "change"):
             layer.change(order.values)
-    result: Mapping[str, Value] | None = None
-    if order.command:
+    if not order.command:
+        return Done(index, order.values, _row(name, layer))
+    try:
         with _told(name, order.command):
             result = await _called(getattr(layer, order.command))
-    values = {**order.values, **(layer.options() if order.command else {})}
-    return Done(index, values, _row(name, layer), result)
+    except (VhostBlkError, OSError) as error:
+        return Done(index, order.values, _row(name, layer), error=error)
+    return Done(index, {**order.values, **layer.options()}, _row(name, layer), result)
 
 
 def written(source: DiskSpec, index: int, layer: Layer, values: Mapping[str, str]) -> DiskSpec:
