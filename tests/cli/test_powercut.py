@@ -118,6 +118,31 @@ def test_a_recording_without_payloads_says_how_to_record(
     assert "record again with payload=full" in capsys.readouterr().err
 
 
+def test_a_check_that_never_is_content_is_said_to_be_so(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing was lost, it is not the power cut that it does not like."""
+    assert ended(path, "--at", "end", "--lose", "none", "--check", "false {}", "-q") == 3
+    assert "  nothing: the check does not like the disk without" in capsys.readouterr().out
+
+
+def test_a_recording_that_was_cut_short_is_swept_as_far_as_it_is_whole(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that was killed has not written its end."""
+    path.write_bytes(path.read_bytes()[:-5])
+    assert ended(path, "--list") == 0
+    assert "what is in front of it is swept" in capsys.readouterr().err
+
+
+def test_a_disk_that_became_larger_has_its_size_told(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recording says what it was at first only."""
+    assert ended(path, "--size", "8K", "--check", "test -f {}", "-q") == 1
+    assert "request 4 writes up to byte 12288, the disk has 8192" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(path: Path, tmp_path: Path, number: int) -> None:

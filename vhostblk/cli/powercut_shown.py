@@ -14,7 +14,7 @@ import click
 from vhostblk.disk.loss import SECTOR, Fate, Lose, Losing
 from vhostblk.sweep.plan import State
 from vhostblk.sweep.sweep import Failure, Progress, Subject, told
-from vhostblk.trace.reader import choose
+from vhostblk.trace.reader import choose, read
 
 SHOWN = 40
 """Lines of a checker's output, and changes of a cut, that are shown."""
@@ -41,6 +41,9 @@ class Asked:
 
     def subject(self) -> Subject:
         """Read the recording; raises `VhostBlkError`."""
+        damage = read(self.recording).damage
+        if damage is not None:
+            click.echo(f"{self.recording}: {damage}; what is in front of it is swept", err=True)
         segment = choose(self.recording, self.segment)
         return Subject(segment, self.image, self.size or segment.header.size)
 
@@ -68,6 +71,8 @@ def report(asked: Asked, losing: Losing, failure: Failure) -> None:
     state, said = failure.state, failure.said
     click.echo(f"BAD: {told(state)}")
     lines = [str(v) for v in state.cut.verdicts if v.fate is not Fate.KEPT]
+    if not lines:
+        click.echo("  nothing: the check does not like the disk without a power cut either")
     for line in lines[:SHOWN]:
         click.echo(f"  {line}")
     if len(lines) > SHOWN:

@@ -50,9 +50,20 @@ class Image:
         os.close(self.fd)
 
     def store(self, pieces: Iterable[Piece]) -> list[Range]:
-        """Write pieces in order; return where."""
+        """
+        Write pieces in order; return where.
+
+        Raises:
+            VhostBlkError: One is behind the end.
+        """
         ranges = []
         for piece in pieces:
+            if piece.end > self.size:
+                change = piece.change
+                raise VhostBlkError(
+                    f"request {change.number} writes up to byte {change.offset + change.length}, "
+                    f"the disk has {self.size}: it became larger, say --size"
+                )
             if piece.data is None:
                 self.clear(piece.start, piece.end)
             else:
