@@ -70,24 +70,75 @@ def test_a_cache_is_the_disk_below(below: Below, mode: str, sequence: Sequence[R
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("mode", MODES)
-@given(
-    sequence=st.lists(requests(), max_size=30),
-    seed=st.integers(0, 99),
-    held=st.sampled_from((1, 3, 100)),
+async def check_at_once(mode: str, sequence: Sequence[Request], seed: int, held: int) -> None:
+    """Carry requests out together; nothing of them is lost."""
+    disk, model, together = Late(BASE, seed), bytearray(BASE), apart(sequence)
+    calls = await opened(small(disk, mode, held * 4096))
+    for one in together:
+        apply(model, one)
+    assert await at_once(calls, together) == model
+    await run(calls.flush)
+    assert disk.data == model
+    await run(calls.close)
+
+
+AT_ONCE = (
+    st.lists(requests(40), max_size=30),
+    st.integers(0, 99),
+    st.sampled_from((1, 3, 100)),
 )
-@settings(max_examples=12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(sequence=AT_ONCE[0], seed=AT_ONCE[1], held=AT_ONCE[2])
+@settings(max_examples=25)
 def test_requests_at_once_lose_nothing(
     mode: str, sequence: Sequence[Request], seed: int, held: int
 ) -> None:
     """Parts of one block are written while it is read, written back and forgotten."""
+    asyncio.run(check_at_once(mode, sequence, seed, held))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@given(sequence=AT_ONCE[0], seed=AT_ONCE[1], held=AT_ONCE[2])
+@settings(max_examples=1500)
+def test_many_requests_at_once_lose_nothing(
+    mode: str, sequence: Sequence[Request], seed: int, held: int
+) -> None:
+    """The same, for longer."""
+    asyncio.run(check_at_once(mode, sequence, seed, held))
+
+
+class Gated(Plain):
+    """Its writes wait until they are let go."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.gate = asyncio.Event()
+
+    async def write(self, offset: int, views: Views) -> None:  # type: ignore[override]
+        """Take the data, and store it later."""
+        data = b"".join(views)
+        await self.gate.wait()
+        super().write(offset, [memoryview(data)])
+
+
+def test_what_is_written_while_it_is_written_back_is_not_lost() -> None:
+    """A block that becomes another on its way to the disk below is dirty again behind that."""
 
     async def check() -> None:
-        disk, model, together = Late(BASE, seed), bytearray(BASE), apart(sequence)
-        calls = await opened(small(disk, mode, held * 4096))
-        for one in together:
+        disk, model = Gated(BASE), bytearray(BASE)
+        calls = await opened(Cache(disk, mode="writeback"))
+        for fill in (1, 2):
+            one = Request("write", 8, 8, fill)
+            pending = [asyncio.ensure_future(ask(calls, one))]
+            pending.append(asyncio.ensure_future(ask(calls, Request("flush"))))
             apply(model, one)
-        assert await at_once(calls, together) == model
+            for _ in range(3):
+                await asyncio.sleep(0)
+        disk.gate.set()
+        await asyncio.gather(*pending)
         await run(calls.flush)
         assert disk.data == model
         await run(calls.close)

@@ -220,6 +220,40 @@ def test_what_was_written_is_there_after_a_kill(
         check(one, cut, None)
 
 
+def test_what_a_killed_process_has_written_is_flushed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A write that nobody flushed, a kill, a flush by the next process, a crash: it is there."""
+    set_boot(monkeypatch, 1)
+    write, events = Request("write", 8, 8, 1), list[Event]()
+
+    def open_store(path: str) -> Store:
+        store = Recorded(os.open(path, os.O_RDWR), path)
+        store.events = events
+        return store
+
+    with TemporaryDirectory(dir="/dev/shm") as directory:
+        path = Path(directory) / "s"
+        one = record(path, [write])
+        killed = path.read_bytes()
+        monkeypatch.setattr(cow_open, "open_store", open_store)
+
+        async def flush() -> None:
+            calls = Calls(Cow(Plain(BASE), scratch=path))
+            await run(calls.open)
+            await run(calls.flush)
+            await run(calls.close)
+
+        asyncio.run(flush())
+        monkeypatch.undo()
+        set_boot(monkeypatch, 2)
+        for seed in range(8):
+            path.write_bytes(crashed(events, "scratch", killed, random.Random(seed)))
+            found, _ = asyncio.run(look(path, bytearray(BASE)))
+            same = found == one.moments[-1].content
+            assert same
+
+
 @pytest.mark.slow
 @given(
     steps=st.lists(

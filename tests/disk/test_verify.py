@@ -89,20 +89,32 @@ def test_a_good_disk_is_left_as_it_is(below: Below, sequence: Sequence[Request])
     asyncio.run(check())
 
 
-@given(sequence=st.lists(requests(), max_size=30), seed=st.integers(0, 99))
+async def check_race(sequence: Sequence[Request], seed: int) -> None:
+    """Carry requests out together, whatever they overlap."""
+    verify = Verify(Late(BASE, seed))
+    calls = await opened(verify)
+    await at_once(calls, sequence)
+    await verify.scrub()
+    assert verify.settings()["mismatches"] == 0
+    await run(calls.close)
+
+
+RACE = st.lists(requests(24), max_size=30)
+
+
+@given(sequence=RACE, seed=st.integers(0, 99))
 @settings(max_examples=25)
 def test_requests_that_race_raise_no_alarm(sequence: Sequence[Request], seed: int) -> None:
     """A guest may read and write one block at once; either is right, and nothing is said."""
+    asyncio.run(check_race(sequence, seed))
 
-    async def check() -> None:
-        verify = Verify(Late(BASE, seed))
-        calls = await opened(verify)
-        await at_once(calls, sequence)
-        await verify.scrub()
-        assert verify.settings()["mismatches"] == 0
-        await run(calls.close)
 
-    asyncio.run(check())
+@pytest.mark.slow
+@given(sequence=RACE, seed=st.integers(0, 99))
+@settings(max_examples=1500)
+def test_many_requests_that_race_raise_no_alarm(sequence: Sequence[Request], seed: int) -> None:
+    """The same, for longer."""
+    asyncio.run(check_race(sequence, seed))
 
 
 class Restless(Plain):
