@@ -38,11 +38,11 @@ def record(directory: Path, script: str) -> Subject:
     return Subject(segment(path), None, ext4.SIZE)
 
 
-def swept(subject: Subject, directory: Path, *, sector: int, seeds: int) -> Progress:
+def swept(subject: Subject, directory: Path, *, grain: int, seeds: int) -> Progress:
     """Check every state from the first mount on."""
     marks = dict(ext4.marks(subject.segment))
     assert sorted(marks.values()) == list(range(ext4.FILES + 1))
-    plan = Plan(first=min(marks), seeds=seeds, losing=Losing(sector=sector))
+    plan = Plan(first=min(marks), seeds=seeds, losing=Losing(grain=grain))
     sweep = Sweep(subject, plan, directory, jobs=2)
     sweep.run(ext4.Judge(marks), go_on=True)
     sweep.close()
@@ -54,17 +54,16 @@ def test_ext4_survives_a_cut_at_every_request(tmp_path: Path) -> None:
     """
     It needs no repair but its journal's, and what was synced is there, in every state.
 
-    Formatted, mounted, written to and unmounted by the guest.  The sectors are of 4096 bytes, as
-    ext4 wants its superblock written as a whole: with sectors of 512 that, and nothing else, is
-    found.
+    Formatted, mounted, written to and unmounted by the guest.  4096 bytes are never torn, as ext4
+    wants its superblock written as a whole: with 512 that, and nothing else, is found.
     """
     subject = record(tmp_path, ext4.mounted() + ext4.WRITE + UNMOUNT)
-    progress = swept(subject, tmp_path, sector=4096, seeds=16)
+    progress = swept(subject, tmp_path, grain=4096, seeds=16)
     assert not progress.failures, progress.failures[0]
     assert progress.checked > 200
 
     start, end = ext4.SUPERBLOCK
-    for failure in swept(subject, tmp_path, sector=512, seeds=4).failures:
+    for failure in swept(subject, tmp_path, grain=512, seeds=4).failures:
         assert "superblock" in failure.said.output
         assert any(
             v.fate is Fate.TORN and v.kind is Kind.WRITE and v.offset < end <= v.offset + v.length
@@ -77,7 +76,7 @@ def test_ext4_survives_a_cut_at_every_request(tmp_path: Path) -> None:
 def test_ext4_without_barriers_does_not(tmp_path: Path) -> None:
     """The sweep finds that nobody flushes: files that were synced are not there, or worse."""
     subject = record(tmp_path, ext4.mounted("barrier=0") + ext4.WRITE + UNMOUNT)
-    progress = swept(subject, tmp_path, sector=4096, seeds=4)
+    progress = swept(subject, tmp_path, grain=4096, seeds=4)
     assert len(progress.failures) > progress.checked // 4
 
 
@@ -87,7 +86,7 @@ def test_a_guest_whose_power_is_cut_keeps_what_it_has_synced(tmp_path: Path, see
     image, control = tmp_path / "image", tmp_path / "c"
     with image.open("wb") as file:
         file.truncate(ext4.SIZE)
-    disk = f"cut:seed={seed},sector=4K|{image}"
+    disk = f"cut:seed={seed},grain=4K|{image}"
     server = Server(tmp_path / "s", disk, tmp_path / "log", ("--control", str(control)))
     script = ext4.mounted() + ext4.WRITE + "sleep 600\n"
     with server, Vm(tools(), Machine(tmp_path / "s"), script, tmp_path) as vm:

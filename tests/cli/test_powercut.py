@@ -86,7 +86,7 @@ def test_all_goes_on(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--at", "0", "--list"), 2, "requests are counted from 1"),
         (("--at", "x", "--list"), 2, "write request numbers, or 'end'"),
         (("--ok", "a", "--list"), 2, "write exit statuses"),
-        (("--sector", "1000", "--list"), 2, "write a power of two"),
+        (("--grain", "1000", "--list"), 2, "write a power of two"),
         (("--at", "9", "--list"), 1, "there is no request 9: the recording has 4, and the end"),
         (("--from", "7", "--list"), 1, "no request is left of the 4"),
         (("--segment", "2", "--list"), 1, "has 1 sessions, not 2"),

@@ -326,7 +326,7 @@ def test_it_says_what_it_is_set_to(bench: Bench) -> None:
         ({"at": "0"}, "at=0: write"),
         ({"lose": "some"}, "lose=some: write lose= and one of any, all"),
         ({"tear": "yes"}, "write tear=on"),
-        ({"sector": "1000"}, "sector=1000: write a power of two"),
+        ({"grain": "1000"}, "grain=1000: write a power of two"),
         ({"then": "die"}, "then=die: write then=eio or then=exit"),
     ],
 )
@@ -339,10 +339,10 @@ def test_what_cannot_be_is_refused(options: dict[str, str], error: str) -> None:
 def test_it_is_built_of_text() -> None:
     """Every option has its place."""
     text = {"seed": "5", "at": "flush:2", "lose": "late", "tear": "off"}
-    layer = build(Memory(SIZE), {**text, "sector": "4K", "limit": "1M", "then": "exit"})
+    layer = build(Memory(SIZE), {**text, "grain": "4K", "limit": "1M", "then": "exit"})
     told = layer.settings()
     assert {key: told[key] for key in text} == {**text, "seed": 5}
-    assert (told["sector"], told["limit"], told["then"]) == (4096, 1 << 20, Then.EXIT)
+    assert (told["grain"], told["limit"], told["then"]) == (4096, 1 << 20, Then.EXIT)
 
 
 steps = st.lists(

@@ -251,7 +251,7 @@ def test_a_write_is_torn_at_sectors() -> None:
     cache.begin(Change(1, 512, 8192, bytes(8192)))
     cache.begin(Change(2, 16384, 4096, bytes(4096)))
     for seed in range(300):
-        big, small = cut(cache, Losing(sector=4096), number=1, seed=seed).verdicts
+        big, small = cut(cache, Losing(grain=4096), number=1, seed=seed).verdicts
         assert small.fate is not Fate.TORN
         assert all(edge % 4096 == 0 or edge in {512, 8704} for kept in big.kept for edge in kept)
     fates = {cut(cache, Losing(), number=1, seed=seed).verdicts[0].fate for seed in range(50)}

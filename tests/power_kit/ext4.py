@@ -24,7 +24,7 @@ READY = 0
 """The mark behind formatting and mounting."""
 
 SUPERBLOCK = (1024, 2048)
-"""Where it is; ext4 counts on its being written as a whole, so sectors of 512 are too small."""
+"""Where it is; ext4 counts on its being written as a whole, so 512 bytes are too small a grain."""
 
 
 def mounted(options: str = "rw") -> str:

@@ -1,8 +1,10 @@
 """The power-cut layer behind a real virtqueue."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_kit.disks import Ram
@@ -11,7 +13,7 @@ from server_kit.serving import Serving, serving
 from vhostblk.disk.cut import At, Cut
 from vhostblk.disk.loss import Lose
 from vhostblk.engine.choose import EngineName
-from vhostblk.guest import StatusError
+from vhostblk.guest import DisconnectedError, StatusError
 from vhostblk.guest.guest import Guest
 
 Connect = Callable[..., Guest]
@@ -77,3 +79,17 @@ def test_each_sector_is_one_that_was_written(name: EngineName, *, packed: bool) 
 
     with serving(name) as server:
         check()
+
+
+def test_a_server_ends_behind_a_cut_if_it_is_told_to(tmp_path: Path) -> None:
+    """then=exit: the guest's request fails, the server ends in order, what was flushed is there."""
+    image, socket = tmp_path / "disk.img", tmp_path / "s"
+    image.write_bytes(bytes(1 << 20))
+    disk = f"cut:at=write:2,lose=all,then=exit|{image}"
+    with running.serving(disk, socket=socket) as process, Guest.connect(socket) as guest:
+        guest.write(0, b"a" * 512)
+        guest.flush()
+        with pytest.raises((StatusError, DisconnectedError)):
+            guest.write(0, b"b" * 512)
+        assert process.wait(10) == 0
+    assert image.read_bytes()[:512] == b"a" * 512

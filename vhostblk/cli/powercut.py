@@ -14,7 +14,7 @@ from vhostblk.cli import options
 from vhostblk.cli.powercut_shown import Asked, report, shown
 from vhostblk.cli.report import Status
 from vhostblk.cli.seconds import Seconds
-from vhostblk.disk.cut_options import parse_sector
+from vhostblk.disk.cut_options import parse_grain
 from vhostblk.disk.loss import MAX_SEED, SECTOR, Lose, Losing
 from vhostblk.sweep.checker import Checker
 from vhostblk.sweep.plan import Plan, State
@@ -113,11 +113,11 @@ def parse_ok(text: str) -> tuple[int, ...]:
 )
 @click.option("--tear/--no-tear", default=True, show_default=True, help="Some is there in part.")
 @click.option(
-    "--sector",
+    "--grain",
     default=str(SECTOR),
     show_default=True,
     metavar="SIZE",
-    callback=options.parsed(options.reader(parse_sector)),
+    callback=options.parsed(options.reader(parse_grain)),
     help="Bytes that are never torn.",
 )
 @click.option("--list", "listing", is_flag=True, help="Print the states, and check nothing.")
@@ -181,7 +181,7 @@ def powercut(
     seed: int | None,
     lose: str,
     tear: bool,
-    sector: int,
+    grain: int,
     listing: bool,
     keep: Path | None,
     go_on: bool,
@@ -224,7 +224,7 @@ def powercut(
         random=random,
         seed=1 if seed is None else seed,
         seeds=seeds or (1 if one else 4),
-        losing=Losing(Lose(lose), tear, sector),
+        losing=Losing(Lose(lose), tear, grain),
     )
     asked = Asked(
         recording=recording,

@@ -57,7 +57,7 @@ class Asked:
             ("--at", state.moment.number),
             ("--seed", state.cut.seed),
             ("--lose", None if losing.lose is Lose.ANY else losing.lose.value),
-            ("--sector", None if losing.sector == SECTOR else losing.sector),
+            ("--grain", None if losing.grain == SECTOR else losing.grain),
         ):
             words += [] if value is None else [name, str(value)]
         words += [] if losing.tear else ["--no-tear"]

@@ -74,7 +74,7 @@ class Cut(Layer):
         at: A request at which the power goes, which is in flight then; as text, ``flush:3``.
         lose: How what is not flushed is lost, see `vhostblk.disk.loss.Lose`.
         tear: Some of it is torn.
-        sector: Bytes that are never torn; 0: a block of the disk.
+        grain: Bytes that are never torn; 0: a block of the disk.
         limit: Bytes of memory; what is more is written back before it is flushed.
         then: What comes behind a cut, see `Then`.
         power: False: it is off from the start.
@@ -94,7 +94,7 @@ class Cut(Layer):
         at: At | str = "",
         lose: str = "any",
         tear: bool = True,
-        sector: int = 0,
+        grain: int = 0,
         limit: int = 64 << 20,
         then: str = "eio",
         power: bool = True,
@@ -107,7 +107,7 @@ class Cut(Layer):
             at=parse_at(at) if isinstance(at, str) else at,
             lose=loss.parse_lose(lose),
             tear=tear,
-            sector=sector,
+            grain=grain,
             limit=limit,
             then=parse_then(then),
             power=power,
@@ -138,7 +138,7 @@ class Cut(Layer):
         Raises:
             VhostBlkError: No such option or value, or a request that is over.
         """
-        for key, command in (("sector", ""), ("power", ": say --do cut or --do power_on")):
+        for key, command in (("grain", ""), ("power", ": say --do cut or --do power_on")):
             if key in values:
                 raise VhostBlkError(f"cut: {key!r} cannot be changed while it serves{command}")
         new = self._set.changed(values)
@@ -349,8 +349,8 @@ class Cut(Layer):
         raise OSError(errno.EIO, "cut: the power goes with this request")
 
     def _losing(self) -> loss.Losing:
-        sector = self._set.sector or self.under.info().block_size
-        return loss.Losing(self._set.lose, self._set.tear, sector)
+        grain = self._set.grain or self.under.info().block_size
+        return loss.Losing(self._set.lose, self._set.tear, grain)
 
 
 def build(below: Disk, options: Mapping[str, str]) -> Cut:
@@ -367,7 +367,7 @@ def build(below: Disk, options: Mapping[str, str]) -> Cut:
         at=told.at or "",
         lose=told.lose,
         tear=told.tear,
-        sector=told.sector,
+        grain=told.grain,
         limit=told.limit,
         then=told.then,
         power=told.power,

@@ -8,9 +8,9 @@ from vhostblk.disk.grammar import parse_size, parse_switch
 from vhostblk.disk.loss import MAX_SEED, Lose, parse_lose
 from vhostblk.errors import VhostBlkError
 
-OPTIONS = frozenset({"seed", "at", "lose", "tear", "sector", "limit", "then", "power"})
+OPTIONS = frozenset({"seed", "at", "lose", "tear", "grain", "limit", "then", "power"})
 FORM = (
-    "cut[:seed=N][,at=[OP:]N][,lose=HOW][,tear=off][,sector=SIZE][,limit=SIZE][,then=eio|exit]"
+    "cut[:seed=N][,at=[OP:]N][,lose=HOW][,tear=off][,grain=SIZE][,limit=SIZE][,then=eio|exit]"
     "[,power=off]"
 )
 
@@ -52,7 +52,7 @@ class Switches:
     at: At | None = None
     lose: Lose = Lose.ANY
     tear: bool = True
-    sector: int = 0
+    grain: int = 0
     limit: int = 64 << 20
     then: Then = Then.EIO
     power: bool = True
@@ -64,7 +64,7 @@ class Switches:
             "at": str(self.at or ""),
             "lose": self.lose.value,
             "tear": "on" if self.tear else "off",
-            "sector": self.sector,
+            "grain": self.grain,
             "limit": self.limit,
             "then": self.then.value,
             "power": "on" if self.power else "off",
@@ -124,17 +124,17 @@ def parse_at(text: str) -> At | None:
     return At(int(number), op)
 
 
-def parse_sector(text: str) -> int:
+def parse_grain(text: str) -> int:
     """
-    Read a sector's size.
+    Read what is never torn.
 
     Raises:
         VhostBlkError: It is none.
     """
-    sector = parse_size(text, "sector")
-    if sector < 512 or sector & (sector - 1):  # noqa: PLR2004 - the least there is
-        raise VhostBlkError(f"sector={text}: write a power of two from 512 on")
-    return sector
+    grain = parse_size(text, "grain")
+    if grain < 512 or grain & (grain - 1):  # noqa: PLR2004 - the least there is
+        raise VhostBlkError(f"grain={text}: write a power of two from 512 on")
+    return grain
 
 
 def _changed(old: Switches, key: str, text: str) -> Switches:
@@ -147,8 +147,8 @@ def _changed(old: Switches, key: str, text: str) -> Switches:
             new = replace(old, lose=parse_lose(text))
         case "tear":
             new = replace(old, tear=parse_switch(text, "tear"))
-        case "sector":
-            new = replace(old, sector=parse_sector(text))
+        case "grain":
+            new = replace(old, grain=parse_grain(text))
         case "limit":
             new = replace(old, limit=parse_size(text, "limit"))
         case "then":

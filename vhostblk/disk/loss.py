@@ -62,12 +62,12 @@ class Losing:
     Args:
         lose: What is lost; see `Lose`.
         tear: Some are there in part.
-        sector: Bytes that are there or not as a whole; a power of two.
+        grain: Bytes that are there or not as a whole; a power of two.
     """
 
     lose: Lose = Lose.ANY
     tear: bool = True
-    sector: int = SECTOR
+    grain: int = SECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def _kept(held: Sequence[Held], losing: Losing, dice: Dice) -> list[list[Range]]
     kept: list[list[Range]] = []
     for ranges, keep in zip(whole, keeps, strict=True):
         if dice.chance() < torn:
-            kept.append(_torn(*ranges[0], losing.sector, dice))
+            kept.append(_torn(*ranges[0], losing.grain, dice))
         else:
             kept.append(ranges if keep else [])
     return kept
@@ -222,12 +222,12 @@ def _keeps(count: int, lose: Lose, dice: Dice) -> list[bool]:
     return [lose is Lose.NONE] * count
 
 
-def _torn(start: int, end: int, sector: int, dice: Dice) -> list[Range]:
+def _torn(start: int, end: int, grain: int, dice: Dice) -> list[Range]:
     """Keep every other one of a few parts of a range."""
-    first = start // sector + 1
-    borders = -(-end // sector) - first
+    first = start // grain + 1
+    borders = -(-end // grain) - first
     cut_at = {first + dice.below(borders) for _ in range(_few(borders, dice))} if borders else ()
-    edges = [start, *(at * sector for at in sorted(cut_at)), end]
+    edges = [start, *(at * grain for at in sorted(cut_at)), end]
     return list(pairwise(edges))[dice.below(2) :: 2]
 
 
