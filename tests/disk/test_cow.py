@@ -478,6 +478,16 @@ def test_a_bad_block_is_refused(options: dict[str, str], why: str) -> None:
         build(Null(SIZE), options)
 
 
+def test_a_disk_that_others_may_use_is_refused() -> None:
+    """A guest that moves to another host would leave behind what is kept here."""
+
+    class Shared(Plain):
+        lock_while_running = True
+
+    with pytest.raises(VhostBlkError, match="would not move with the guest"):
+        asyncio.run(opened(Cow(Shared(BASE))))
+
+
 def test_a_block_of_the_disk_below_fits_in(tmp_path: Path) -> None:
     """Blocks that are less than what the disk below moves cannot be."""
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from vhostblk.disk import cow_commit
 from vhostblk.disk.api import Disk, DiskInfo, Extent
-from vhostblk.disk.call import Pending
+from vhostblk.disk.call import Pending, locks_while_running
 from vhostblk.disk.cow_header import State
 from vhostblk.disk.cow_open import open_scratch
 from vhostblk.disk.cow_scratch import Scratch, read_header
@@ -131,8 +131,15 @@ class Cow(Layer):
         Open the disk below, and what is kept of it.
 
         Raises:
-            VhostBlkError: The scratch file is another disk's, in use, or none.
+            VhostBlkError: The scratch file is another disk's, in use, or none; or others may use
+                the disk below in between.
         """
+        if locks_while_running(self.below):
+            raise VhostBlkError(
+                "cow: the disk below is locked only while a guest runs (lock=while-running), so "
+                "others may change it, and what is kept here would not move with the guest: "
+                "leave that out, or the layer"
+            )
         await super().open()
         try:
             taken, self._adopted = self._adopted, None
