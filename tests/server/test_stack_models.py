@@ -13,6 +13,7 @@ from server_kit.serving import Serving, serving
 
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.layers import LAYERS, stack
+from vhostblk.disk.make import make as made
 from vhostblk.engine.choose import EngineName
 from vhostblk.guest import Guest, Request
 from vhostblk.guest.blk import Range
@@ -228,3 +229,27 @@ def test_an_error_below_ends_one_request(
             guest.write(180, b"x" * SECTOR)
             assert guest.read(180, SECTOR) == b"x" * SECTOR
             guest.close()
+
+
+@pytest.mark.parametrize("middle", ["", "delay:all=20us|", "stats|zeroes:unmap=on|"])
+def test_a_commit_goes_down_a_stack(middle: str, vhost_user_guest: Connect, tmp_path: Path) -> None:
+    """Through layers of the core, too, while the guest's requests go on."""
+    image = tmp_path / "image"
+    image.write_bytes(BASE)
+    text = f"cow:scratch={tmp_path}/kept,block=4K|{middle}file:{image}"
+    model, dice = bytearray(BASE), random.Random(1)
+    with serving("native") as server:
+        guest = vhost_user_guest(server.add_from(parse(text), made(text)))
+        drive(guest, dice, model)
+        assert image.read_bytes() == BASE
+        asked = [Asked("write", first, 8, first + 1) for first in range(0, 160, 16)]
+        tickets = [guest.submit(spoken(one)) for one in asked]
+        server.run(server.operations.layer("s1", "cow", {}, "commit"))
+        for one, ticket in zip(asked, tickets, strict=True):
+            assert guest.wait(ticket).status == Status.OK
+            apply(model, one)
+        drive(guest, dice, model)
+        server.run(server.operations.layer("s1", "cow", {}, "commit"))
+        assert image.read_bytes() == model
+        assert guest.read(0, SIZE) == model
+        guest.close()
