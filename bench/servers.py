@@ -14,6 +14,8 @@ from pathlib import Path
 from bench.sample import Unable
 
 START_SECONDS = 20
+EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+"""Where the disk in Python is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class Work:
     Disks to measure, all alike.
 
     Args:
-        name: ``null``, ``bare``, ``memory``, ``tmpfs``, ``file`` or ``direct``.
+        name: ``null``, ``bare``, ``memory``, ``python``, ``tmpfs``, ``file`` or ``direct``.
         size: Bytes of each.
         path: The file behind them; None where there is none.
         devices: How many, all of one process.
@@ -45,6 +47,8 @@ class Work:
                 return f"null:{self.size},zero=off"
             case "memory":
                 return f"memory:{self.size}"
+            case "python":
+                return f"python:ram:Ram,size={self.size}"
         # The servers have the file open at the same time; they take turns by themselves.
         cache = ",cache=none" if self.name == "direct" else ""
         return f"file:{self.path}{cache},locking=off"
@@ -124,6 +128,15 @@ def responder(name: str, *options: str) -> Server:
     return Server(name, command)
 
 
+def nbdkit(name: str) -> Server:
+    """Return a disk in Python by nbdkit and qemu-storage-daemon, with one queue: nbdkit.py."""
+
+    def command(work: Work, sockets: Sequence[Path]) -> list[str]:
+        return [sys.executable, "-m", "bench.nbdkit", str(sockets[0]), str(work.size)]
+
+    return Server(name, command)
+
+
 def peer(text: str) -> Server:
     """
     Return a server that the command line describes.
@@ -198,7 +211,8 @@ def serving(server: Server, work: Work, directory: Path, core: int) -> Iterator[
     safe = "".join(letter if letter.isalnum() else "-" for letter in server.name)
     sockets = [directory / f"{safe}-{number}.sock" for number in range(work.devices)]
     words = server.command(work, sockets)
-    process = subprocess.Popen(["taskset", "-c", str(core), *words])
+    environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}:{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(["taskset", "-c", str(core), *words], env=environment)
     running = Running(process.pid, sockets, words)
     try:
         deadline = time.monotonic() + START_SECONDS

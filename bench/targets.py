@@ -15,7 +15,7 @@ from bench.sample import Load
 from bench.servers import Work, vhostblk
 from bench.turns import Entry, Line
 from bench.verdicts import Target
-from bench.works import FIO, OURS, QSD, RESPONDER, RESPONDER_STATUS
+from bench.works import FIO, NBDKIT, OURS, QSD, RESPONDER, RESPONDER_STATUS
 
 RATES = {1: 4.0, 8: 4.0, 32: 3.0, 128: 3.0}
 """How much faster than qemu-storage-daemon a null disk is, by depth."""
@@ -63,6 +63,7 @@ def plan(base: Load, directory: Path, shm: Path) -> Plan:
         null(found["null"], base)
         + polled(found["bare"], base)
         + memory(found, base)
+        + python(found["python"], base)
         + files(found["tmpfs"], base)
         + files(found["file"], base)
         + direct(found["direct"], base)
@@ -141,6 +142,14 @@ def memory(found: dict[str, Work], base: Load) -> Plan:
         )
         targets.append(target)
     return Plan(lines, targets)
+
+
+def python(work: Work, base: Load) -> Plan:
+    """A disk in Python, against what somebody would do without us."""
+    load = replace(base, depth=DEEP)
+    name = f"python {load}"
+    line = Line(name, [*works.ours(work, load), *works.nbdkits(work, load)])
+    return Plan([line], [_ratio(name, NBDKIT, NBDKIT, 3.0)])
 
 
 def files(work: Work, base: Load) -> Plan:

@@ -8,22 +8,25 @@ from pathlib import Path
 
 from bench.figures import AGAIN
 from bench.sample import Load
-from bench.servers import Server, Work, qsd, responder, vhostblk
+from bench.servers import Server, Work, nbdkit, qsd, responder, vhostblk
 from bench.turns import Entry, Line
 
 SIZE = 1 << 30
 OPS = ("read", "write")
-WORKS = ("null", "bare", "memory", "tmpfs", "file", "direct")
+WORKS = ("null", "bare", "memory", "python", "tmpfs", "file", "direct")
 MATRIX = ("null", "memory", "tmpfs", "file", "direct")
 """Those of the whole matrix: what is of use to somebody."""
 OURS = "vhostblk"
 QSD, FIO = "qsd", "fio"
 """Rivals: of each only the best way takes turns."""
+NBDKIT = "nbdkit + qsd"
+PYTHON_SIZE = 64 << 20
 RESPONDER, RESPONDER_STATUS = "responder", "responder+status"
 QSD_WAYS = {
     "null": ("none",),
     "bare": ("none",),
     "memory": (),
+    "python": (),
     # Native aio works without the page cache only, which tmpfs has anyway and a file should have.
     "tmpfs": ("threads", "io_uring", "native"),
     "file": ("threads", "io_uring"),
@@ -96,7 +99,7 @@ def make_works(names: Iterable[str], directory: Path, shm: Path) -> dict[str, Wo
         path = paths.get(name)
         if path is not None:
             filled(path, cached=name != "direct")
-        found[name] = Work(name=name, size=SIZE, path=path)
+        found[name] = Work(name=name, size=PYTHON_SIZE if name == "python" else SIZE, path=path)
     return found
 
 
@@ -129,6 +132,11 @@ def fios(work: Work, load: Load, *engines: str) -> list[Entry]:
     ]
 
 
+def nbdkits(work: Work, load: Load) -> list[Entry]:
+    """Return a disk in Python as somebody has it without vhostblk."""
+    return [Entry(name=NBDKIT, load=load, work=work, server=nbdkit(NBDKIT))]
+
+
 def responders(work: Work, load: Load) -> list[Entry]:
     """Return the minimal polled responder: without and with the status bytes of a device."""
     found = responder(RESPONDER), responder(RESPONDER_STATUS, "--status")
@@ -144,6 +152,8 @@ def line(disk: Work, shape: Shape, peers: Sequence[Server]) -> Line:
     entries = [*ours(work, load, poll=poll), *qsds(work, load)]
     if poll and alone and load.queues == 1:
         entries += responders(work, load)
+    if work.name == "python" and alone and load.queues == 1:
+        entries += nbdkits(work, load)
     if alone:
         entries += [Entry(name=one.name, load=load, work=work, server=one) for one in peers]
         entries += fios(work, load, *FIO_ENGINES.get(work.name, ()))

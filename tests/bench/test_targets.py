@@ -32,6 +32,7 @@ def test_every_kind_of_target_is_there(plan: targets.Plan) -> None:
         ("bare", "-"),
         ("memory", "null + 1.1 memcpy"),
         ("memory", "bare + 1.1 memcpy"),
+        ("python", "nbdkit + qsd"),
         ("tmpfs", "qsd, best aio"),
         ("tmpfs", "fio psync"),
         ("tmpfs", "1.2 qsd or 95 % raw"),
