@@ -446,6 +446,29 @@ def test_another_process_goes_on_with_it(tmp_path: Path, scratch: str) -> None:
     asyncio.run(check())
 
 
+def test_one_that_is_about_to_take_over_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the other process has said its last, the file is that one's."""
+
+    async def check() -> None:
+        old = Cow(Memfd(SIZE), scratch=tmp_path / "s", block=BLOCK)
+        calls = await opened(old)
+        await ask(calls, Request("write", 5, 9, 1))
+        fds = [os.dup(fd) for fd in carry.shared(take_apart(old)) or ()]
+        monkeypatch.setattr(Store, "write", None)
+        monkeypatch.setattr(Store, "zero", None)
+        new = Cow(Memfd(SIZE), scratch=tmp_path / "s")
+        await carry.adopt(take_apart(new), fds=fds)
+        successor = await opened(new)
+        assert successor.info().size == SIZE
+        assert new.settings()["block"] == BLOCK
+        await run(successor.close)
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
 def test_new_code_takes_over_what_is_in_memory() -> None:
     """When the layers are made anew, what was written stays."""
 

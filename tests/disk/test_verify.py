@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -392,6 +393,32 @@ def test_another_process_goes_on_with_it(tmp_path: Path, file: str) -> None:
         await ask(successor, Request("read", 0, 9))
         assert (await new.scrub())["checked"] == (9 if file else 0)
         await run(successor.close)
+
+    asyncio.run(check())
+
+
+def test_one_that_does_not_take_over_leaves_the_file_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that crashes later was not left in order, whatever that process did at its end."""
+
+    async def check() -> None:
+        path, left = tmp_path / "sums", tmp_path / "left"
+        old = Verify(Memfd(SIZE), file=path)
+        calls = await opened(old)
+        fds = [os.dup(fd) for fd in carry.shared(take_apart(old)) or ()]
+        new = Verify(Memfd(SIZE), file=path)
+        await carry.adopt(take_apart(new), fds=fds)
+        await run((await opened(new)).close)
+        await ask(calls, Request("write", 0, 9, 1))
+        shutil.copy(path, left)
+        await run(calls.close)
+        monkeypatch.setattr(verify_sums, "boot_id", lambda: bytes(16))
+        for file, known in ((left, 0), (path, 9)):
+            again = Verify(Plain(Request("write", 0, 9, 1).data().ljust(SIZE, b"\0")), file=file)
+            calls = await opened(again)
+            assert (await again.scrub())["checked"] == known
+            await run(calls.close)
 
     asyncio.run(check())
 

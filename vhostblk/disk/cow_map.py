@@ -156,10 +156,12 @@ class Map:
         """Forget those behind the end of the disk; stable with the next `make_stable`."""
         end = (max(self._pages, default=0) + 1) * PER_GROUP
         for group, start, stop in _by_group(blocks, end):
-            page = self._pages.get(group)
-            if page is not None and any(page):
-                _put(page, start, stop, here=False)
+            page = bytearray(self._pages.get(group, bytes(PAGE)))
+            _put(page, start, stop, here=False)
+            # Where nothing changes nothing is written: another process may be about to.
+            if page != self._pages.get(group, page):
                 self._store.write(self._at(group), [memoryview(page)])
+                self._pages[group] = page
                 self._unstable.add(group)
 
     def make_stable(self) -> None:

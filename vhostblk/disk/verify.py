@@ -169,6 +169,7 @@ class Verify(Layer):
         sums, self._open = self._open, None
         try:
             if sums is not None:
+                sums.handed_over = sums.handed_over or self._behind  # another one goes on with it
                 sums.close()
         finally:
             await super().close()

@@ -98,6 +98,7 @@ class Sums:
 
     def begin(self, first: int, end: int) -> None:
         """Know nothing of blocks while they are written."""
+        self.handed_over = False  # whoever should have gone on has not
         if end - first <= _CLEAR:
             self._before.view[first:end] = self._now.view[first:end]
         self._now.clear(first, end)
