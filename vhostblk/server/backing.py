@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 from vhostblk.disk import carry
 from vhostblk.disk.api import DiskInfo, NativeMemory
-from vhostblk.disk.call import Calls, marked, methods, run
+from vhostblk.disk.call import Calls, marked, run
 from vhostblk.disk.grammar import DiskSpec
 from vhostblk.disk.layer import Stack, take_apart
 from vhostblk.disk.stage import StageLayer, split
@@ -188,11 +188,6 @@ class Backing:
             OSError: The disk could not, or not in time.
         """
         await self._pump.flush(seconds=seconds)
-
-    @property
-    def resizable(self) -> bool:
-        """Whether the disk, and what is in front of it, can have another size."""
-        return all(methods(one).resize for one in (*self.stack.layers, self.stack.disk))
 
     @property
     def may_hold_back(self) -> bool:

@@ -73,7 +73,7 @@ async def _change_size(device: Device, new: BlkDevice) -> BlkDevice:
     old, size = device.blk, new.capacity_sectors * SECTOR_SIZE
     if not device.tenure.held:
         raise VhostBlkError("its disk is locked while running, and no guest runs here now")
-    if not device.backing.resizable:
+    if not device.backing.opened.can.resize:
         raise VhostBlkError(f"{device.backing.name} has no method resize: it has the size it has")
     if device.backing.moves:
         return await _move(device, size)
