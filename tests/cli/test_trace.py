@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from guest_peers.qsd import storage_daemon
 from server_kit.serving import Serving, serving
 
 from vhostblk.cli import main
@@ -198,3 +199,15 @@ def test_what_cannot_be_is_said_in_a_line(
     words = tuple(str(recording) if word == "T" else word for word in words)
     assert main.main(["trace", *words]) == 1
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_replay_on_somebody_else_s_back_end(
+    capsys: pytest.CaptureFixture[str], recording: Path, tmp_path: Path
+) -> None:
+    """qemu-storage-daemon does what was recorded, and its image has the bytes."""
+    with storage_daemon(tmp_path, MIB) as daemon:
+        text = said(capsys, "replay", recording, "--socket-path", daemon.path)
+    assert "6 requests in " in text
+    assert "0 failed that had not then\n1 reads compared, 0 differ\n" in text
+    assert daemon.image.read_bytes() == X + Y + bytes(MIB - 8192)

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -149,3 +151,25 @@ def test_a_log_without_a_file_is_the_server_s(
     guest = connect(server.add(make("log|memory:1M")))
     guest.write(8, X)
     assert until(lambda: " q0 write 4096+4096: ok in " in caplog.text)
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_leaves_what_was_under_way(
+    vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """What was over is there, what was not has no end, and the segment says that it has none."""
+    path, socket = tmp_path / "trace", tmp_path / "s"
+    command = [sys.executable, "-m", "vhostblk", "serve", "--quiet"]
+    command += ["--socket-path", str(socket), "--record", str(path), "delay:read=60s|memory:1M"]
+    with subprocess.Popen(command) as process:
+        assert until(socket.exists)
+        guest = vhost_user_guest(socket)
+        guest.write(8, X)
+        guest.submit(Request.read(8, 512))
+        assert until(lambda: len(requests(read(path))) == 2)
+        process.kill()
+    segment = read(path).segments[0]
+    wrote, got = requests(read(path))
+    assert not segment.ended
+    assert wrote.completed is not None
+    assert (got.submitted.op, got.submitted.offset, got.completed) == (Op.READ, 4096, None)

@@ -188,6 +188,7 @@ class _Teller:
         if dropped != self._dropped:
             self._tell(f"{dropped - self._dropped} records found no room: requests are missing")
             self._dropped = dropped
+            self._under_way.clear()  # of some the end was dropped: they would stay for good
 
     def _over(self, completed: Completed) -> None:
         submitted = self._under_way.pop(completed.submit, None)
