@@ -18,6 +18,8 @@ from vhostblk.disk.pause import Pause
 from vhostblk.engine.choose import EngineName
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, StatusError
+from vhostblk.trace.format import Op
+from vhostblk.trace.reader import read
 
 Connect = Callable[..., Guest]
 MIB = 1 << 20
@@ -163,3 +165,28 @@ def test_a_stack_that_cannot_go_on_says_why(
     with pytest.raises(VhostBlkError, match=f"s1: {says}"):
         server.run(server.upgrade.run(["false"]))
     guest.write(0, X)
+
+
+def test_a_recording_goes_on_in_the_next_process(vhost_user_guest: Connect, tmp_path: Path) -> None:
+    """As a segment of its own in the same file; each has what its process has served."""
+    image, trace = tmp_path / "image", tmp_path / "trace"
+    image.write_bytes(bytes(MIB))
+    text = f"record:path={trace}|file:{image}"
+    with serving("native") as server:
+        guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+        guest.write(0, X)
+        with taken_over(server, "native", f"s1={text}"):
+            server.stop()
+            guest.write(8, Y)
+            guest.close()
+    recorded = read(trace)
+    assert recorded.damage is None
+    assert [
+        [
+            one.submitted.offset
+            for one in segment.requests()
+            if one.submitted.op is Op.WRITE and one.completed is not None
+        ]
+        for segment in recorded.segments
+    ] == [[0], [4096]]
+    assert [segment.ended for segment in recorded.segments] == [True, True]
