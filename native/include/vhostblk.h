@@ -336,6 +336,8 @@ int vhb_fault_install(void);
 
 /* Watch a guest mapping; page: its page size.  Returns a slot, or -ENOSPC. */
 int vhb_fault_watch(void *host, uint64_t len, uint64_t page);
+/* Pages that the calling thread has lost so far, in whatever mapping.  Any thread. */
+uint32_t vhb_fault_seen(void);
 int vhb_fault_count(int slot); /* pages of this mapping that were lost so far */
 int vhb_fault_unwatch(int slot);
 

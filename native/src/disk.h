@@ -162,8 +162,6 @@ bool vhb_grave_blocks(struct vhb_graveyard *graveyard, const struct vhb_req *req
 
 /* ---- fault.c ---- */
 
-/* SIGBUS caught in guest mappings by this thread so far. */
-uint32_t vhb_fault_seen(void);
 /* The same by all threads. */
 uint32_t vhb_fault_total(void);
 /* Whether a watched mapping that holds part of [host, host + len) has lost a page. */

@@ -25,8 +25,9 @@ static int stats_done(struct vhb_layer *layer, struct vhb_req *req, int result, 
     uint64_t *c = vhb_stage_shard(layer->stage, io) + (size_t)req->op * EACH;
     uint64_t now = vhb_layer_time(layer, io), ns = now > note ? now - note : 0;
     count(&c[REQUESTS], 1);
-    count(&c[BYTES], req->op == VHB_FLUSH ? 0 : req->len);
-    count(&c[ERRORS], result < 0);
+    count(&c[BYTES], req->len);
+    if (result < 0)
+        count(&c[ERRORS], 1);
     count(&c[SUM_NS], ns);
     count(&c[BUCKETS + vhb_latency_bucket(ns)], 1);
     return result;

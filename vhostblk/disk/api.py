@@ -12,7 +12,7 @@ import errno
 from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from vhostblk.errors import VhostBlkError
 
@@ -75,7 +75,14 @@ class Disk(Protocol):
     order, their lengths adding up to the request's.  They die when the method returns: a disk
     that keeps one, or a slice of one, is broken.  A write view can change while it is looked at:
     hash, compress or compare a copy (``bytes(view)``).
+
+    Attributes:
+        parallel: How many plain methods may run at once, each in a thread of its own.  1: one at a
+            time, on the disk's own thread, on which all but requests are called in any case.  More
+            says that the disk is thread-safe; it pays where methods wait outside of Python.
     """
+
+    parallel: ClassVar[int] = 1
 
     def info(self) -> DiskInfo:
         """

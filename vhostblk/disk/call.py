@@ -142,6 +142,24 @@ def starts_writeback(disk: object) -> bool:
     return bool(getattr(disk, "writeback", True))
 
 
+MAX_PARALLEL = 64
+"""Threads of one disk."""
+
+
+def parallel(disk: object) -> int:
+    """
+    Return how many plain methods of a disk may run at once.
+
+    Raises:
+        VhostBlkError: What it says is no such number.
+    """
+    said = getattr(disk, "parallel", 1)
+    if not isinstance(said, int) or not 1 <= said <= MAX_PARALLEL:
+        kind = type(disk).__name__
+        raise VhostBlkError(f"{kind}.parallel is {said!r}: write how many, 1 to {MAX_PARALLEL}")
+    return said
+
+
 def locks_while_running(disk: object) -> bool:
     """Tell whether a disk is a `SharedDisk` that is locked only while rings run."""
     return bool(getattr(disk, "lock_while_running", False))

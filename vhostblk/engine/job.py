@@ -91,6 +91,10 @@ class Mailbox(Protocol):
         """
         ...
 
+    def lost(self) -> int:
+        """Return how many pages of guest memory have vanished under the calling thread; any."""
+        ...
+
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept: it fails, and its queue breaks."""
         ...

@@ -25,6 +25,7 @@ from vhostblk.disk.call import (
     Abilities,
     Calls,
     locks_while_running,
+    parallel,
     run,
     starts_writeback,
 )
@@ -32,6 +33,7 @@ from vhostblk.disk.stage import split
 from vhostblk.engine.api import Driven, Mailbox
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.log import Log, Told
+from vhostblk.server.pool import Pool
 from vhostblk.server.served import Refs, Served
 from vhostblk.server.slices import Slices
 
@@ -97,8 +99,11 @@ class Pump:
         self._loop = _new_loop(self._below)
         self._slices = Slices(self._loop.call_soon, clock)
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parallel = parallel(self._below)
+        self._pool: Pool | None = None
+        self._name = f"disk {name}"
         self._thread = threading.Thread(
-            target=self._main, args=(self._ended,), name=f"disk {name}", daemon=True
+            target=self._main, args=(self._ended,), name=self._name, daemon=True
         )
 
     # ---- the control thread's side -----------------------------------------------------------
@@ -261,6 +266,8 @@ class Pump:
             self._loop.run_forever()
             self._loop.run_until_complete(_end_all(self._loop))
         finally:
+            if self._pool is not None:
+                self._pool.close()
             self._loop.close()
             with suppress(RuntimeError):  # nobody waits any more: that loop is closed
                 ended.get_loop().call_soon_threadsafe(_resolve, ended)
@@ -324,8 +331,15 @@ class Pump:
             told=self._told,
             keep=keep,
             clock=self._clock,
+            pool=self._threads() if calls is self._does_jobs else None,
         )
         self._loop.add_reader(mailbox.fileno(), self._slices.wake, served)
+
+    def _threads(self) -> Pool | None:
+        """Return the threads that call the disk, where it may be called by several."""
+        if self._pool is None and self._parallel > 1:
+            self._pool = Pool(self._parallel, self._name, self._loop)
+        return self._pool
 
     def _forget(self, mailbox: Mailbox) -> None:
         served = next((one for one in self._served.values() if one.mailbox is mailbox), None)

@@ -17,10 +17,11 @@ from logging import ERROR, WARNING
 from typing import TypeAlias
 from weakref import ref
 
-from vhostblk.disk.call import Calls
+from vhostblk.disk.call import Calls, Pending
 from vhostblk.engine.api import Job, Mailbox, Op
 from vhostblk.server import jobs, registers
 from vhostblk.server.log import Log, Told
+from vhostblk.server.pool import Pool
 
 Refs: TypeAlias = tuple[ref[object], ...]
 
@@ -42,6 +43,7 @@ class Served:
         told: The same, for what happens often.
         keep: Called with what the disk goes on holding of a request that has ended.
         clock: Seconds.
+        pool: Threads that call the disk; None: it is called here.
     """
 
     def __init__(  # noqa: PLR0913 - what it works with
@@ -54,6 +56,7 @@ class Served:
         told: Told,
         keep: Callable[[Refs], None],
         clock: Callable[[], float],
+        pool: Pool | None = None,
     ) -> None:
         self.mailbox = mailbox
         self._calls = calls
@@ -62,6 +65,7 @@ class Served:
         self._told = told
         self._keep = keep
         self._clock = clock
+        self._pool = pool
         self._jobs: dict[int, Job] = {}  # all that were taken and have not ended, by tag
         self._todo: deque[Job] = deque()  # those that have not begun
         self._tasks: dict[int, asyncio.Task[None]] = {}  # ``async`` calls under way, by tag
@@ -146,6 +150,10 @@ class Served:
         self._tell()
 
     def _start(self, job: Job) -> None:
+        if self._pool is not None:
+            waiting = self._finish(job, self._in_thread(self._pool, job))
+            self._tasks[job.tag] = self._loop.create_task(waiting)
+            return
         try:
             pending = jobs.call(self._calls, job)
         except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
@@ -155,6 +163,20 @@ class Served:
             self._end(job, 0)
         else:
             self._tasks[job.tag] = self._loop.create_task(self._finish(job, pending))
+
+    async def _in_thread(self, pool: Pool, job: Job) -> None:
+        """Do a job in another thread; what is ``async`` of it, here."""
+
+        def call() -> Pending:
+            lost = self.mailbox.lost()
+            pending = jobs.call(self._calls, job)
+            if self.mailbox.lost() != lost:  # zeroes were read, or nothing written
+                raise OSError(errno.EFAULT, "guest memory has vanished under the request")
+            return pending
+
+        pending = await pool.call(call)
+        if pending is not None:
+            await pending
 
     async def _finish(self, job: Job, pending: Awaitable[None]) -> None:
         try:

@@ -69,6 +69,10 @@ class NativeMailbox:
         if not good:
             raise ValueError("a tag names no job, or one that was ended before")
 
+    def lost(self) -> int:
+        """Return how many pages of guest memory have vanished under the calling thread."""
+        return cast("int", lib.vhb_fault_seen())
+
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept."""
         if lib.vhb_mailbox_break(self.handle, tag) < 0:

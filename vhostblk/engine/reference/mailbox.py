@@ -100,6 +100,10 @@ class JobBox:
         """
         self._end([Result(tag, e if 0 <= e <= MAX_ERRNO else EIO) for tag, e in ended])
 
+    def lost(self) -> int:
+        """Return 0: nothing that vanishes is survived here."""
+        return 0
+
     def break_queue(self, tag: int) -> None:
         """End a job whose views the disk kept: it fails, and its queue breaks."""
         self._end([Result(tag, 1, kept=True)])
