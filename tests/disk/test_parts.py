@@ -77,6 +77,14 @@ def test_partitions_of_an_mbr(tmp_path: Path) -> None:
             part(disk, number)
 
 
+def test_partitions_of_an_mbr_of_large_blocks(tmp_path: Path) -> None:
+    """A table counts in the disk's blocks, and so do the records inside the extended one."""
+    script = "o\nn\np\n1\n256\n767\nn\ne\n2\n1024\n3000\nn\nl\n1536\n2047\nw\n"
+    disk = table(tmp_path / "disk", script, "/sbin/fdisk", "--sector-size", "4096")
+    assert part(disk, 1, 4096) == Part(256 * 4096, 512 * 4096)
+    assert part(disk, 5, 4096) == Part(1536 * 4096, 512 * 4096)
+
+
 def test_a_disk_without_a_table() -> None:
     """It is said, not guessed at."""
     with pytest.raises(VhostBlkError, match="no partition table"):

@@ -109,7 +109,7 @@ async def _of_header(read: Read, raw: bytes, block: int, number: int, size: int)
     return Part(start * block, (last + 1 - start) * block)
 
 
-# ---- MBR ----------------------------------------------------------------------------------------
+# ---- MBR: counts in blocks of the disk, as the guest's kernel reads it ---------------------------
 
 
 def _slots(sector: bytes) -> list[tuple[int, int, int]]:
@@ -127,7 +127,7 @@ async def _of_mbr(
             return None
         if kind in _EXTENDED:
             raise VhostBlkError(f"partition {number} is an extended one: name one in it, from 5 on")
-        return Part(start * SECTOR, count * SECTOR)
+        return Part(start * block_size, count * block_size)
     extended = next((start for kind, start, count in slots if kind in _EXTENDED and count), None)
     if extended is None:
         return None
@@ -140,16 +140,17 @@ async def _logical(
     """Follow the records of an extended partition, each of which names the next."""
     at = extended
     for n in range(1, number + 1):
-        offset = at * SECTOR
-        if offset + SECTOR > size:
+        offset = at * block_size
+        if offset + block_size > size:
             raise VhostBlkError("a record of the extended partition does not lie on the disk")
-        within = offset % block_size
-        record = (await read(offset - within, max(block_size, SECTOR)))[within:]
+        record = await read(offset, block_size)
         if record[510:512] != b"\x55\xaa":
             raise VhostBlkError("the extended partition has a record that is none")
         (kind, start, count), (_, following, more), *_ = _slots(record)
         if n == number:
-            return Part((at + start) * SECTOR, count * SECTOR) if kind and count else None
+            if not kind or not count:
+                return None
+            return Part((at + start) * block_size, count * block_size)
         if not more or extended + following <= at:  # the last, or a circle
             return None
         at = extended + following
