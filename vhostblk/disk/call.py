@@ -22,6 +22,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import ParamSpec, Protocol, TypeGuard, cast
 
+from vhostblk.disk import duties
 from vhostblk.disk.api import Disk, DiskInfo, Extent, MarkedDisk, SharedDisk
 from vhostblk.errors import VhostBlkError
 
@@ -185,20 +186,19 @@ class Calls:
         disk: Any object with ``info`` and ``read``.
 
     Raises:
-        VhostBlkError: It lacks one of them.
+        VhostBlkError: It lacks one, or a method cannot be called as the contract says.
     """
 
     def __init__(self, disk: object) -> None:
         if isinstance(disk, type):
-            raise VhostBlkError(
-                f"{disk.__name__} is a class, not a disk: make one, {disk.__name__}(…)"
-            )
+            kind = disk.__name__
+            raise VhostBlkError(f"{kind} is a class, not a disk: make one, {kind}(…)")
         for name in ("info", "read"):
             if not defines(disk, name):
                 kind = type(disk).__name__
-                raise VhostBlkError(
-                    f"{kind} is not a disk: it defines no method {name!r}; a disk needs info, read"
-                )
+                lack = f"it defines no method {name!r}; a disk needs info, read"
+                raise VhostBlkError(f"{kind} is not a disk: {lack}")
+        duties.check(disk)
         self.disk = cast("Disk", disk)
         self.can = methods(disk)
 
@@ -247,7 +247,8 @@ class Calls:
 
     def read(self, offset: int, views: Sequence[memoryview]) -> Pending:
         """Fill *views*, writable and in order, with what is stored from byte *offset* on."""
-        return _pending(self.disk.read(offset, views))
+        result: object = self.disk.read(offset, views)
+        return None if result is None else _pending(duties.no_data(self.disk, result))
 
     def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> Pending:
         """

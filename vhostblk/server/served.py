@@ -18,6 +18,7 @@ from typing import TypeAlias
 from weakref import ref
 
 from vhostblk.disk.call import Calls, Pending
+from vhostblk.disk.duties import no_data
 from vhostblk.engine.api import Job, Mailbox, Op
 from vhostblk.server import jobs, registers
 from vhostblk.server.log import Log, Told
@@ -164,7 +165,7 @@ class Served:
         else:
             self._tasks[job.tag] = self._loop.create_task(self._finish(job, pending))
 
-    async def _in_thread(self, pool: Pool, job: Job) -> None:
+    async def _in_thread(self, pool: Pool, job: Job) -> object:
         """Do a job in another thread; what is ``async`` of it, here."""
 
         def call() -> Pending:
@@ -174,18 +175,21 @@ class Served:
                 raise OSError(errno.EFAULT, "guest memory has vanished under the request")
             return pending
 
-        pending = await pool.call(call)
-        if pending is not None:
-            await pending
+        pending: Awaitable[object] | None = await pool.call(call)
+        return None if pending is None else await pending
 
-    async def _finish(self, job: Job, pending: Awaitable[None]) -> None:
+    async def _finish(self, job: Job, pending: Awaitable[object]) -> None:
+        returned: object = None
         try:
-            await pending
+            returned = await pending
+            if returned is not None and job.op is Op.READ:
+                no_data(self._calls.disk, returned)
         except BaseException as error:  # noqa: BLE001 - the disk's, whatever it is
             code = self._errno(job, error)
         else:
             code = 0
         del pending  # a coroutine that has raised holds on to its frame
+        del returned  # it may be guest memory
         self._tasks.pop(job.tag, None)
         self._end(job, code)
         del job  # a traceback that somebody has logged and keeps holds on to this one
