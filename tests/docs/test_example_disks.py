@@ -162,21 +162,24 @@ class Ranges(BaseHTTPRequestHandler):
     data = random.Random(2).randbytes(MIB)
     hang_up = False
     status = 206
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.data)))
-        self.end_headers()
+    chunked = False  # as proxies send the page that says what is wrong
+    shift = 0  # what else is given than was asked for
 
     def do_GET(self) -> None:
         if type(self).hang_up:
             type(self).hang_up = False
             self.close_connection = True
             return
-        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        asked = self.headers["Range"].removeprefix("bytes=").split("-")
+        first, last = (int(one) + type(self).shift for one in asked)
         body = self.data[first : last + 1] if type(self).status == 206 else b""
         self.send_response(type(self).status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.data)}")
+        if type(self).chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"5\r\nbusy\n\r\n0\r\n\r\n"
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -187,7 +190,7 @@ class Ranges(BaseHTTPRequestHandler):
 @pytest.fixture
 def web() -> Iterator[str]:
     """Run a web server."""
-    Ranges.hang_up, Ranges.status = False, 206
+    Ranges.hang_up, Ranges.status, Ranges.chunked, Ranges.shift = False, 206, False, 0
     with ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -220,6 +223,36 @@ def test_a_web_server_that_hangs_up_is_called_again(
         guest.read(8, 4096)
     Ranges.status = 206
     assert guest.read(8, 4096) == Ranges.data[4096:8192]
+
+
+def test_the_rest_of_an_answer_is_no_answer_to_the_next_request(
+    web: str, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """An error in chunks costs one request; those behind it get their own bytes."""
+    guest = vhost_user_guest(server.add(make(f"python:http_range:Web,url={web}")))
+    Ranges.status, Ranges.chunked = 503, True
+    with pytest.raises(StatusError):
+        guest.read(0, 4096)
+    Ranges.status, Ranges.chunked = 206, False
+    for n in range(1, 6):
+        assert guest.read(128 * n, 4096) == Ranges.data[65536 * n : 65536 * n + 4096]
+
+
+def test_a_range_that_was_not_asked_for_is_an_error(
+    web: str, server: Serving, vhost_user_guest: Connect
+) -> None:
+    """The right number of other bytes never becomes the guest's."""
+    guest = vhost_user_guest(server.add(make(f"python:http_range:Web,url={web}")))
+    Ranges.shift = 4096
+    with pytest.raises(StatusError):
+        guest.read(0, 4096)
+
+
+def test_a_web_server_without_ranges_is_refused(web: str, server: Serving) -> None:
+    """It is said when the disk is opened, before whole files are fetched for each request."""
+    Ranges.status = 200
+    with pytest.raises(VhostBlkError, match=r"gave no range, but 'HTTP/1\.1 200 OK'"):
+        server.add(make(f"python:http_range:Web,url={web}"))
 
 
 def test_a_web_server_that_is_not_there(server: Serving) -> None:
