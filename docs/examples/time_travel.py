@@ -5,10 +5,11 @@ A disk that remembers: each flush makes a version, and any version can be served
     vhostblk serve --socket-path /tmp/then.sock python:time_travel:Versions,path=d.log,size=1G,at=12
 
 The file is a log of blocks: never changed, only appended to.  What an older version cannot see
-is behind it in the log.  *at* gives that version, read-only.
+is behind it in the log.  *at* gives that version, read-only, also while the newest is served.
 """
 
 import errno
+import fcntl
 import os
 import struct
 from collections.abc import Sequence
@@ -33,6 +34,14 @@ class Versions(vhostblk.Disk):
         """Read the log up to the version that is wanted; cut off what has none behind it."""
         flags = os.O_RDONLY if self.at is not None else os.O_RDWR | os.O_CREAT
         self.fd = os.open(self.path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            if self.at is None:  # two that append would write over each other
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.fd)
+            raise vhostblk.VhostBlkError(
+                f"{self.path} is served already: add ,at=VERSION"
+            ) from None
         end = self.replay()
         if self.at is not None and self.version != self.at:
             os.close(self.fd)
@@ -108,7 +117,7 @@ class Versions(vhostblk.Disk):
         """Make a version, unless nothing was written since the last one."""
         if self.at is None and self.end != self.flushed:
             os.fdatasync(self.fd)  # the blocks are there before the version says so
+            self.append(RECORD.pack(VERSION_MARK, self.version + 1))
             self.version += 1
-            self.append(RECORD.pack(VERSION_MARK, self.version))
             os.fdatasync(self.fd)
             self.flushed = self.end

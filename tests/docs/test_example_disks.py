@@ -1,5 +1,7 @@
 """The disks in docs/examples, through real virtqueues, against an array of bytes."""
 
+import errno
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -150,6 +152,34 @@ def test_what_was_not_flushed_goes_with_a_crash(
     with log.open("ab") as file:
         file.write(log.read_bytes()[:100])
     assert vhost_user_guest(server.add(make(text), name="d2")).read(0, BLOCK) == X
+
+
+def test_two_that_append_to_one_log_are_one_too_many(server: Serving, tmp_path: Path) -> None:
+    """The second is told that an older version can be looked at; nothing is lost."""
+    text = disks(tmp_path)["time_travel"]
+    server.add(make(text), name="d1")
+    with pytest.raises(VhostBlkError, match="is served already"):
+        server.add(make(text), name="d2")
+
+
+def test_versions_are_counted_without_gaps(
+    server: Serving, vhost_user_guest: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush that found no room for its mark is none; the next one has its number."""
+    text = disks(tmp_path)["time_travel"]
+    guest = vhost_user_guest(server.add(make(text)))
+    guest.write(0, X)
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", no_room)
+        with pytest.raises(StatusError):
+            guest.flush()
+    guest.flush()
+    then = vhost_user_guest(server.add(make(f"{text},at=1"), name="v1"))
+    assert then.read(0, BLOCK) == X
+
+
+def no_room(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "no room")
 
 
 # ---- over HTTP ----------------------------------------------------------------------------------
