@@ -7,6 +7,7 @@ Blocks are rows of an SQLite file, by the hash of their bytes; the map says whic
 SQLite's journal makes a flush a transaction: behind a crash the disk is as it was at the last one.
 """
 
+import errno
 import hashlib
 import sqlite3
 import zlib
@@ -42,8 +43,9 @@ class Dedup(vhostblk.Disk):
 
     def close(self) -> None:
         """Keep what was not flushed, too, and drop blocks that are at no place any more."""
-        self.store.execute("DELETE FROM blocks WHERE hash NOT IN (SELECT hash FROM map)")
-        self.store.execute("COMMIT")
+        if self.store.in_transaction:
+            self.sql("DELETE FROM blocks WHERE hash NOT IN (SELECT hash FROM map)")
+            self.sql("COMMIT")
         self.store.close()
 
     def info(self) -> vhostblk.DiskInfo:
@@ -61,17 +63,13 @@ class Dedup(vhostblk.Disk):
         for i, place in enumerate(places(offset, len(data))):
             block = data[i * BLOCK : (i + 1) * BLOCK]
             name = hashlib.blake2b(block, digest_size=20).digest()
-            self.store.execute(
-                "INSERT OR IGNORE INTO blocks VALUES (?, ?)", [name, zlib.compress(block, 1)]
-            )
-            self.store.execute("INSERT OR REPLACE INTO map VALUES (?, ?)", [place, name])
+            self.sql("INSERT OR IGNORE INTO blocks VALUES (?, ?)", name, zlib.compress(block, 1))
+            self.sql("INSERT OR REPLACE INTO map VALUES (?, ?)", place, name)
 
     def discard(self, offset: int, length: int) -> None:
         """Forget which blocks were there."""
         around = places(offset, length)
-        self.store.execute(
-            "DELETE FROM map WHERE place >= ? AND place < ?", [around.start, around.stop]
-        )
+        self.sql("DELETE FROM map WHERE place >= ? AND place < ?", around.start, around.stop)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """The same: what is nowhere reads as zeroes."""
@@ -79,8 +77,22 @@ class Dedup(vhostblk.Disk):
 
     def flush(self) -> None:
         """Make everything stable."""
-        self.store.execute("COMMIT")
+        self.sql("COMMIT")
         self.store.execute("BEGIN")
+
+    def sql(self, text: str, *values: object) -> sqlite3.Cursor:
+        """
+        Run a statement.
+
+        On some errors, as when there is no room, SQLite undoes the transaction: writes that were
+        acknowledged.  From then on nothing works, so that a guest does not go on without them.
+        """
+        if not self.store.in_transaction:
+            raise OSError(errno.EIO, "what was not flushed is lost: serve the disk again")
+        try:
+            return self.store.execute(text, values)
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error)) from error
 
     def block_status(self, offset: int, length: int) -> Iterator[vhostblk.Extent]:
         """Tell holes, block by block."""
@@ -89,9 +101,8 @@ class Dedup(vhostblk.Disk):
 
     def stored(self, place: int) -> bytes | None:
         """Return the block at a place as it is stored."""
-        row = self.store.execute(
-            "SELECT data FROM map JOIN blocks USING (hash) WHERE place = ?", [place]
-        ).fetchone()
+        query = "SELECT data FROM map JOIN blocks USING (hash) WHERE place = ?"
+        row = self.sql(query, place).fetchone()
         return None if row is None else row[0]
 
     def block(self, place: int) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from server_kit.serving import Serving, serving
 
+from vhostblk.disk.call import Calls
 from vhostblk.disk.make import make
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, Range, Request, StatusError
@@ -180,6 +181,34 @@ def test_versions_are_counted_without_gaps(
 
 def no_room(*_: object) -> int:
     raise OSError(errno.ENOSPC, "no room")
+
+
+def test_a_store_without_room_loses_nothing_in_silence(tmp_path: Path) -> None:
+    """SQLite undoes what was not flushed: from then on all fails, and what was flushed is there."""
+    text = disks(tmp_path)["dedup"]
+    disk = make(text)
+    calls = Calls(disk)
+    calls.open()
+    calls.write(0, [memoryview(X)])
+    calls.flush()
+    calls.write(BLOCK, [memoryview(Y)])
+    disk.store.execute("PRAGMA max_page_count = 10")  # type: ignore[attr-defined]
+    noise = random.Random(3).randbytes(60 * BLOCK)
+    with pytest.raises(OSError, match="full"):
+        calls.write(2 * BLOCK, [memoryview(noise)])
+    into = bytearray(BLOCK)
+    with pytest.raises(OSError, match="not flushed is lost"):
+        calls.read(BLOCK, [memoryview(into)])
+    with pytest.raises(OSError, match="not flushed is lost"):
+        calls.write(0, [memoryview(X)])
+    with pytest.raises(OSError, match="not flushed is lost"):
+        calls.flush()
+    calls.close()
+    calls = Calls(make(text))
+    calls.open()
+    calls.read(0, [memoryview(into)])
+    calls.close()
+    assert into == X
 
 
 # ---- over HTTP ----------------------------------------------------------------------------------
