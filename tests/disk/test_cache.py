@@ -191,6 +191,26 @@ def test_what_was_read_is_not_read_again() -> None:
     asyncio.run(check())
 
 
+def test_a_drop_takes_nothing_from_a_write_under_way() -> None:
+    """A write that has filled the block it begins in, and waits for the one it ends in."""
+
+    async def check() -> None:
+        disk, model = Late(BASE), bytearray(BASE)
+        cache = Cache(disk, mode="writeback")
+        calls = await opened(cache)
+        write = Request("write", 7, 10, 1)
+        task = asyncio.ensure_future(ask(calls, write))
+        while not task.done():
+            await asyncio.sleep(0)
+            cache.drop()
+        await task
+        apply(model, write)
+        assert await ask(calls, Request("read", 0, 24)) == model[: 24 * SECTOR]
+        await run(calls.close)
+
+    asyncio.run(check())
+
+
 def test_a_size_that_is_set_holds() -> None:
     """What is too much goes with the next request; the size can be changed while it serves."""
 

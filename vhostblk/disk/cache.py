@@ -105,8 +105,8 @@ class Cache(Layer):
             self._size = _size(parse_size(values["size"], "size"))
 
     def drop(self) -> Mapping[str, Value]:
-        """Forget all that is not dirty."""
-        return {"bytes": self._blocks.drop_clean()}
+        """Forget all that is neither dirty nor in use."""
+        return {"bytes": self._blocks.drop_clean(lambda one: self._turns.is_free(one, one + 1))}
 
     # ---- the disk ---------------------------------------------------------------------------
 

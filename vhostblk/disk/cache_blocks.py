@@ -5,7 +5,7 @@ No I/O; nothing here knows a disk.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from vhostblk.disk.steps import Cursor
 
@@ -150,10 +150,10 @@ class Blocks:
         if data is not None:
             self.held -= len(data)
 
-    def drop_clean(self) -> int:
-        """Forget all that are not dirty; return how many bytes those were."""
+    def drop_clean(self, may: Callable[[int], bool] = lambda _: True) -> int:
+        """Forget all that are not dirty and *may* be; return how many bytes those were."""
         before = self.held
-        for number in [n for n in self._data if n not in self._dirty]:
+        for number in [n for n in self._data if n not in self._dirty and may(n)]:
             self.drop(number)
         return before - self.held
 
