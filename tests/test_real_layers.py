@@ -1,54 +1,21 @@
 """A real guest whose disk is behind layers, which are changed under it while it writes."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from guest_boot import images, scenarios, tools
+from guest_boot.operators import Operator
 from guest_boot.restarts import Server
 
-from vhostblk.cli import rpc
 from vhostblk.cli.guest_vm import Machine, Vm
-from vhostblk.server.jsonrpc import Json
 
 pytestmark = [pytest.mark.guest, pytest.mark.slow]
 
 MIB = 1 << 20
 SIZE = 64 * MIB
 TIMEOUT_S = 90.0
-
-
-class Operator:
-    """
-    Who changes the disk.
-
-    Args:
-        control: The server's socket.
-        vm: The guest.
-    """
-
-    def __init__(self, control: Path, vm: Vm) -> None:
-        self._control = control
-        self._vm = vm
-
-    def ask(self, method: str, **params: Json) -> Json:
-        return rpc.call(self._control, method, {"device": "s", **params}, seconds=60)
-
-    def settings(self, layer: str) -> Mapping[str, Json]:
-        answer = self.ask("layer", layer=layer)
-        assert isinstance(answer, Mapping)
-        assert isinstance(answer["settings"], Mapping)
-        return answer["settings"]
-
-    def beats(self, n: int = 3) -> None:
-        """Wait until the guest has written more, and it is stable."""
-        for _ in range(n):
-            self._vm.wait_for("beat", TIMEOUT_S)
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for *condition*, a question at a time: each takes as long as an answer does."""
-        assert any(condition() for _ in range(20_000))
 
 
 def check(image: Path, said: Mapping[str, str]) -> None:
