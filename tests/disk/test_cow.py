@@ -4,16 +4,13 @@ import asyncio
 import errno
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_kit.disks import SECTOR, Late, Plain
+from layer_kit.disks import SECTOR, Below, Late, Plain
 from layer_kit.model import (
     BASE,
     SECTORS,
@@ -25,12 +22,12 @@ from layer_kit.model import (
     at_once,
     compare,
     content,
+    opened,
     requests,
 )
 
 from vhostblk.disk import carry
-from vhostblk.disk.api import DiskInfo
-from vhostblk.disk.call import Calls, run
+from vhostblk.disk.call import run
 from vhostblk.disk.cow import Cow, build
 from vhostblk.disk.layer import take_apart
 from vhostblk.disk.memfd import Memfd
@@ -38,15 +35,7 @@ from vhostblk.disk.null import Null
 from vhostblk.disk.store import Store
 from vhostblk.errors import VhostBlkError
 
-Below = Callable[[bytes], Plain | Late]
 BLOCK = 4096
-
-
-async def opened(disk: Cow) -> Calls:
-    """Open one and return its calls."""
-    calls = Calls(disk)
-    await run(calls.open)
-    return calls
 
 
 @pytest.mark.parametrize("below", [Plain, Late])
@@ -67,48 +56,6 @@ def test_a_cow_is_a_disk_and_leaves_the_one_below(
     asyncio.run(check())
 
 
-@pytest.mark.parametrize("below", [Plain, Late])
-@given(
-    rounds=st.lists(
-        st.tuples(st.lists(requests(), max_size=8), st.sampled_from(("commit", "discard", "open"))),
-        max_size=5,
-    )
-)
-@settings(max_examples=12)
-def test_a_commit_moves_all_and_a_discard_forgets_all(
-    below: Below,
-    rounds: Sequence[tuple[Sequence[Request], str]],
-) -> None:
-    """After a commit the disk below is the disk; after a discard the disk is the one below."""
-
-    async def check(path: Path) -> None:
-        disk, kept = below(BASE), BASE
-        model = bytearray(BASE)
-        cow = Cow(disk, scratch=path, block=BLOCK)
-        calls = await opened(cow)
-        for sequence, then in rounds:
-            await compare(calls, model, sequence)
-            assert disk.data == kept
-            match then:
-                case "commit":
-                    await cow.commit()
-                    kept = bytes(model)
-                    assert disk.data == kept
-                    assert cow.settings()["held"] == 0
-                case "discard":
-                    cow.discard_all()
-                    model[:] = kept
-                case "open":
-                    await run(calls.close)
-                    cow = Cow(disk, scratch=path)
-                    calls = await opened(cow)
-            assert await content(calls) == model
-        await run(calls.close)
-
-    with TemporaryDirectory(dir="/dev/shm") as directory:
-        asyncio.run(check(Path(directory) / "s"))
-
-
 @given(sequence=st.lists(requests(), max_size=30), seed=st.integers(0, 99))
 @settings(max_examples=12)
 def test_parts_of_a_block_that_are_written_together_are_all_kept(
@@ -122,36 +69,6 @@ def test_parts_of_a_block_that_are_written_together_are_all_kept(
         for one in together:
             apply(model, one)
         assert await at_once(calls, together) == model
-        await run(calls.close)
-
-    asyncio.run(check())
-
-
-@given(
-    before=st.lists(requests(), max_size=10),
-    sequence=st.lists(requests(), max_size=20),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=12)
-def test_requests_go_on_during_a_commit(
-    before: Sequence[Request], sequence: Sequence[Request], seed: int
-) -> None:
-    """What is written meanwhile is kept, in blocks that were copied already, too."""
-
-    async def check() -> None:
-        disk = Late(BASE, seed)
-        cow = Cow(disk, block=BLOCK)
-        calls = await opened(cow)
-        model, together = bytearray(BASE), apart(sequence)
-        await compare(calls, model, before)
-        commit = asyncio.ensure_future(cow.commit())
-        for one in together:
-            apply(model, one)
-        assert await at_once(calls, together) == model
-        await commit
-        assert await content(calls) == model
-        await cow.commit()
-        assert disk.data == model
         await run(calls.close)
 
     asyncio.run(check())
@@ -188,23 +105,6 @@ def test_another_size_is_kept_like_what_is_written(
     asyncio.run(check())
 
 
-def test_what_is_kept_outlives_the_process(tmp_path: Path) -> None:
-    """Opened again, with the same disk, it is the same disk; its block size is remembered."""
-
-    async def check() -> None:
-        disk, model = Plain(BASE), bytearray(BASE)
-        calls = await opened(Cow(disk, scratch=tmp_path / "s", block=BLOCK))
-        await compare(calls, model, [Request("write", 3, 20, 9), Request("discard", 100, 50)])
-        await run(calls.close)
-        cow = Cow(disk, scratch=tmp_path / "s")
-        again = await opened(cow)
-        assert await content(again) == model
-        assert cow.settings()["block"] == BLOCK
-        await run(again.close)
-
-    asyncio.run(check())
-
-
 def test_a_read_only_disk_below_is_enough(tmp_path: Path) -> None:
     """The disk in front of it can be written; a commit says why it cannot be."""
 
@@ -216,120 +116,6 @@ def test_a_read_only_disk_below_is_enough(tmp_path: Path) -> None:
         await compare(calls, bytearray(BASE), [Request("write", 1, 1, 1)])
         with pytest.raises(VhostBlkError, match="read-only: nothing can be committed"):
             await cow.commit()
-        await run(calls.close)
-
-    asyncio.run(check())
-
-
-OTHER = bytes(SIZE - SECTOR) + b"x" * SECTOR
-
-
-@pytest.mark.parametrize(
-    ("other", "block", "why"),
-    [
-        (OTHER, 0, "made for another disk, or the disk below was changed"),
-        (BASE[:-SECTOR], 0, f"made for a disk of {SIZE} bytes, and the one below has"),
-        (BASE, 2 * BLOCK, f"it was made with block={BLOCK}"),
-    ],
-    ids=["content", "size", "block"],
-)
-def test_a_scratch_file_of_another_disk_is_refused(
-    tmp_path: Path, other: bytes, block: int, why: str
-) -> None:
-    """It is known by its size and by samples of what is below; nothing of it is changed."""
-
-    async def check() -> None:
-        calls = await opened(Cow(Plain(BASE), scratch=tmp_path / "s", block=BLOCK))
-        await ask(calls, Request("write", 0, 9, 1))
-        await run(calls.close)
-        before = (tmp_path / "s").read_bytes()
-        with pytest.raises(VhostBlkError, match=why):
-            await opened(Cow(Plain(other), scratch=tmp_path / "s", block=block))
-        assert (tmp_path / "s").read_bytes() == before
-
-    asyncio.run(check())
-
-
-def test_a_file_that_is_no_scratch_file_is_left_alone(tmp_path: Path) -> None:
-    """A wrong name must not cost an image."""
-    path = tmp_path / "image"
-    path.write_bytes(BASE)
-    with pytest.raises(VhostBlkError, match="is no scratch file, and is left as it is"):
-        asyncio.run(opened(Cow(Plain(BASE), scratch=path)))
-    assert path.read_bytes() == BASE
-    with pytest.raises(VhostBlkError, match="no regular file"):
-        asyncio.run(opened(Cow(Plain(BASE), scratch="/dev/null")))
-
-
-def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
-    """One flipped bit of it is seen; so is another version."""
-    path = tmp_path / "s"
-
-    async def check() -> None:
-        await run((await opened(Cow(Plain(BASE), scratch=path))).close)
-        good = path.read_bytes()
-        for at, why in ((33, "header of this scratch file is damaged"), (8, "damaged")):
-            text = bytearray(good)
-            text[at] ^= 1
-            path.write_bytes(text)
-            with pytest.raises(VhostBlkError, match=why):
-                await opened(Cow(Plain(BASE), scratch=path))
-        text = bytearray(good)
-        text[8] = 2
-        text[320:324] = zlib.crc32(text[:320]).to_bytes(4, "little")
-        path.write_bytes(text)
-        with pytest.raises(VhostBlkError, match="of version 2, and this program knows 1"):
-            await opened(Cow(Plain(BASE), scratch=path))
-
-    asyncio.run(check())
-
-
-def test_a_scratch_file_has_one_user(tmp_path: Path) -> None:
-    """Two disks that write to one would destroy both."""
-
-    async def check() -> None:
-        calls = await opened(Cow(Plain(BASE), scratch=tmp_path / "s"))
-        with pytest.raises(VhostBlkError, match="in use: another disk or process"):
-            await opened(Cow(Plain(BASE), scratch=tmp_path / "s"))
-        await run(calls.close)
-        await run((await opened(Cow(Plain(BASE), scratch=tmp_path / "s"))).close)
-
-    asyncio.run(check())
-
-
-class Failing(Plain):
-    """Its writes fail from the second on."""
-
-    writes = 0
-
-    def write(self, offset: int, views: Sequence[memoryview]) -> None:
-        """Write once."""
-        self.writes += 1
-        if self.writes > 1:
-            raise OSError(5, "no more")
-        super().write(offset, views)
-
-
-def test_a_commit_that_fails_loses_nothing(tmp_path: Path) -> None:
-    """All is still kept, and a discard is refused, as a part is below; the next one does it."""
-
-    async def check() -> None:
-        disk, model = Failing(BASE), bytearray(BASE)
-        cow = Cow(disk, scratch=tmp_path / "s", block=BLOCK)
-        calls = await opened(cow)
-        await compare(calls, model, [Request("write", 0, 8, 3), Request("write", 80, 8, 4)])
-        with pytest.raises(VhostBlkError, match="commit has ended in the middle: no more"):
-            await cow.commit()
-        assert await content(calls) == model
-        assert disk.data != BASE
-        with pytest.raises(VhostBlkError, match="a part is below already: commit again"):
-            cow.discard_all()
-        await run(calls.close)
-        cow = Cow(disk, scratch=tmp_path / "s")
-        calls = await opened(cow)
-        disk.writes = -100
-        await cow.commit()
-        assert disk.data == model
         await run(calls.close)
 
     asyncio.run(check())
@@ -509,14 +295,3 @@ def test_a_disk_that_others_may_use_is_refused() -> None:
 
     with pytest.raises(VhostBlkError, match="would not move with the guest"):
         asyncio.run(opened(Cow(Shared(BASE))))
-
-
-def test_a_block_of_the_disk_below_fits_in(tmp_path: Path) -> None:
-    """Blocks that are less than what the disk below moves cannot be."""
-
-    class Large(Plain):
-        def info(self) -> DiskInfo:
-            return replace(super().info(), block_size=8192)
-
-    with pytest.raises(VhostBlkError, match="write block=8192 or more"):
-        asyncio.run(opened(Cow(Large(bytes(1 << 20)), scratch=tmp_path / "s", block=4096)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from layer_kit.model import opened
 
 from vhostblk.disk.call import Calls, Pending, run
 from vhostblk.disk.make import make
@@ -22,12 +23,6 @@ OPS: dict[str, Op] = {
     "discard": lambda calls: calls.discard(0, 512),
     "write-zeroes": lambda calls: calls.write_zeroes(0, 512),
 }
-
-
-async def opened(disk: object) -> Calls:
-    calls = Calls(disk)
-    await run(calls.open)
-    return calls
 
 
 async def held(calls: Calls) -> set[str]:

@@ -2,11 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vhostblk.disk.api import Disk, DiskInfo
 
 SECTOR = 512
+Views = Sequence[memoryview]
 
 
 class Plain(Disk):
@@ -117,3 +118,7 @@ class Late(Disk):
         """Cut, or add zeroes, later."""
         await self._wait()
         self.plain.resize(size)
+
+
+Below = Callable[[bytes], Plain | Late]
+"""Either, to be made with what it has at first."""

@@ -1,6 +1,7 @@
 """A disk and what it should be: a byte array."""
 
 import asyncio
+import errno
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,13 @@ def requests(sectors: int = SECTORS) -> st.SearchStrategy[Request]:
     )
 
 
+async def opened(disk: object) -> Calls:
+    """Open a disk; return its calls."""
+    calls = Calls(disk)
+    await run(calls.open)
+    return calls
+
+
 def pieces(data: bytes | bytearray, cut: int) -> list[memoryview]:
     """Return data as a guest may: in several views."""
     whole = memoryview(data)
@@ -96,6 +104,15 @@ async def ask(calls: Calls, request: Request) -> bytes:
         case "write_zeroes" | "unmap":
             await run(calls.write_zeroes, at, length, unmap=request.op == "unmap")
     return b""
+
+
+async def refused(calls: Calls, request: Request) -> bool:
+    """Tell whether a request fails with EIO."""
+    try:
+        await ask(calls, request)
+    except OSError as error:
+        return error.errno == errno.EIO
+    return False
 
 
 def apply(model: bytearray, request: Request) -> None:
