@@ -6,8 +6,6 @@ What it cannot keep up with is counted, and said.
 """
 
 import logging
-import select
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +14,9 @@ from typing import ClassVar, TextIO, cast
 from vhostblk.disk.api import Disk
 from vhostblk.disk.grammar import parse_switch
 from vhostblk.disk.layer import Layer, Value
-from vhostblk.disk.record import PERIOD, RecordStage
+from vhostblk.disk.record import RecordStage
 from vhostblk.disk.stage import Bound, BoundRecorder, StageLayer
+from vhostblk.disk.taker import Taker
 from vhostblk.errors import VhostBlkError
 from vhostblk.trace.lines import line
 from vhostblk.trace.records import Completed, Submitted, parse
@@ -143,7 +142,7 @@ class Log(StageLayer):
 
 class _Teller:
     """
-    A thread that makes lines of records.
+    Makes lines of records, on a thread.
 
     Args:
         bound: The stage.
@@ -158,22 +157,11 @@ class _Teller:
         self._under_way: dict[int, Submitted] = {}
         self._seq = 0
         self._dropped = 0
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        self._taker = Taker("log", bound.wake_fd, self._take)
 
     def close(self) -> None:
         """Tell all that is there, and end."""
-        self._stopping.set()
-        self._thread.join()
-        self._take()
-
-    def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._bound.wake_fd, select.POLLIN)
-        while not self._stopping.is_set():
-            poll.poll(PERIOD * 1000)
-            self._take()
+        self._taker.close()
 
     def _take(self) -> None:
         while records := self._bound.take():

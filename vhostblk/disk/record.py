@@ -3,16 +3,14 @@ A layer that records every request; run by the C core.
 
 The core makes records and blocks of them (native/src/layer_record.c); here the file is opened, the
 segment begun and ended (`vhostblk.trace.format`), and a thread sees to it that nothing waits
-longer than `PERIOD`.
+long (`vhostblk.disk.taker`).
 """
 
 import errno
 import fcntl
 import logging
 import os
-import select
 import stat
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,13 +21,11 @@ from typing import ClassVar, cast
 from vhostblk.disk.api import Disk
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.stage import Bound, BoundRecorder, StageLayer
+from vhostblk.disk.taker import Taker
 from vhostblk.errors import VhostBlkError
 from vhostblk.trace.format import WORD, Header, Payload, end_block, segment_block
 from vhostblk.trace.reader import read
 from vhostblk.version import version
-
-PERIOD = 0.1
-"""Seconds that a record waits at most until it is written."""
 
 OPTIONS: frozenset[str] = frozenset({"path", "payload"})
 FORM = "record:path=FILE[,payload=none|digest|full]"
@@ -188,7 +184,7 @@ class Record(StageLayer):
 
 class _Writer:
     """
-    A thread that has what waits written, and says once when it cannot be.
+    Has what waits written, on a thread, and says once when it cannot be.
 
     Args:
         path: For messages.
@@ -199,22 +195,11 @@ class _Writer:
         self._path = path
         self._bound = bound
         self._failed = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="record", daemon=True)
-        self._thread.start()
+        self._taker = Taker("record", bound.wake_fd, self._write)
 
     def close(self) -> None:
         """Write all that is there, and end."""
-        self._stopping.set()
-        self._thread.join()
-        self._write()
-
-    def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._bound.wake_fd, select.POLLIN)
-        while not self._stopping.is_set():
-            poll.poll(PERIOD * 1000)
-            self._write()
+        self._taker.close()
 
     def _write(self) -> None:
         self._bound.flush()
