@@ -13,7 +13,6 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import NoReturn
 
 from vhostblk.disk import loss
@@ -30,6 +29,7 @@ from vhostblk.disk.cut_options import (
     parse_then,
 )
 from vhostblk.disk.layer import Layer, Value
+from vhostblk.disk.ops import Op
 from vhostblk.disk.power import Cache, Change, Kind, Piece
 from vhostblk.errors import VhostBlkError
 
@@ -39,13 +39,12 @@ _SHOWN = 100
 """Changes a cut tells of; of more, only how many."""
 _ENOUGH = 0.75
 """Of the limit: what writing back leaves."""
-
-
-class Op(StrEnum):
-    """What is counted besides changes."""
-
-    READ = "read"
-    FLUSH = "flush"
+_OPS = {
+    Kind.WRITE: Op.WRITE,
+    Kind.ZEROES: Op.WRITE_ZEROES,
+    Kind.UNMAP: Op.WRITE_ZEROES,
+    Kind.DISCARD: Op.DISCARD,
+}
 
 
 @dataclass(slots=True)
@@ -261,7 +260,7 @@ class Cut(Layer):
     async def _change(
         self, kind: Kind, offset: int, length: int, data: bytes | None = None, *, fua: bool = False
     ) -> None:
-        hit = self._arrived(kind)
+        hit = self._arrived(_OPS[kind])
         change = Change(self.state.requests, offset, length, data, kind, fua=fua)
         self._cache.begin(change)
         if hit:
@@ -273,14 +272,13 @@ class Cut(Layer):
             await self._go_down(self._too_much(), stable=False)
         self._check_power()
 
-    def _arrived(self, op: Op | Kind) -> bool:
+    def _arrived(self, op: Op) -> bool:
         """Count a request; tell whether the power goes with it."""
         self._check_power()
         self.state.requests += 1
-        word = "write-zeroes" if op in {Kind.UNMAP, Kind.ZEROES} else op.value
-        self.state.ops[word] = self.state.ops.get(word, 0) + 1
+        self.state.ops[op] = self.state.ops.get(op, 0) + 1
         at = self._set.at
-        return at is not None and at.op in {"", word} and at.count == self._counted(at)
+        return at is not None and at.op in {"", op} and at.count == self._counted(at)
 
     def _counted(self, at: At) -> int:
         return self.state.ops.get(at.op, 0) if at.op else self.state.requests

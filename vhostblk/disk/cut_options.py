@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from vhostblk.disk.grammar import parse_size, parse_switch
 from vhostblk.disk.loss import MAX_SEED, Lose, parse_lose
+from vhostblk.disk.ops import ALL, Op
 from vhostblk.errors import VhostBlkError
 
 OPTIONS = frozenset({"seed", "at", "lose", "tear", "grain", "limit", "then", "power"})
@@ -13,8 +14,6 @@ FORM = (
     "cut[:seed=N][,at=[OP:]N][,lose=HOW][,tear=off][,grain=SIZE][,limit=SIZE][,then=eio|exit]"
     "[,power=off]"
 )
-
-_OPS = ("read", "write", "flush", "discard", "write-zeroes")
 
 
 class Then(StrEnum):
@@ -115,10 +114,10 @@ def parse_at(text: str) -> At | None:
     if not text:
         return None
     op, colon, number = text.rpartition(":")
-    good = op in _OPS if colon else not op
+    good = op in ALL if colon else not op
     if not good or not number.isascii() or not number.isdecimal() or not int(number):
         raise VhostBlkError(
-            f"at={text}: write a number from 1, or {', '.join(_OPS)} with one behind a colon: "
+            f"at={text}: write a number from 1, or {', '.join(Op)} with one behind a colon: "
             "at=120, at=flush:3"
         )
     return At(int(number), op)

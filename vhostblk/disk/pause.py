@@ -8,7 +8,6 @@ like any request that takes too long.
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from vhostblk.disk.api import Disk
 from vhostblk.disk.call import BY_DEVICE, Pending, run
 from vhostblk.disk.grammar import parse_switch
 from vhostblk.disk.layer import Layer, Value
+from vhostblk.disk.ops import ALL, Op, ops_of, parse_ops
 from vhostblk.errors import VhostBlkError
 
 LOOK_SECONDS = 0.05
@@ -25,22 +25,12 @@ OPTIONS = frozenset({"paused", "ops", "file"})
 FORM = "pause[:paused=on|off][,ops=OP+OP…][,file=PATH]"
 
 
-class PauseOp(StrEnum):
-    """What can be held."""
-
-    READ = "read"
-    WRITE = "write"
-    FLUSH = "flush"
-    DISCARD = "discard"
-    WRITE_ZEROES = "write-zeroes"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
     """As the arguments of `Pause`."""
 
     paused: bool = False
-    ops: frozenset[PauseOp] = frozenset(PauseOp)
+    ops: frozenset[Op] = ALL
     file: str = ""
 
     def with_text(self, options: Mapping[str, str]) -> "_Settings":
@@ -51,7 +41,7 @@ class _Settings:
                 case "paused":
                     new = replace(new, paused=parse_switch(text, key))
                 case "ops":
-                    new = replace(new, ops=_ops(text.split("+")))
+                    new = replace(new, ops=parse_ops(text))
                 case "file":
                     new = replace(new, file=text)
                 case _:
@@ -67,7 +57,7 @@ class Pause(Layer):
     Args:
         below: Any disk.
         paused: Whether it is from the start.
-        ops: What is held, by the names of `PauseOp`; everything else passes.
+        ops: What is held, by the names of `Op`; everything else passes.
         file: It is paused as well while something of that name exists; empty: by no file.
 
     Raises:
@@ -82,11 +72,11 @@ class Pause(Layer):
         below: object,
         *,
         paused: bool = False,
-        ops: Collection[str] = tuple(PauseOp),
+        ops: Collection[str] = tuple(Op),
         file: str = "",
     ) -> None:
         super().__init__(below)
-        self._set = _Settings(paused=paused, ops=_ops(ops), file=file)
+        self._set = _Settings(paused=paused, ops=ops_of(ops), file=file)
         self._held = 0
         self._changed = asyncio.Event()
 
@@ -96,7 +86,7 @@ class Pause(Layer):
         """Return whether it is paused, by whom and for what, and how many requests it holds now."""
         return {
             "paused": self._set.paused,
-            "ops": "+".join(op for op in PauseOp if op in self._set.ops),
+            "ops": "+".join(op for op in Op if op in self._set.ops),
             "file": self._set.file or None,
             "held_by_file": self._file_is_there(),
             "held": self._held,
@@ -133,31 +123,31 @@ class Pause(Layer):
 
     def read(self, offset: int, views: Sequence[memoryview]) -> Pending:
         """Hold, or hand on."""
-        return self._pass(PauseOp.READ, partial(self.under.read, offset, views))
+        return self._pass(Op.READ, partial(self.under.read, offset, views))
 
     def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> Pending:
         """Hold, or hand on."""
-        return self._pass(PauseOp.WRITE, partial(self.under.write, offset, views, fua=fua))
+        return self._pass(Op.WRITE, partial(self.under.write, offset, views, fua=fua))
 
     def flush(self) -> Pending:
         """Hold, or hand on; not the one at a device's end: what is written stays so."""
         if BY_DEVICE.get():
             return self.under.flush()
-        return self._pass(PauseOp.FLUSH, self.under.flush)
+        return self._pass(Op.FLUSH, self.under.flush)
 
     def discard(self, offset: int, length: int) -> Pending:
         """Hold, or hand on."""
-        return self._pass(PauseOp.DISCARD, partial(self.under.discard, offset, length))
+        return self._pass(Op.DISCARD, partial(self.under.discard, offset, length))
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> Pending:
         """Hold, or hand on."""
         call = partial(self.under.write_zeroes, offset, length, unmap=unmap)
-        return self._pass(PauseOp.WRITE_ZEROES, call)
+        return self._pass(Op.WRITE_ZEROES, call)
 
-    def _pass(self, op: PauseOp, call: Callable[[], Pending]) -> Pending:
+    def _pass(self, op: Op, call: Callable[[], Pending]) -> Pending:
         return self._hold(op, call) if self._holds(op) else call()
 
-    def _holds(self, op: PauseOp) -> bool:
+    def _holds(self, op: Op) -> bool:
         return op in self._set.ops and (self._set.paused or self._file_is_there())
 
     def _file_is_there(self) -> bool:
@@ -166,7 +156,7 @@ class Pause(Layer):
         except OSError:  # where nobody may look, nothing is
             return False
 
-    async def _hold(self, op: PauseOp, call: Callable[[], Pending]) -> None:
+    async def _hold(self, op: Op, call: Callable[[], Pending]) -> None:
         self._held += 1
         try:
             while self._holds(op):
@@ -188,13 +178,3 @@ def build(below: Disk, options: Mapping[str, str]) -> Layer:
     """Make one of text; see `vhostblk.disk.layers`."""
     chosen = _Settings().with_text(options)
     return Pause(below, paused=chosen.paused, ops=chosen.ops, file=chosen.file)
-
-
-def _ops(names: Collection[str]) -> frozenset[PauseOp]:
-    try:
-        return frozenset(map(PauseOp, names))
-    except ValueError:
-        written = "+".join(names)
-        raise VhostBlkError(
-            f"pause: ops={written}: write some of {', '.join(PauseOp)}, with + between them"
-        ) from None
