@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -50,14 +51,35 @@ def test_our_server_conforms(socket: Path, tmp_path: Path) -> None:
     assert " skipped" in said
 
 
+# Of qemu-storage-daemon 10.0, as its block/export/vhost-user-blk-server.c makes its config space.
+QSD_FAILS = {
+    # SIZE_MAX is offered, and size_max is 0: no segment could have a byte.
+    "test_limits_are_limits",
+    # GET_CONFIG is answered with the first bytes, whatever the offset.
+    "test_config_is_read_in_any_pieces",
+}
+# Its disk here can be written; packed rings and IN_ORDER it does not offer, and the tests that want
+# them have one or the other in their parameters.
+QSD_SKIPS = {"test_read_only_disk_is_not_written"}
+QSD_LACKS = ("packed", "in-order")
+
+
 @pytest.mark.slow
 def test_it_finds_what_qemu_storage_daemon_does_otherwise(tmp_path: Path) -> None:
-    """It runs to its end there, and passes most: what fails is known of that back-end."""
+    """What fails there is known, by name; what is skipped could not be tested; the rest passes."""
+    report = tmp_path / "report.xml"
     with storage_daemon(tmp_path, SIZE) as daemon:
-        status, said = outcome(tmp_path, "--vhostblk-socket", daemon.path, "--vhostblk-destroy")
-    assert status in {0, 1}, said
-    passed = int(said.rpartition(" passed")[0].split()[-1])
-    assert passed > 30, said
+        _, said = outcome(
+            tmp_path, "--vhostblk-socket", daemon.path, "--vhostblk-destroy", "--junitxml", report
+        )
+    tests = {test.attrib["name"]: test for test in ET.parse(report).iter("testcase")}
+    lacking = {name for name in tests if any(word in name for word in QSD_LACKS)}
+    ended = {
+        word: {name for name, test in tests.items() if test.find(word) is not None}
+        for word in ("failure", "error", "skipped")
+    }
+    assert ended == {"failure": QSD_FAILS, "error": set(), "skipped": QSD_SKIPS | lacking}, said
+    assert len(tests.keys() - lacking) > 50
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_next_guest_finds_the_disk(vhostblk_connect: Callable[..., Guest]) -> No
     assert all(one == seen[0] for one in seen)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_rings_begin_anywhere(
     vhostblk_connect: Callable[..., Guest], vhostblk_socket: Path, *, packed: bool
 ) -> None:
