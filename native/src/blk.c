@@ -194,17 +194,21 @@ static void choose_data(struct vhb_req *req, uint32_t type, struct iovec *readab
         req->niov--;
 }
 
-static bool changes(uint32_t type)
+/* What would change a read-only disk.  What is not offered is unknown there as anywhere. */
+static bool is_forbidden(const struct vhb_blk *blk, uint32_t type)
 {
-    return type == VIRTIO_BLK_T_OUT || type == VIRTIO_BLK_T_DISCARD ||
-           type == VIRTIO_BLK_T_WRITE_ZEROES;
+    if (!(blk->flags & VHB_BLK_READ_ONLY))
+        return false;
+    return type == VIRTIO_BLK_T_OUT ||
+           (type == VIRTIO_BLK_T_DISCARD && (blk->flags & VHB_BLK_DISCARD)) ||
+           (type == VIRTIO_BLK_T_WRITE_ZEROES && (blk->flags & VHB_BLK_WRITE_ZEROES));
 }
 
 static void dispatch(struct vhb_queue *q, struct vhb_req *req, uint32_t type, uint64_t sector,
                      struct vhb_io *io)
 {
     const struct vhb_blk *blk = &q->blk;
-    if (changes(type) && (blk->flags & VHB_BLK_READ_ONLY)) {
+    if (is_forbidden(blk, type)) {
         vhb_blk_finish(req, VIRTIO_BLK_S_IOERR);
     } else if (type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_OUT) {
         start_data(q, req, type == VIRTIO_BLK_T_IN ? VHB_READ : VHB_WRITE, sector, io);

@@ -187,9 +187,10 @@ def test_unknown_things_are_unsupported(rig: Rig, lane: Lane, kind: int, out: by
     assert lane.queue.counters().unsupported == 1
 
 
-def test_what_is_not_offered_is_unsupported(rig: Rig) -> None:
-    """DISCARD and WRITE_ZEROES need a disk that can."""
-    lane = rig.lane(blk=replace(BLK, discard=False, write_zeroes=False))
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_not_offered_is_unsupported(rig: Rig, *, read_only: bool) -> None:
+    """DISCARD and WRITE_ZEROES need a disk that can, of a read-only one as of any other."""
+    lane = rig.lane(blk=replace(BLK, discard=False, write_zeroes=False, read_only=read_only))
     for kind in (RequestType.DISCARD, RequestType.WRITE_ZEROES):
         asked = lane.ask(kind, out=ranges((0, 8, 0)))
         rig.pump()
