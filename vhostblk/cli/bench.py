@@ -6,15 +6,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, get_args
 
 import click
 
-from vhostblk.cli import bench_shown, options
+from vhostblk.cli import bench_shown, options, progress
 from vhostblk.cli.report import Status
-from vhostblk.cli.seconds import Seconds
+from vhostblk.cli.seconds import Seconds, timeout_option
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import GuestError
 from vhostblk.guest.load import Load, Op, Order, Wait
@@ -197,14 +197,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     is_flag=True,
     help="Yes, what is on the disk may be overwritten: --op write, --op rw, --verify.",
 )
-@click.option(
-    "--timeout",
-    type=Seconds(),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the back-end may be silent with requests in flight.",
-)
+@timeout_option(10.0, "How long the back-end may be silent with requests in flight.")
 @click.option(
     "--json",
     "file",
@@ -280,7 +273,8 @@ def bench(
             f"{what} overwrites what is on the disk: add --destroy-data if that may be lost.",
             context,
         )
-    with _progress_line() as tell:
+    terminal = sys.stderr.isatty()
+    with progress.one_line() if terminal else nullcontext(lambda _line: None) as tell:
         document = put(socket, load, tell)
     if file is not None:
         _write(file, json.dumps(document, indent=2) + "\n")
@@ -299,15 +293,3 @@ def _outcome(document: bench_shown.Document) -> Status:
     if failed:
         raise VhostBlkError(f"{failed} requests failed")
     return Status.INTERRUPTED if document["interrupted"] else Status.DONE
-
-
-@contextmanager
-def _progress_line() -> Iterator[Callable[[str], None]]:
-    """Show what is told on one line of a terminal, and leave no trace of it."""
-    if not sys.stderr.isatty():
-        yield lambda _line: None
-        return
-    try:
-        yield lambda line: click.echo(f"\r{line}\033[K", nl=False, err=True)
-    finally:
-        click.echo("\r\033[K", nl=False, err=True)

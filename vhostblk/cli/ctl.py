@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from vhostblk.cli import rpc, shown
-from vhostblk.cli.seconds import Seconds
+from vhostblk.cli.seconds import timeout_option
 from vhostblk.disk.grammar import parse_size
 from vhostblk.server.jsonrpc import Json
 
@@ -68,14 +68,7 @@ def _as_json(command: _F) -> _F:
     type=click.Path(path_type=Path),
     help="The socket given to `vhostblk serve --control`.",
 )
-@click.option(
-    "--timeout",
-    type=Seconds(),
-    default=SECONDS,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long an answer may take.",
-)
+@timeout_option(SECONDS, "How long an answer may take.")
 @click.option("--json", "raw", is_flag=True, help="Print answers as JSON.")
 @click.pass_context
 def ctl(context: click.Context, *, control: Path, timeout: float, raw: bool) -> None:

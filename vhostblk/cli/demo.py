@@ -24,7 +24,7 @@ import click
 
 from vhostblk.cli import fake_demo, guest_demo, options, report
 from vhostblk.cli.guest_vm import Tools, find_tools
-from vhostblk.cli.seconds import Seconds
+from vhostblk.cli.seconds import timeout_option
 from vhostblk.errors import VhostBlkError
 
 IMAGE_SIZE = 256 << 20
@@ -209,14 +209,7 @@ def choose_guest(choice: str, tell: Tell) -> Tools | None:
     help="Virtqueues, and the guest's CPUs.",
 )
 @options.engine
-@click.option(
-    "--timeout",
-    type=Seconds(),
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long the guest may take.",
-)
+@timeout_option(120.0, "How long the guest may take.")
 def demo(*, guest: str, num_queues: int, engine: str, timeout: float) -> None:
     """
     Serve an image file, let a guest use it, and say what happened.

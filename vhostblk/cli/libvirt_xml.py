@@ -67,13 +67,7 @@ def domain(device: ET.Element, guest: Confidential | None) -> ET.Element:
     type=click.Path(readable=False, path_type=Path),
     help="The socket `vhostblk serve` listens on; it need not exist yet.",
 )
-@click.option(
-    "--num-queues",
-    type=click.IntRange(1, options.MAX_QUEUES),
-    default=1,
-    show_default=True,
-    help="Virtqueues; at most what `vhostblk serve --num-queues` says.",
-)
+@options.guest_queues
 @click.option(
     "--target",
     default="vda",

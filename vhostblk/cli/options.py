@@ -128,6 +128,36 @@ def libvirt_target(text: str) -> str:
     return text
 
 
+def switch(name: str, text: str, *, default: bool) -> Callable[[_F], _F]:
+    """
+    Give a command an option that is ``on`` or ``off``.
+
+    Args:
+        name: With ``--``.
+        text: Of the help.
+        default: Unless somebody says otherwise.
+    """
+    return click.option(
+        name,
+        type=click.Choice(["on", "off"]),
+        default="on" if default else "off",
+        show_default=True,
+        callback=parsed(lambda word: word == "on"),
+        help=text,
+    )
+
+
+def guest_queues(command: _F) -> _F:
+    """Give a command ``--num-queues``, of whoever uses what is served."""
+    return click.option(
+        "--num-queues",
+        type=click.IntRange(1, MAX_QUEUES),
+        default=1,
+        show_default=True,
+        help="Virtqueues; at most what `vhostblk serve --num-queues` says.",
+    )(command)
+
+
 def socket(command: _F) -> _F:
     """Give a command ``--socket-path`` and ``--fd``; see `one_place`."""
     path = click.option(
@@ -256,13 +286,10 @@ def on_error(command: _F) -> _F:
 def confidential(command: _F) -> _F:
     """Give a command what it takes to serve confidential guests; see `vhostblk.serve`."""
     for option in (
-        click.option(
+        switch(
             "--access-platform",
-            type=click.Choice(["on", "off"]),
-            default="on",
-            show_default=True,
-            callback=parsed(lambda text: text == "on"),
-            help="Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.",
+            "Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.",
+            default=True,
         ),
         click.option(
             "--iommu",

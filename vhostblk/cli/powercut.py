@@ -13,7 +13,7 @@ import click
 from vhostblk.cli import options
 from vhostblk.cli.powercut_shown import Asked, report, shown
 from vhostblk.cli.report import Status
-from vhostblk.cli.seconds import Seconds
+from vhostblk.cli.seconds import timeout_option
 from vhostblk.disk.cut_options import parse_grain
 from vhostblk.disk.loss import MAX_SEED, SECTOR, Lose, Losing
 from vhostblk.sweep.checker import Checker
@@ -136,14 +136,7 @@ def parse_ok(text: str) -> tuple[int, ...]:
     callback=options.parsed(parse_ok),
     help="Exit statuses of the check that are good.",
 )
-@click.option(
-    "--timeout",
-    type=Seconds(),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Of a check; one that takes longer has found something.",
-)
+@timeout_option(60.0, "Of a check; one that takes longer has found something.")
 @click.option(
     "--jobs",
     type=click.IntRange(1, 256),

@@ -1,16 +1,14 @@
 """What a sweep was asked for, and what a person is shown of it."""
 
 import shlex
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from vhostblk.cli import progress as progress_line
 from vhostblk.disk.loss import SECTOR, Fate, Lose, Losing
 from vhostblk.sweep.plan import State
 from vhostblk.sweep.sweep import Failure, Progress, Subject, told
@@ -18,8 +16,6 @@ from vhostblk.trace.reader import choose, read
 
 SHOWN = 40
 """Lines of a checker's output, and changes of a cut, that are shown."""
-TELL_SECONDS = 10.0
-"""How often progress is told where there is no terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,27 +79,15 @@ def report(asked: Asked, losing: Losing, failure: Failure) -> None:
     click.echo(f"again: {asked.again(state, losing)}")
 
 
-@contextmanager
-def shown(progress: Progress) -> Iterator[None]:
-    """Show how far it is: on one line of a terminal, else in a line now and then."""
-    over, terminal = threading.Event(), sys.stderr.isatty()
+def shown(progress: Progress) -> AbstractContextManager[None]:
+    """Show how far it is, and how fast it goes."""
     begin = time.monotonic()
 
-    def show() -> None:
-        while not over.wait(0.2 if terminal else TELL_SECONDS):
-            rate = progress.checked / (time.monotonic() - begin)
-            line = (
-                f"request {progress.request} of {progress.numbers.requests}: "
-                f"{progress.checked} states checked, {rate:.0f}/s"
-            )
-            click.echo(f"\r{line}\033[K" if terminal else line, nl=not terminal, err=True)
+    def look() -> str:
+        rate = progress.checked / (time.monotonic() - begin)
+        return (
+            f"request {progress.request} of {progress.numbers.requests}: "
+            f"{progress.checked} states checked, {rate:.0f}/s"
+        )
 
-    thread = threading.Thread(target=show, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        if terminal:
-            click.echo("\r\033[K", nl=False, err=True)
+    return progress_line.shown(look)

@@ -100,13 +100,7 @@ def _memory(attachment: Attachment) -> list[str]:
     type=click.Path(readable=False, path_type=Path),
     help="Instead: what `vhostblk serve --connect` says; QEMU listens there and waits for it.",
 )
-@click.option(
-    "--num-queues",
-    type=click.IntRange(1, options.MAX_QUEUES),
-    default=1,
-    show_default=True,
-    help="Virtqueues; at most what `vhostblk serve --num-queues` says.",
-)
+@options.guest_queues
 @click.option(
     "--memory",
     default="1G",

@@ -46,21 +46,15 @@ from vhostblk.disk.make import beside, make
     show_default=True,
     help="Descriptors a ring may have; a power of two.",
 )
-@click.option(
+@options.switch(
     "--packed",
-    type=click.Choice(["on", "off"]),
-    default="on",
-    show_default=True,
-    callback=options.parsed(lambda text: text == "on"),
-    help="Offer packed rings; a guest uses them if its QEMU says packed=on, too.",
+    "Offer packed rings; a guest uses them if its QEMU says packed=on, too.",
+    default=True,
 )
-@click.option(
+@options.switch(
     "--ring-reset",
-    type=click.Choice(["on", "off"]),
-    default="off",
-    show_default=True,
-    callback=options.parsed(lambda text: text == "on"),
-    help="Let a guest reset single queues.  Not with QEMU, which does not tell us of it.",
+    "Let a guest reset single queues.  Not with QEMU, which does not tell us of it.",
+    default=False,
 )
 @click.option("--read-only", is_flag=True, help="Refuse writes of every kind.")
 @click.option(

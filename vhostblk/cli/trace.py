@@ -11,7 +11,7 @@ import click
 
 from vhostblk.cli import trace_target
 from vhostblk.cli.report import Status
-from vhostblk.cli.seconds import Seconds
+from vhostblk.cli.seconds import timeout_option
 from vhostblk.disk.grammar import parse_time
 from vhostblk.errors import VhostBlkError
 from vhostblk.trace import export as exports
@@ -245,14 +245,7 @@ def plot(recording: Path, picture: Path, *, segment: int | None) -> None:
     default=None,
     help="Whether reads bring what they brought then.  [default: if all of it was recorded]",
 )
-@click.option(
-    "--timeout",
-    type=Seconds(),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Of one request.",
-)
+@timeout_option(30.0, "Of one request.")
 def replay(
     recording: Path,
     *,

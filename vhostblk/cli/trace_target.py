@@ -5,14 +5,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
+from vhostblk.cli import progress
 from vhostblk.cli.trace_replay import Replay, Replayed
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, GuestMemory, Region
@@ -21,7 +19,6 @@ from vhostblk.trace.reader import Request
 from vhostblk.trace.records import NO_QUEUE
 
 START_SECONDS = 30.0
-TELL_SECONDS = 10.0
 _MEMORY = 256 << 20
 _QUEUE_SIZE = 256
 
@@ -84,7 +81,8 @@ class Job:
                 "serve one that is as large"
             )
         replay = Replay(guest, self.requests, speed=self.speed, compare=self.compare)
-        with _shown(replay, len(self.requests)):
+        of = len(self.requests)
+        with progress.shown(lambda: f"{replay.done.requests} of {of} requests"):
             return replay.run()
 
 
@@ -116,24 +114,3 @@ def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
         if time.monotonic() > end:
             raise VhostBlkError(f"the disk is not served within {START_SECONDS:g} s")
         time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def _shown(replay: Replay, of: int) -> Iterator[None]:
-    """Show how far it is: on one line of a terminal, else in a line now and then."""
-    over, terminal = threading.Event(), sys.stderr.isatty()
-
-    def show() -> None:
-        while not over.wait(0.2 if terminal else TELL_SECONDS):
-            line = f"{replay.done.requests} of {of} requests"
-            click.echo(f"\r{line}\033[K" if terminal else line, nl=not terminal, err=True)
-
-    thread = threading.Thread(target=show, name="progress")
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        if terminal:
-            click.echo("\r\033[K", nl=False, err=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from vhostblk.cli import rpc
-from vhostblk.cli.seconds import Seconds
+from vhostblk.cli.seconds import timeout_option
 from vhostblk.errors import VhostBlkError
 
 SECONDS = 120.0
@@ -38,14 +38,7 @@ SECONDS = 120.0
     help="With --control: start this in place of the server's own program, with the same "
     "arguments behind it.",
 )
-@click.option(
-    "--timeout",
-    type=Seconds(),
-    default=SECONDS,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long it may take.",
-)
+@timeout_option(SECONDS, "How long it may take.")
 def upgrade(*, control: Path | None, pid: int | None, program: str | None, timeout: float) -> None:
     """
     Replace a server by a new process while guests run on.
