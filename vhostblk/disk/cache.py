@@ -61,6 +61,7 @@ class Cache(Layer):
 
     name = "cache"
     commands = ("flush", "drop")
+    counts = ("_hits", "_misses")
 
     def __init__(
         self, below: object, *, mode: str = Mode.WRITETHROUGH, size: int = SIZE, block: int = BLOCK
@@ -201,12 +202,6 @@ class Cache(Layer):
     def resize(self, size: int) -> Pending:
         """Have another size; what is cut off is forgotten."""
         return walk(self._resize(size))
-
-    def inherit(self, before: Disk) -> Pending:
-        """Go on counting; what was dirty has been flushed."""
-        if isinstance(before, Cache):
-            self._hits, self._misses = before._hits, before._misses  # noqa: SLF001 - one of us
-        return super().inherit(before)
 
     # ---- steps ------------------------------------------------------------------------------
 

@@ -95,11 +95,10 @@ class Delay(StageLayer):
     def settings(self) -> Mapping[str, Value]:
         """Return how long each kind waits, and how many had to."""
         waits = zip(Op, self._stage.waits, strict=True)
-        counted = self.bound.counters() if self.bound is not None else {}
         return {
             **{op: wait_text(wait) for op, wait in waits},
             "seed": self._stage.seed,
-            **counted,
+            **self.counted(),
         }
 
     def change(self, values: Mapping[str, str]) -> None:

@@ -142,7 +142,7 @@ class Error(StageLayer):
             "errno": errnos.errorcode.get(set_to.errno, str(set_to.errno)),
             "seed": set_to.seed,
             "file": set_to.file or None,
-            **(self.bound.counters() if self.bound is not None else {}),
+            **self.counted(),
         }
 
     def change(self, values: Mapping[str, str]) -> None:

@@ -57,6 +57,8 @@ class Layer(Disk):
     commands: ClassVar[Sequence[str]] = ()
     """Methods without arguments that an operator may call; each returns `Value` by name, or None,
     and may be ``async``."""
+    counts: ClassVar[Sequence[str]] = ()
+    """Attributes that hold what it has counted, which another process goes on with."""
 
     def __init__(self, below: object) -> None:
         Calls(below)  # says what is no disk
@@ -95,6 +97,21 @@ class Layer(Disk):
     def options(self) -> Mapping[str, str]:
         """Return those options that commands set, as they would be written now."""
         return {}
+
+    def counted(self) -> Mapping[str, int]:
+        """Return what it has counted, by name; once nothing is under way."""
+        return {name: getattr(self, name) for name in self.counts}
+
+    def recall(self, counted: Mapping[str, int]) -> None:
+        """
+        Add what the same layer has counted before it was this object.
+
+        Args:
+            counted: As that one's `counted` has it, though of another process without what is
+                zero; of another version of it, some may be unknown.
+        """
+        for name in self.counts:
+            setattr(self, name, getattr(self, name) + counted.get(name, 0))
 
     # ---- the contract, handed on ------------------------------------------------------------
 
@@ -147,7 +164,7 @@ class Layer(Disk):
 
     def inherit(self, before: Disk) -> Pending:
         """
-        Hand on, layer by layer.
+        Go on counting, and hand on, layer by layer.
 
         A layer that has something of its own takes it over here: *before* is of the same kind,
         though maybe of the class as it was before its module was loaded again.
@@ -155,6 +172,7 @@ class Layer(Disk):
         if not isinstance(before, Layer) or before.name != self.name:
             kind = type(before).__name__
             raise VhostBlkError(f"{kind} is no {self.name} layer, as it was before")
+        self.recall(before.counted())
         return self.under.inherit(before.below)
 
 

@@ -77,7 +77,7 @@ class Limit(StageLayer):
 
     def settings(self) -> Mapping[str, Value]:
         """Return the limits, how many requests had to wait, and how long all of them together."""
-        counted = dict(self.bound.counters()) if self.bound is not None else {}
+        counted = self.counted()
         waited = (
             {"waited": counted["waited"], "waited_s": counted["waited_ns"] / 1e9} if counted else {}
         )

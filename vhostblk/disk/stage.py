@@ -9,6 +9,7 @@ may share one stage.
 # ruff: noqa: ARG002 - the methods that are not called name their parameters
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from vhostblk.disk.call import Pending
@@ -79,6 +80,19 @@ class StageLayer(Layer):
     """A layer that the C core runs; see `vhostblk.disk.layer.Layer`."""
 
     bound: Bound | None = None
+    before: Mapping[str, int] = MappingProxyType({})
+    """What is to be added to what the core has counted."""
+
+    # ---- what was counted ---------------------------------------------------------------------
+
+    def counted(self) -> Mapping[str, int]:
+        """Return what it has counted, here and before; nothing where the core does not serve it."""
+        now = self.bound.counters() if self.bound is not None else {}
+        return {name: n + self.before.get(name, 0) for name, n in now.items()}
+
+    def recall(self, counted: Mapping[str, int]) -> None:
+        """Add what was counted in another process."""
+        self.before = {**self.before, **{k: n + self.before.get(k, 0) for k, n in counted.items()}}
 
     # ---- which no request of a device calls ---------------------------------------------------
 

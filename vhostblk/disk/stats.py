@@ -42,7 +42,6 @@ class Stats(StageLayer):
     def __init__(self, below: object, *, file: str = "") -> None:
         super().__init__(below)
         self._file = file
-        self._base: Mapping[str, int] = {}
 
     def stage(self) -> StatsStage:
         """Return that it counts."""
@@ -58,12 +57,13 @@ class Stats(StageLayer):
 
     def reset(self) -> None:
         """Count anew."""
-        self._base = {} if self.bound is None else dict(self.bound.counters())
+        now = self.bound.counters() if self.bound is not None else {}
+        self.before = {name: -n for name, n in now.items()}
 
     def settings(self) -> Mapping[str, Value]:
         """Return the counts of each kind of request that there was, and times in microseconds."""
         told: dict[str, Value] = {"file": self._file or None}
-        counted = self._counted()
+        counted = self.counted()
         for op in Op:
             row = {name: counted.get(f"{op} {name}", 0) for name in COUNTED}
             if row["requests"]:
@@ -77,12 +77,6 @@ class Stats(StageLayer):
     def text(self) -> str:
         """Return `settings` as lines of text."""
         return "".join(f"{key}: {value}\n" for key, value in self.settings().items())
-
-    def _counted(self) -> Mapping[str, int]:
-        if self.bound is None:
-            return {}
-        now = self.bound.counters()
-        return {key: n - self._base.get(key, 0) for key, n in now.items()}
 
 
 def build(below: Disk, options: Mapping[str, str]) -> Layer:

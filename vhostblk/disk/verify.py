@@ -53,6 +53,7 @@ class Verify(Layer):
 
     name = "verify"
     commands = ("scrub", "forget")
+    counts = ("_checked", "_bad")
 
     def __init__(
         self,
@@ -212,7 +213,6 @@ class Verify(Layer):
             mine, theirs = self._sums, before._sums  # noqa: SLF001
             if (mine.size, mine.block) == (theirs.size, theirs.block) and theirs.store is None:
                 self._open, before._open = theirs, mine  # noqa: SLF001
-            self._checked, self._bad = before._checked, before._bad  # noqa: SLF001
         return super().inherit(before)
 
     # ---- for another process ----------------------------------------------------------------

@@ -30,6 +30,7 @@ class Zeroes(Layer):
     """
 
     name = "zeroes"
+    counts = ("_writes", "_bytes")
 
     def __init__(self, below: object, *, unmap: bool = False) -> None:
         super().__init__(below)
@@ -59,10 +60,9 @@ class Zeroes(Layer):
         self._longest = info.max_write_zeroes if can.write_zeroes else 0
 
     def inherit(self, before: Disk) -> Pending:
-        """Go on counting."""
+        """Be set as the one before was."""
         if isinstance(before, Zeroes):
             self._unmap = before._unmap  # noqa: SLF001 - one of us
-            self._writes, self._bytes = before._writes, before._bytes  # noqa: SLF001
         return super().inherit(before)
 
     def write(self, offset: int, views: Sequence[memoryview], *, fua: bool = False) -> Pending:

@@ -344,6 +344,20 @@ class RingTotals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTotals:
+    """
+    What a layer has counted.
+
+    Args:
+        name: Of its kind.
+        counted: See `vhostblk.disk.layer.Layer.counted`; what is zero is left out.
+    """
+
+    name: str
+    counted: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceTotals:
     """
     What a device has counted.
@@ -354,6 +368,7 @@ class DeviceTotals:
         iommu: Fields of a `vhostblk.server.iommu.IommuCounters`, for the front-end there is.
         hits: Descriptors walked behind its IOMMU.
         rings: Those that it uses.
+        layers: Of its disk, the outermost first.
     """
 
     name: str
@@ -361,6 +376,7 @@ class DeviceTotals:
     iommu: Mapping[str, object]
     hits: int = 0
     rings: tuple[RingTotals, ...] = ()
+    layers: tuple[LayerTotals, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,40 @@ class Layers:
                 self.seen = await asyncio.wait_for(self._on_thread(_rows(self._layers)), seconds)
         return self.seen
 
+    async def counted(self) -> Sequence[tuple[str, Mapping[str, int]]]:
+        """
+        Return what each has counted, by name.
+
+        Raises:
+            TimeoutError: Their disk is stuck.
+            Exception: Whatever one of them raised.
+        """
+        layers = self._layers
+
+        async def counted() -> list[tuple[str, Mapping[str, int]]]:
+            return [(layer.name, dict(layer.counted())) for layer in layers]
+
+        if not layers:
+            return ()
+        return await asyncio.wait_for(self._on_thread(counted()), LOOK_SECONDS)
+
+    async def recall(self, told: Sequence[tuple[str, Mapping[str, int]]]) -> None:
+        """
+        Have them add what they have counted in another process, if they are the same still.
+
+        Raises:
+            TimeoutError: Their disk is stuck.
+            Exception: Whatever one of them raised.
+        """
+        layers = self._layers
+
+        async def recall() -> None:
+            for layer, (_, counted) in zip(layers, told, strict=True):
+                layer.recall(counted)
+
+        if layers and [layer.name for layer in layers] == [name for name, _ in told]:
+            await asyncio.wait_for(self._on_thread(recall()), LOOK_SECONDS)
+
     async def order(self, order: Order) -> Done:
         """Change one; see `carry_out`."""
         if self._ended:

@@ -36,7 +36,7 @@ from vhostblk.server.service import Service
 from vhostblk.server.session import Session
 from vhostblk.server.settings import read_settings
 from vhostblk.server.source import Source, Spent
-from vhostblk.server.totals import recall
+from vhostblk.server.totals import recall, recall_layers
 from vhostblk.version import version
 
 SECONDS = 60.0
@@ -194,6 +194,8 @@ class Takeover:
         try:
             for one in told.devices:
                 recall(server.services[one.name], one)
+            for one in told.devices:
+                await recall_layers(server.services[one.name], one)
         except Exception:  # noqa: BLE001 - rings run: nothing here may fail them
             _log.exception("upgrade: a bug of ours, and what was counted before is lost")
 

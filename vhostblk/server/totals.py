@@ -5,7 +5,7 @@ Sent when the other one serves already: no guest waits for it, and if it is lost
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
 from vhostblk.engine.api import Counters, Latency, Op
@@ -40,6 +40,31 @@ def _ring_totals(ring: Ring) -> h.RingTotals:
         if one.count
     )
     return h.RingTotals(index=ring.index, counters=asdict(ring.counters()), took=tuple(took))
+
+
+async def with_layers(service: Service, totals: h.DeviceTotals) -> h.DeviceTotals:
+    """
+    Return the same with what the layers of its disk have counted.
+
+    Raises:
+        TimeoutError: The disk is stuck.
+        Exception: Whatever a layer raised.
+    """
+    counted = await service.device.backing.layers.counted()
+    layers = (
+        h.LayerTotals(name=name, counted={key: n for key, n in one.items() if n})
+        for name, one in counted
+    )
+    return replace(totals, layers=tuple(layers))
+
+
+async def recall_layers(service: Service, told: h.DeviceTotals) -> None:
+    """Have the layers of its disk add theirs; raises what `with_layers` does."""
+    counted = [
+        (one.name, {key: n for key, n in one.counted.items() if type(n) is int})
+        for one in told.layers
+    ]
+    await service.device.backing.layers.recall(counted)
 
 
 def recall(service: Service, told: h.DeviceTotals) -> None:

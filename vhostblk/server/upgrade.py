@@ -26,7 +26,7 @@ from vhostblk.server.listener import Listener
 from vhostblk.server.notify import notify, reloading
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
-from vhostblk.server.totals import device_totals
+from vhostblk.server.totals import device_totals, with_layers
 from vhostblk.version import version
 
 _log = logging.getLogger(__name__)
@@ -207,6 +207,7 @@ class Upgrade:
             successor.courier.hang_up()
             raise
         paused = await successor.done()
+        totals = await _with_layers(services, totals)
         with suppress(VhostBlkError):
             await successor.send(totals, self._patience.own)
         successor.courier.hang_up()
@@ -311,6 +312,19 @@ def _totals(services: Sequence[Service]) -> h.Totals:
     except Exception:  # noqa: BLE001 - another process has the rings: nothing here may fail that
         _log.exception("upgrade: a bug of ours, and what was counted is lost")
         return h.Totals(devices=())
+
+
+async def _with_layers(services: Sequence[Service], totals: h.Totals) -> h.Totals:
+    """Add what layers have counted, where they can say it; another process has the rings by now."""
+    by_name = {service.name: service for service in services}
+    asked = (with_layers(by_name[one.name], one) for one in totals.devices)
+    devices = []
+    said = await asyncio.gather(*asked, return_exceptions=True)
+    for one, more in zip(totals.devices, said, strict=True):
+        if isinstance(more, BaseException):
+            _log.error("upgrade: %s: what its layers have counted is lost", one.name, exc_info=more)
+        devices.append(one if isinstance(more, BaseException) else more)
+    return h.Totals(devices=tuple(devices))
 
 
 def _rest(service: Service, saved: bytes | None) -> h.Rest:
