@@ -85,7 +85,7 @@ void vhb_blk_next_range(struct vhb_req *req)
 static void log_unpushed(struct vhb_req *req)
 {
     struct vhb_queue *q = req->queue;
-    if (!(load_acquire(&q->state) & VHB_OWNED_BY_CONTROL) && q->log) /* pair: state */
+    if (!is_ours(q) && q->log)
         vhb_log_data(q, req);
 }
 

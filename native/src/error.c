@@ -97,7 +97,7 @@ void vhb_errors_give_up(struct vhb_queue *q)
 
 int vhb_queue_set_on_error(struct vhb_queue *q, uint32_t policy)
 {
-    if (!(load_acquire(&q->state) & VHB_OWNED_BY_CONTROL)) /* pair: state */
+    if (!is_ours(q))
         return -EBUSY;
     if (policy > VHB_ON_ERROR_ENOSPC)
         return -EINVAL;

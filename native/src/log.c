@@ -154,7 +154,7 @@ static bool are_regions(const struct vhb_log_region *regions, size_t n)
 int vhb_queue_set_log(struct vhb_queue *q, void *bits, uint64_t len,
                       const struct vhb_log_region *regions, size_t n, uint64_t used_gpa)
 {
-    if (!(load_acquire(&q->state) & VHB_OWNED_BY_CONTROL)) /* pair: state */
+    if (!is_ours(q))
         return -EBUSY;
     uintptr_t end;
     if (bits &&

@@ -1,125 +1,14 @@
-/* queue.c - a virtqueue as the control plane sees it: made, set, asked for and freed.
+/* queue.c - a virtqueue as the control plane sees it: set, and asked for.
  *
- * Read visit.c for what the worker does with it, split.c for the ring, blk.c for requests. */
+ * Read queue_make.c for how one comes and goes, visit.c for what the worker does with it, split.c
+ * for the ring, blk.c for requests. */
 #include <errno.h>
 #include <linux/virtio_config.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "inflight.h"
 
-/* ---- making and freeing: the control plane ------------------------------------------- */
-
-static void *reserve(size_t size)
-{
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-static size_t slots_size(const struct vhb_queue *q)
-{
-    return slot_count(q) * sizeof(struct vhb_req);
-}
-
-static size_t wide_size(const struct vhb_queue *q)
-{
-    return slot_count(q) * sizeof(struct vhb_wide);
-}
-
-static size_t layered_size(const struct vhb_queue *q)
-{
-    return slot_count(q) * sizeof(struct vhb_layered);
-}
-
-static const size_t samples_size = VHB_SAMPLE_RING * sizeof(struct vhb_sample);
-static const size_t borrow_size = VHB_BORROW_COUNT * VHB_MAX_IOV * sizeof(struct iovec);
-
-static void queue_dispose(struct vhb_queue *q)
-{
-    if (q->slots)
-        munmap(q->slots, slots_size(q));
-    if (q->wide)
-        munmap(q->wide, wide_size(q));
-    if (q->layered)
-        munmap(q->layered, layered_size(q));
-    if (q->borrow)
-        munmap(q->borrow, borrow_size);
-    if (q->samples.ring)
-        munmap(q->samples.ring, samples_size);
-    for (int i = 0; i < 3; i++)
-        free(q->part[i].pieces);
-    free(q->free_slots);
-    free(q->ids);
-    free(q->space.segments);
-    free(q->use_asked);
-    free(q->log);
-    vhb_inflight_dispose(&q->inflight);
-    free(q);
-}
-
-int vhb_queue_new(struct vhb_worker *worker, struct vhb_disk *disk, struct vhb_graveyard *graveyard,
-                  uint32_t max_size, struct vhb_queue **out)
-{
-    if (max_size == 0 || max_size > 32768)
-        return -EINVAL;
-    struct vhb_queue *q = calloc(1, sizeof(*q));
-    if (!q)
-        return -ENOMEM;
-    *q = (struct vhb_queue){.worker = worker,
-                            .io = vhb_worker_io(worker),
-                            .disk = disk,
-                            .graveyard = graveyard,
-                            .max_size = max_size,
-                            .ring = &vhb_split_ops,
-                            .kick = -1,
-                            .call = -1,
-                            .err = -1,
-                            .watched = -1,
-                            .pace = 1,
-                            .attached = true,
-                            .state = VHB_OWNED_BY_CONTROL,
-                            .served = VHB_OWNED_BY_CONTROL,
-                            .borrow_free = (1u << VHB_BORROW_COUNT) - 1};
-    q->done_tail = &q->done;
-    q->held_tail = &q->held;
-    q->errors.tail = &q->errors.held;
-    q->slots = reserve(slots_size(q));
-    q->wide = reserve(wide_size(q));
-    q->layered = reserve(layered_size(q));
-    q->borrow = reserve(borrow_size);
-    q->samples.ring = reserve(samples_size);
-    q->free_slots = calloc(slot_count(q), sizeof(*q->free_slots));
-    q->ids = calloc(1, ids_size(q));
-    if (!q->slots || !q->wide || !q->layered || !q->borrow || !q->samples.ring || !q->free_slots ||
-        !q->ids) {
-        queue_dispose(q);
-        return -ENOMEM;
-    }
-    q->n_free = slot_count(q);
-    for (uint32_t i = 0; i < q->n_free; i++)
-        q->free_slots[i] = (uint16_t)(q->n_free - 1 - i);
-    disk->users++;
-    vhb_worker_adopt(worker, q);
-    *out = q;
-    return 0;
-}
-
-int vhb_queue_free(struct vhb_queue *q)
-{
-    if (q->attached)
-        return -EBUSY;
-    q->disk->users--;
-    queue_dispose(q);
-    return 0;
-}
-
 /* ---- settings: the control plane, while it owns the ring ------------------------------ */
-
-static bool ours(struct vhb_queue *q)
-{
-    return load_acquire(&q->state) & VHB_OWNED_BY_CONTROL; /* pair: state */
-}
 
 /* The chain that waits is looked at anew.  What was posted about it is of no use any more. */
 static void forget_miss(struct vhb_queue *q)
@@ -130,7 +19,7 @@ static void forget_miss(struct vhb_queue *q)
 
 int vhb_queue_set_space(struct vhb_queue *q, const struct vhb_segment *segments, size_t n)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     q->losses = 0;
     int r = vhb_space_set(&q->space, segments, n);
@@ -141,7 +30,7 @@ int vhb_queue_set_space(struct vhb_queue *q, const struct vhb_segment *segments,
 
 int vhb_queue_set_ask(struct vhb_queue *q, bool ask)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     q->space.asks = ask;
     q->space.n_denied = 0;
@@ -151,7 +40,7 @@ int vhb_queue_set_ask(struct vhb_queue *q, bool ask)
 
 int vhb_queue_deny(struct vhb_queue *q, uint64_t iova, uint64_t len)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     vhb_space_deny(&q->space, iova, len);
     forget_miss(q);
@@ -166,7 +55,7 @@ int vhb_queue_miss(struct vhb_queue *q, struct vhb_miss *out)
 
 int vhb_queue_set_size(struct vhb_queue *q, uint32_t size)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     if (size == 0 || size > q->max_size)
         return -EINVAL;
@@ -176,7 +65,7 @@ int vhb_queue_set_size(struct vhb_queue *q, uint32_t size)
 
 int vhb_queue_set_part(struct vhb_queue *q, int part, const struct vhb_piece *pieces, size_t n)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     if (part < VHB_PART_DESC || part > VHB_PART_USED)
         return -EINVAL;
@@ -186,7 +75,7 @@ int vhb_queue_set_part(struct vhb_queue *q, int part, const struct vhb_piece *pi
 int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
 {
     /* What is in flight is in the region, too: it would be taken for a predecessor's. */
-    if (!ours(q) || (q->inflight.live && is_parked(load_acquire(&q->state))))
+    if (!is_ours(q) || (q->inflight.live && is_parked(load_acquire(&q->state))))
         return -EBUSY;
     vhb_inflight_forget(q);
     q->base = base;
@@ -201,7 +90,7 @@ int vhb_queue_set_base(struct vhb_queue *q, uint32_t base)
 
 int vhb_queue_base(struct vhb_queue *q, uint32_t *out)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     *out = q->loaded ? q->ring->save(q) : q->base;
     return 0;
@@ -209,7 +98,7 @@ int vhb_queue_base(struct vhb_queue *q, uint32_t *out)
 
 int vhb_queue_set_kick(struct vhb_queue *q, int fd)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     q->kick = fd;
     return 0;
@@ -217,7 +106,7 @@ int vhb_queue_set_kick(struct vhb_queue *q, int fd)
 
 int vhb_queue_set_call(struct vhb_queue *q, int fd)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     q->call = fd;
     q->greet = fd >= 0;
@@ -226,7 +115,7 @@ int vhb_queue_set_call(struct vhb_queue *q, int fd)
 
 int vhb_queue_set_err(struct vhb_queue *q, int fd)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     q->err = fd;
     return 0;
@@ -234,7 +123,7 @@ int vhb_queue_set_err(struct vhb_queue *q, int fd)
 
 int vhb_queue_set_enabled(struct vhb_queue *q, bool enabled)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     q->enabled = enabled;
     return 0;
@@ -261,7 +150,7 @@ int vhb_queue_set_features(struct vhb_queue *q, uint64_t features)
 
 int vhb_queue_set_blk(struct vhb_queue *q, const struct vhb_blk *blk)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     bool size_ok = blk->block_size >= 512 && !(blk->block_size & (blk->block_size - 1));
     if (!size_ok || blk->max_discard_seg > VHB_MAX_RANGES ||
@@ -271,23 +160,9 @@ int vhb_queue_set_blk(struct vhb_queue *q, const struct vhb_blk *blk)
     return 0;
 }
 
-int vhb_queue_set_sampling(struct vhb_queue *q, uint32_t first, uint32_t every)
-{
-    if (!ours(q))
-        return -EBUSY;
-    struct vhb_samples *s = &q->samples;
-    *s = (struct vhb_samples){.ring = s->ring,
-                              .stored = s->stored,
-                              .taken = s->stored,
-                              .first = first,
-                              .every = every,
-                              .wait = every};
-    return 0;
-}
-
 int vhb_queue_condemn(struct vhb_queue *q)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     vhb_break_as(q, VHB_CONDEMNED, next_at(q), 0);
     return 0;
@@ -315,7 +190,7 @@ static bool ask_again(struct vhb_queue *q, enum vhb_ask from, enum vhb_ask to)
 
 int vhb_queue_run(struct vhb_queue *q)
 {
-    if (!ours(q))
+    if (!is_ours(q))
         return -EBUSY;
     if (!q->blk.block_size || !q->space.segments || !q->ring->is_set(q))
         return -EINVAL;
@@ -326,7 +201,7 @@ int vhb_queue_run(struct vhb_queue *q)
 
 int vhb_queue_park(struct vhb_queue *q)
 {
-    if (!ask_again(q, VHB_ASK_RUN, VHB_ASK_PARK) && ours(q))
+    if (!ask_again(q, VHB_ASK_RUN, VHB_ASK_PARK) && is_ours(q))
         vhb_queue_post(q, VHB_PARKED);
     return 0; /* else: it was asked for before, and is on its way */
 }

@@ -2,6 +2,7 @@
  *
  * The worker stores, the control plane takes, neither waits for the other; but the first chains are
  * not popped before there is room (samples_have_room). */
+#include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -74,4 +75,18 @@ int vhb_queue_take_samples(struct vhb_queue *q, struct vhb_sample *out, uint32_t
     store_release(&s->taken, s->taken + n);
     vhb_worker_wake(q->worker); /* it may wait for room; has a fence.  pair: samples-told */
     return (int)n;
+}
+
+int vhb_queue_set_sampling(struct vhb_queue *q, uint32_t first, uint32_t every)
+{
+    if (!is_ours(q))
+        return -EBUSY;
+    struct vhb_samples *s = &q->samples;
+    *s = (struct vhb_samples){.ring = s->ring,
+                              .stored = s->stored,
+                              .taken = s->stored,
+                              .first = first,
+                              .every = every,
+                              .wait = every};
+    return 0;
 }

@@ -23,7 +23,7 @@ static bool are_ranges(const struct vhb_piece *pieces, size_t n)
 
 int vhb_queue_watch_use(struct vhb_queue *q, const struct vhb_piece *pieces, size_t n)
 {
-    if (!(load_acquire(&q->state) & VHB_OWNED_BY_CONTROL)) /* pair: state */
+    if (!is_ours(q))
         return -EBUSY;
     if (!are_ranges(pieces, n))
         return -EINVAL;

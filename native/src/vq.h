@@ -161,6 +161,12 @@ struct vhb_queue {
     struct vhb_latency latency[VHB_CANCEL];
 };
 
+/* Whether the ring and its settings are the control plane's. */
+static inline bool is_ours(const struct vhb_queue *queue)
+{
+    return load_acquire(&queue->state) & VHB_OWNED_BY_CONTROL; /* pair: state */
+}
+
 /* Whether a queue in this state was given back with requests in flight. */
 static inline bool is_parked(uint32_t state)
 {

@@ -156,35 +156,26 @@ static void test_chains_cross_segments(void)
     rig_run(&rig);
     memset(rig.ram + RIG_DATA, 0x77, 8192);
     put_request(&rig, 0, BLK_IN, 0, 0, 0);
-    /* The table's second entry has its border in the middle; data and status in one buffer. */
-    uint8_t table[32];
-    uint64_t addr = rig_at(header_at(0)), buffer = at + 4096 - 600;
-    uint32_t len = 16, buffer_len = 512 + 1;
-    uint16_t next_flag = DESC_NEXT, one = 1, write = DESC_WRITE, zero = 0;
-    memcpy(table, &addr, 8), memcpy(table + 8, &len, 4);
-    memcpy(table + 12, &next_flag, 2), memcpy(table + 14, &one, 2);
-    buffer = at + 4096 - 100;
-    memcpy(table + 16, &buffer, 8), memcpy(table + 24, &buffer_len, 4);
-    memcpy(table + 28, &write, 2), memcpy(table + 30, &zero, 2);
-    /* at + 4096 - 500 … + 32 lies below the buffer and inside the first page. */
-    uint64_t table_at = at + 4096 - 500;
-    memcpy(rig.ram + RIG_DATA + 8192 - 500, table, 32);
-    put_desc(&rig, RIG_DESC, 0, table_at, 32, DESC_INDIRECT, 0);
+    /* The table's second entry has its border in the middle; data and status in one buffer.  The
+     * table lies below it and inside the first page. */
+    uint32_t table = RIG_DATA + 8192 - 500;
+    put_desc(&rig, table, 0, rig_at(header_at(0)), 16, DESC_NEXT, 1);
+    put_desc(&rig, table, 1, at + 4096 - 100, 512 + 1, DESC_WRITE, 0);
+    put_desc(&rig, RIG_DESC, 0, at + 4096 - 500, 32, DESC_INDIRECT, 0);
     put_avail(&rig, 0);
     rig_kick(&rig);
     wait_used(&rig);
     CHECK_EQ(rig.last_len, 513);
-    CHECK_EQ(rig.ram[RIG_DATA + 8192 - 100], 0);  /* first page's last 100 bytes */
-    CHECK_EQ(rig.ram[RIG_DATA + 411], 0);         /* … and 412 of the second */
-    CHECK_EQ(rig.ram[RIG_DATA + 412], BLK_OK);    /* the status */
+    CHECK_EQ(rig.ram[RIG_DATA + 8192 - 100], 0); /* first page's last 100 bytes */
+    CHECK_EQ(rig.ram[RIG_DATA + 411], 0); /* … and 412 of the second */
+    CHECK_EQ(rig.ram[RIG_DATA + 412], BLK_OK); /* the status */
     CHECK_EQ(rig.ram[RIG_DATA + 413], 0x77);
 
     /* Now the table itself: 8 bytes in one page, 24 in the other. */
-    memcpy(rig.ram + RIG_DATA + 8192 - 8, table, 8);
-    memcpy(rig.ram + RIG_DATA, table + 8, 24);
+    put_desc(&rig, table, 1, rig_at(RIG_HEADERS + 0x1000), 512 + 1, DESC_WRITE, 0);
+    memcpy(rig.ram + RIG_DATA + 8192 - 8, rig.ram + table, 8);
+    memcpy(rig.ram + RIG_DATA, rig.ram + table + 8, 24);
     rig.ram[RIG_DATA + 412] = BLK_UNTOUCHED;
-    buffer = rig_at(RIG_HEADERS + 0x1000);
-    memcpy(rig.ram + RIG_DATA + 8, &buffer, 8);
     put_desc(&rig, RIG_DESC, 0, at + 4096 - 8, 32, DESC_INDIRECT, 0);
     put_avail(&rig, 0);
     rig_kick(&rig);
