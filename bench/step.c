@@ -26,17 +26,13 @@
  * Prints a line per world: nanoseconds per request, median over the rounds, tenth and ninetieth
  * percentile; and the same of the difference to "direct" in the same round. */
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#include "layer.h"
+#include "step_layers.h"
 
 enum {
     DEPTH = 16,
@@ -44,11 +40,9 @@ enum {
     PAGE = 4096,
     SLOT = 2048,
     LENGTH = 4096,
-    SECTORS = 2048,
     RAM = 1 << 20,
     RING = 0, /* desc, avail, used: one page each; the rest is laid out below */
     BODY = 4 * PAGE,
-    RECORD_ROOM = 1 << 18,
     REGION = PAGE, /* 16 bytes, and 16 for each descriptor */
     WARM_UP = 8,
     MAX_ROUNDS = 10000
@@ -74,14 +68,6 @@ struct world {
     uint32_t random;
     double ns[MAX_ROUNDS];
 };
-
-static void check(int result, const char *what)
-{
-    if (result >= 0)
-        return;
-    fprintf(stderr, "step: %s: %s\n", what, strerror(-result));
-    exit(1);
-}
 
 static struct place place_of(const struct world *w, uint32_t i)
 {
@@ -138,15 +124,6 @@ static void lay(struct world *w, uint32_t i)
         put_desc(w->ram + RING + 16 * i, address(w, at.table), 48, 4, 0);
 }
 
-/* Nameless, and on a real file system where TMPDIR is on one. */
-static int trace_file(void)
-{
-    const char *directory = getenv("TMPDIR");
-    int fd = open(directory ? directory : "/tmp", O_TMPFILE | O_RDWR | O_APPEND, 0600);
-    check(fd < 0 ? -errno : 0, "file");
-    return fd;
-}
-
 static void set_space(struct world *w)
 {
     uint32_t n = w->entries ? w->entries : 1;
@@ -170,96 +147,6 @@ static void *map(size_t size)
     return p;
 }
 
-/* On any CPU but ours. */
-static void *write_out(void *stage)
-{
-    cpu_set_t cpus;
-    CPU_ZERO(&cpus);
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-        CPU_SET(cpu, &cpus);
-    CPU_CLR(sched_getcpu(), &cpus);
-    sched_setaffinity(0, sizeof(cpus), &cpus);
-    struct pollfd waits = {.fd = vhb_stage_record_wake_fd(stage), .events = POLLIN};
-    for (;;) {
-        poll(&waits, 1, -1);
-        check(vhb_stage_record_flush(stage), "flush");
-    }
-    return NULL;
-}
-
-static void put_parts(struct world *w, int n)
-{
-    struct vhb_partition whole = {.size = SECTORS * 512};
-    struct vhb_stage *stage;
-    for (int i = 0; i < n; i++) {
-        check(vhb_stage_partition_new(&whole, &stage), "stage");
-        check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
-    }
-}
-
-static int tell_submit(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io)
-{
-    return vhb_layer_hand_on_noted(layer, req, io, 0);
-}
-
-static int tell_done(struct vhb_layer *layer, struct vhb_req *req, int result, uint64_t note,
-                     struct vhb_io *io)
-{
-    (void)layer, (void)req, (void)note, (void)io;
-    return result;
-}
-
-static void put_told(struct world *w, int n)
-{
-    static const struct vhb_layer_ops kind = {.submit = tell_submit, .done = tell_done};
-    for (int i = 0; i < n; i++) {
-        struct vhb_stage *stage = calloc(1, sizeof(*stage));
-        check(stage ? vhb_stage_init(stage, &kind, 0) : -ENOMEM, "stage");
-        check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
-    }
-}
-
-/* A layer of a kind that has nothing to do; stats, which always counts.  False: another kind. */
-static bool make_idle(const char *shape, struct vhb_stage **stage)
-{
-    struct vhb_error error = {.rate = 1, .end = 1, .error = 5};
-    if (!strcmp(shape, "delay-off"))
-        return vhb_stage_delay_new(&(struct vhb_delay){0}, stage) == 0;
-    if (!strcmp(shape, "limit-off"))
-        return vhb_stage_limit_new(&(struct vhb_limit){0}, stage) == 0;
-    if (!strcmp(shape, "error-off"))
-        return vhb_stage_error_new(&error, stage) == 0;
-    if (!strcmp(shape, "stats"))
-        return vhb_stage_stats_new(&(struct vhb_stats){0}, stage) == 0;
-    return false;
-}
-
-/* The layer that a world is about, if it is about one. */
-static void put_layer(struct world *w)
-{
-    struct vhb_stage *stage;
-    if (!strncmp(w->shape, "parts-", 6))
-        put_parts(w, atoi(w->shape + 6));
-    if (!strncmp(w->shape, "told-", 5))
-        put_told(w, atoi(w->shape + 5));
-    if (make_idle(w->shape, &stage)) {
-        check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
-        return;
-    }
-    struct vhb_record record = {.fd = -1, .room = RECORD_ROOM};
-    pthread_t thread;
-    if (!strncmp(w->shape, "record", 6)) {
-        record.on = true;
-        record.fd = trace_file();
-    } else if (strcmp(w->shape, "log-off") != 0) {
-        return;
-    }
-    check(vhb_stage_record_new(&record, &stage), "stage");
-    check(vhb_layer_new(w->disk, stage, &w->disk), "layer");
-    if (!strcmp(w->shape, "record"))
-        check(-pthread_create(&thread, NULL, write_out, stage), "thread");
-}
-
 static void open_world(struct world *w)
 {
     struct vhb_blk blk = {.capacity_sectors = SECTORS, .block_size = 512};
@@ -269,7 +156,7 @@ static void open_world(struct world *w)
         check(vhb_disk_null_new(false, &w->disk), "disk");
     else
         check(vhb_disk_memory_new(map(SECTORS * 512), SECTORS * 512, &w->disk), "disk");
-    put_layer(w);
+    w->disk = put_layer(w->disk, w->shape);
     check(vhb_worker_new(&config, &w->worker), "worker");
     check(vhb_graveyard_new(&w->graveyard), "graveyard");
     check(vhb_queue_new(w->worker, w->disk, w->graveyard, SIZE, &w->queue), "queue");
@@ -361,24 +248,25 @@ static void print_spread(const struct world *w, const struct world *base, int ro
            sorted[rounds * 9 / 10]);
 }
 
+static const char *const disks[] = {"null", "memory"}, *const ops[] = {"read", "write"};
+static const struct {
+    const char *name;
+    uint32_t entries;
+    uint64_t features;
+} shapes[] = {{"direct", 0, 0},          {"bounced", 0, 0},
+              {"iotlb-64", 64, 0},       {"iotlb-2048", 2048, 0},
+              {"tracked", 0, 0},         {"packed", 0, PACKED},
+              {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER},
+              {"record", 0, 0},          {"record-all", 0, 0},
+              {"log-off", 0, 0},         {"delay-off", 0, 0},
+              {"limit-off", 0, 0},       {"error-off", 0, 0},
+              {"stats", 0, 0},           {"parts-1", 0, 0},
+              {"parts-8", 0, 0},         {"told-1", 0, 0},
+              {"told-8", 0, 0}};
+enum { SHAPES = sizeof(shapes) / sizeof(*shapes), WORLDS = 2 * 2 * SHAPES };
+
 int main(int argc, char **argv)
 {
-    static const char *const disks[] = {"null", "memory"}, *const ops[] = {"read", "write"};
-    static const struct {
-        const char *name;
-        uint32_t entries;
-        uint64_t features;
-    } shapes[] = {{"direct", 0, 0},          {"bounced", 0, 0},
-                  {"iotlb-64", 64, 0},       {"iotlb-2048", 2048, 0},
-                  {"tracked", 0, 0},         {"packed", 0, PACKED},
-                  {"in-order", 0, IN_ORDER}, {"packed-ord", 0, PACKED | IN_ORDER},
-                  {"record", 0, 0},          {"record-all", 0, 0},
-                  {"log-off", 0, 0},         {"delay-off", 0, 0},
-                  {"limit-off", 0, 0},       {"error-off", 0, 0},
-                  {"stats", 0, 0},           {"parts-1", 0, 0},
-                  {"parts-8", 0, 0},         {"told-1", 0, 0},
-                  {"told-8", 0, 0}};
-    enum { SHAPES = 19, WORLDS = 2 * 2 * SHAPES };
     static struct world worlds[WORLDS];
     int rounds = argc == 3 ? atoi(argv[1]) : 0, batches = argc == 3 ? atoi(argv[2]) : 0;
     if (rounds < 1 || rounds > MAX_ROUNDS || batches < 1) {

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "bench/step.c"
+SOURCES = [ROOT / "bench/step.c", ROOT / "bench/step_layers.c"]
 
 
 def build(directory: Path) -> Path:
@@ -27,7 +27,8 @@ def build(directory: Path) -> Path:
         "-std=gnu11",
         "-D_GNU_SOURCE",
     ]
-    command += [f"-I{ROOT / 'native/include'}", f"-I{ROOT / 'native/src'}", *core, str(SOURCE)]
+    command += [f"-I{ROOT / 'native/include'}", f"-I{ROOT / 'native/src'}", *core]
+    command += map(str, SOURCES)
     command += ["-l:liburing.a", "-lpthread", "-o", str(program)]
     subprocess.run(command, check=True)
     return program
