@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 from vhostblk.disk.api import Disk, DiskInfo, Extent
 from vhostblk.errors import VhostBlkError
@@ -84,9 +84,7 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
         VhostBlkError: Something cannot be had; the text says what to do.
     """
     # Here, as most who import the package (the fake guest's users) never serve.
-    from vhostblk.disk.grammar import parse  # noqa: PLC0415
-    from vhostblk.disk.layers import stack  # noqa: PLC0415
-    from vhostblk.disk.make import make, recorded  # noqa: PLC0415
+    from vhostblk.disk.make import prepare  # noqa: PLC0415
     from vhostblk.engine.api import OnError  # noqa: PLC0415
     from vhostblk.engine.cpus import parse_cpus  # noqa: PLC0415
     from vhostblk.engine.poll import Poll  # noqa: PLC0415
@@ -107,14 +105,9 @@ def serve(  # noqa: PLR0913 - one for each thing a user may want to say
     uid, gid = socket_owner
     passed = passed_sockets(os.environ, os.getpid())
     place = where(socket_path, connect, fd, passed, taking_over=expected(os.environ))
-    source = parse(disk) if isinstance(disk, str) else None
-    if record is not None:
-        if source is None:
-            disk = stack(recorded(parse("null:512"), record).layers, cast("Disk", disk))
-        else:
-            source = recorded(source, record)
+    made, source = prepare(disk, record)
     serve_disk(
-        disk if source is None else make(source),
+        made,
         place,
         engine=engine,
         workers=workers,

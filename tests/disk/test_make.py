@@ -6,7 +6,7 @@ from vhostblk.disk.call import Calls, starts_writeback
 from vhostblk.disk.file import CacheMode, File, Locking
 from vhostblk.disk.grammar import DiskSpec, parse
 from vhostblk.disk.layer import layers
-from vhostblk.disk.make import SCHEMES, beside, make
+from vhostblk.disk.make import SCHEMES, beside, make, prepare
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.null import Null
 from vhostblk.disk.pause import Pause
@@ -194,3 +194,18 @@ def test_beside_takes_a_file_of_any_name() -> None:
     """A back-end program is given a path, never a scheme."""
     spec = beside(DiskSpec("file", "memory:1M"), cache=None, read_only=False)
     assert isinstance(make(str(spec)), File)
+
+
+def test_prepare_makes_what_is_named_and_takes_what_is_there(tmp_path: Path) -> None:
+    """Only of a disk that is named is known how; either is recorded if somebody says so."""
+    path, memory = tmp_path / "trace", Memory(1 << 20)
+    assert prepare(memory, None) == (memory, None)
+    made, source = prepare("zeroes|null:1M", None)
+    assert isinstance(made, Zeroes)
+    assert source == parse("zeroes|null:1M")
+    made, source = prepare("zeroes|null:1M", str(path))
+    assert [one.name for one in layers(made)] == ["record", "zeroes"]
+    assert source == parse(f"record:path={path}|zeroes|null:1M")
+    made, source = prepare(memory, str(path))
+    assert [(one.name, one.below) for one in layers(made)] == [("record", memory)]
+    assert source is None

@@ -283,47 +283,49 @@ def on_error(command: _F) -> _F:
     )(command)
 
 
+_CONFIDENTIAL = (
+    switch(
+        "--access-platform",
+        "Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.",
+        default=True,
+    ),
+    click.option(
+        "--iommu",
+        type=click.Choice(get_args(Iommu)),
+        default="auto",
+        show_default=True,
+        help="Whether addresses go through the guest's IOMMU; auto goes by where a ring is.",
+    ),
+    click.option(
+        "--on-violation",
+        type=click.Choice(get_args(OnViolation)),
+        default="fail",
+        show_default=True,
+        help="With require, a request outside the ranges: warn serves it, break stops its queue.",
+    ),
+    click.option(
+        "--shared-ranges",
+        metavar="RANGES",
+        default="",
+        callback=parsed(shared_ranges),
+        help="What the guest shares: START-END, START+SIZE or its dmesg line 'software IO TLB: "
+        "mapped [mem ...]', with commas between; slack=SIZE, learn=N, rings=inside, "
+        "firmware=inside.",
+    ),
+    click.option(
+        "--confidential",
+        type=click.Choice(get_args(Confidential)),
+        default="auto",
+        show_default=True,
+        help="A guest that keeps its memory to itself: auto watches and warns, require serves "
+        "requests in --shared-ranges only.",
+    ),
+)
+
+
 def confidential(command: _F) -> _F:
     """Give a command what it takes to serve confidential guests; see `vhostblk.serve`."""
-    for option in (
-        switch(
-            "--access-platform",
-            "Offer VIRTIO_F_ACCESS_PLATFORM, without which no confidential guest starts.",
-            default=True,
-        ),
-        click.option(
-            "--iommu",
-            type=click.Choice(get_args(Iommu)),
-            default="auto",
-            show_default=True,
-            help="Whether addresses go through the guest's IOMMU; auto goes by where a ring is.",
-        ),
-        click.option(
-            "--on-violation",
-            type=click.Choice(get_args(OnViolation)),
-            default="fail",
-            show_default=True,
-            help="With require, a request outside the ranges: warn serves it, break stops its "
-            "queue.",
-        ),
-        click.option(
-            "--shared-ranges",
-            metavar="RANGES",
-            default="",
-            callback=parsed(shared_ranges),
-            help="What the guest shares: START-END, START+SIZE or its dmesg line 'software IO TLB: "
-            "mapped [mem ...]', with commas between; slack=SIZE, learn=N, rings=inside, "
-            "firmware=inside.",
-        ),
-        click.option(
-            "--confidential",
-            type=click.Choice(get_args(Confidential)),
-            default="auto",
-            show_default=True,
-            help="A guest that keeps its memory to itself: auto watches and warns, require serves "
-            "requests in --shared-ranges only.",
-        ),
-    ):
+    for option in _CONFIDENTIAL:
         command = option(command)
     return command
 

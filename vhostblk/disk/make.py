@@ -8,7 +8,7 @@ Nothing is opened here; that is `Disk.open`'s, on the thread that will serve.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from vhostblk.disk.api import Disk, FileIo
 from vhostblk.disk.file import CacheMode, File, Locking, LockWhen
@@ -136,6 +136,29 @@ def recorded(spec: DiskSpec, text: str) -> DiskSpec:
     layer = parse(f"record:path={text}|null:512").layers
     check(layer)
     return replace(spec, layers=(*layer, *spec.layers))
+
+
+def prepare(disk: object, record: str | None) -> tuple[object, DiskSpec | None]:
+    """
+    Make what is served of what somebody gave.
+
+    Args:
+        disk: A disk, or one named as text.
+        record: Where requests are recorded, see `recorded`; None: nowhere.
+
+    Returns:
+        The disk, not open yet, and how it was written, if it was.
+
+    Raises:
+        VhostBlkError: As `make`.
+    """
+    if isinstance(disk, str):
+        spec = parse(disk)
+        spec = spec if record is None else recorded(spec, record)
+        return make(spec), spec
+    if record is None:
+        return disk, None
+    return stack(recorded(parse("null:512"), record).layers, cast("Disk", disk)), None
 
 
 def _check_options(spec: DiskSpec, known: frozenset[str]) -> None:

@@ -81,22 +81,9 @@ class Attachment:
         )
         hints = device.options.confidential is not Confidential.OFF
         self.detector = Detector(
-            self.rings,
-            lambda: self.terms,
-            device.log,
-            counters=device.guest,
-            hints=hints,
+            self.rings, lambda: self.terms, device.log, counters=device.guest, hints=hints
         )
-        self.observer = Observer(
-            self.rings,
-            lambda: self.terms,
-            saw=self._saw,
-            on_end=lambda: log_status(device, asked=False),
-            on=hints,
-            first=self.enforcement.learns + 1,
-            seconds=TELL_SECONDS if self.enforcement.on else None,
-            eager=lambda: self.enforcement.learning,
-        )
+        self.observer = self._observer(on=hints)
         self.dirty_log: Mapping | None = None
         """Where its migration looks, if there is one."""
         self._verdicts: set[asyncio.Task[None]] = set()
@@ -104,6 +91,18 @@ class Attachment:
         """Set when nothing is left of it."""
         device.attached = self
         device.holders.append(self)
+
+    def _observer(self, *, on: bool) -> Observer:
+        return Observer(
+            self.rings,
+            lambda: self.terms,
+            saw=self._saw,
+            on_end=lambda: log_status(self.device, asked=False),
+            on=on,
+            first=self.enforcement.learns + 1,
+            seconds=TELL_SECONDS if self.enforcement.on else None,
+            eager=lambda: self.enforcement.learning,
+        )
 
     def _ring(self, index: int) -> Ring:
         def make() -> Queue:
