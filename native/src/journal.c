@@ -55,7 +55,8 @@ void vhb_journal_end(struct vhb_journal *journal)
 uint64_t vhb_journal_ready(const struct vhb_journal *journal, uint64_t (*size_of)(uint64_t word),
                            uint64_t most)
 {
-    uint64_t at = journal->tail, end = at + most;
+    uint64_t at = journal->tail, all = journal->mask + 1;
+    uint64_t end = at + (most < all ? most : all); /* in a full one no 0 comes behind the last */
     while (at < end) {
         uint64_t word =
             load_acquire(&journal->words[at & journal->mask]); /* pair: journal-record */

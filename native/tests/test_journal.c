@@ -63,6 +63,17 @@ static void test_room_is_what_was_taken(void)
     vhb_journal_free(&j);
 }
 
+/* Where every word is taken, what is ready ends there. */
+static void test_a_full_one_is_taken_once(void)
+{
+    struct vhb_journal j = {0};
+    CHECK_EQ(vhb_journal_init(&j, WORDS), 0);
+    for (int i = 0; i < WORDS / 4; i++)
+        append(&j, 4, 0);
+    CHECK_EQ(vhb_journal_ready(&j, length_of, 2 * WORDS), WORDS);
+    vhb_journal_free(&j);
+}
+
 /* Bytes that run over the end go on at the start. */
 static void test_copies_around_the_end(void)
 {
@@ -125,4 +136,4 @@ static void test_a_crowd(void)
 }
 
 CHECK_MAIN(TEST(takes_whole_records_in_order), TEST(room_is_what_was_taken),
-           TEST(copies_around_the_end), TEST(a_crowd))
+           TEST(a_full_one_is_taken_once), TEST(copies_around_the_end), TEST(a_crowd))
