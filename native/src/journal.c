@@ -52,21 +52,6 @@ void vhb_journal_end(struct vhb_journal *journal)
     store_release(&journal->taking, 0u); /* pair: journal-taking */
 }
 
-uint64_t vhb_journal_ready(const struct vhb_journal *journal, uint64_t (*size_of)(uint64_t word),
-                           uint64_t most)
-{
-    uint64_t at = journal->tail, all = journal->mask + 1;
-    uint64_t end = at + (most < all ? most : all); /* in a full one no 0 comes behind the last */
-    while (at < end) {
-        uint64_t word =
-            load_acquire(&journal->words[at & journal->mask]); /* pair: journal-record */
-        if (!word)
-            break;
-        at += size_of(word);
-    }
-    return at - journal->tail;
-}
-
 void vhb_journal_taken(struct vhb_journal *journal, uint64_t n)
 {
     uint64_t from = journal->tail & journal->mask, words = journal->mask + 1;

@@ -24,22 +24,37 @@ struct vhb_journal {
 /* *words*: a power of two. */
 int vhb_journal_init(struct vhb_journal *journal, uint64_t words);
 void vhb_journal_free(struct vhb_journal *journal);
-void vhb_journal_wake(struct vhb_journal *journal);
+__attribute__((cold)) void vhb_journal_wake(struct vhb_journal *journal);
 
 /* ---- who appends ---- */
+
+/* Whether there is room for *n* words at *at*, a quarter of all at most.  True as well where *at*
+ * was taken meanwhile, perhaps even away. */
+static inline bool journal_has_room(const struct vhb_journal *journal, uint64_t at, uint64_t n)
+{
+    int64_t used = (int64_t)(at + n - load_acquire(&journal->tail)); /* pair: journal-room */
+    return used <= (int64_t)journal->mask + 1;
+}
+
+/* Take *n* places that there is room for, if the next is *at*; else *at* is what it may be. */
+static inline bool journal_claim(struct vhb_journal *journal, uint64_t *at, uint64_t n)
+{
+    if (!__atomic_compare_exchange_n(&journal->head, at, *at + n, true, __ATOMIC_RELAXED,
+                                     __ATOMIC_RELAXED))
+        return false;
+    if ((*at ^ (*at + n)) & ~(journal->mask >> 1))
+        vhb_journal_wake(journal);
+    return true;
+}
 
 /* Take *n* places, a quarter of all at most, the first of them *at*.  False: there is no room. */
 static inline bool journal_reserve(struct vhb_journal *journal, uint64_t n, uint64_t *at)
 {
-    uint64_t head = load_relaxed(&journal->head);
+    *at = load_relaxed(&journal->head);
     do
-        if (head + n - load_acquire(&journal->tail) > journal->mask + 1) /* pair: journal-room */
+        if (!journal_has_room(journal, *at, n))
             return false;
-    while (!__atomic_compare_exchange_n(&journal->head, &head, head + n, true, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED));
-    *at = head;
-    if ((head ^ (head + n)) & ~(journal->mask >> 1))
-        vhb_journal_wake(journal);
+    while (!journal_claim(journal, at, n));
     return true;
 }
 
@@ -64,9 +79,21 @@ void vhb_journal_copy(struct vhb_journal *journal, uint64_t at, uint64_t byte, c
 /* Be the one.  False: somebody else is. */
 bool vhb_journal_begin(struct vhb_journal *journal);
 /* Words of whole records from the tail on, about *most* of them.  size_of: of a record, in words,
- * by its first word. */
-uint64_t vhb_journal_ready(const struct vhb_journal *journal, uint64_t (*size_of)(uint64_t word),
-                           uint64_t most);
+ * by its first word; inline, as each look waits for the one before. */
+static inline uint64_t journal_ready(const struct vhb_journal *journal,
+                                     uint64_t (*size_of)(uint64_t word), uint64_t most)
+{
+    uint64_t at = journal->tail, all = journal->mask + 1;
+    uint64_t end = at + (most < all ? most : all); /* in a full one no 0 comes behind the last */
+    while (at < end) {
+        uint64_t word =
+            load_acquire(&journal->words[at & journal->mask]); /* pair: journal-record */
+        if (!word)
+            break;
+        at += size_of(word);
+    }
+    return at - journal->tail;
+}
 /* So many words are taken. */
 void vhb_journal_taken(struct vhb_journal *journal, uint64_t n);
 void vhb_journal_end(struct vhb_journal *journal);

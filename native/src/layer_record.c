@@ -13,9 +13,11 @@
 
 #include "vq.h"
 
-enum { KIND_SUBMIT = 1, KIND_COMPLETE = 2, KIND_COMPLETE_FAR = 3, KIND_DATA = 4 };
-enum { FLAG_FUA = 0x10, FLAG_UNMAP = 0x20, FLAG_DIGEST = 0x40 };
+enum { FLAG_FUA = 0x10, FLAG_UNMAP = 0x20, FLAG_DIGEST = 1 << VHB_RECORDED_DIGEST_SHIFT };
 enum { SECTOR_SHIFT = 9 };
+enum { TIME_BITS = 40, TIME_SHIFT = 64 - TIME_BITS }; /* of the short records */
+enum { SHORT_QUEUE = 0xff, SHORT_BACK = 0xffff, SHORT_SECTORS = 0xffffff };
+#define SHORT_SECTOR 0xffffffffffull
 
 _Static_assert(VHB_READ == 0 && VHB_WRITE == 1 && VHB_FLUSH == 2 && VHB_DISCARD == 3 &&
                    VHB_WRITE_ZEROES == 4,
@@ -28,32 +30,28 @@ static struct vhb_recorder *recorder_of(const struct vhb_layer *layer)
 
 /* ---- records ------------------------------------------------------------------------- */
 
-static uint64_t first_word(uint32_t kind, uint32_t what, uint32_t small, uint64_t large)
-{
-    return kind | (uint64_t)what << 8 | (uint64_t)small << 16 | large << 32;
-}
+/* A record is three words or less, mostly: a call for it, or a register that is put aside for one,
+ * is a good part of what it costs.  So what a request meets is one function each way. */
 
-/* By the kind and DIGEST: no branch that depends on what the guest mixes. */
-static const uint8_t WORDS[2][4] = {{0, 3, 2, 3}, {0, 4, 3, 4}};
-
-uint64_t vhb_record_words(uint64_t word)
+/* Wait for room.  False: nobody makes any, and a record is counted as dropped. */
+static __attribute__((cold)) bool wait_for_room(struct vhb_recorder *r)
 {
-    if ((word & 0xff) == KIND_DATA)
-        return 2 + ((word >> 32) + 7) / 8;
-    return WORDS[word >> 14 & 1][word & 3];
-}
-
-/* Room for a record.  False: there is none, and it is counted. */
-static bool make_room(struct vhb_recorder *r, uint64_t n, uint64_t *at)
-{
-    while (!journal_reserve(&r->journal, n, at)) {
-        if (load_relaxed(&r->fd) < 0) {
-            __atomic_fetch_add(&r->dropped, 1, __ATOMIC_RELAXED);
-            return false;
-        }
-        if (vhb_recorder_write(r) == 0)
-            sched_yield(); /* somebody else writes */
+    if (load_relaxed(&r->fd) < 0) {
+        __atomic_fetch_add(&r->dropped, 1, __ATOMIC_RELAXED);
+        return false;
     }
+    if (vhb_recorder_write(r) == 0)
+        sched_yield(); /* somebody else writes */
+    return true;
+}
+
+/* Places for a record of *n* words.  False: it is not recorded. */
+static inline __attribute__((always_inline)) bool make_room(struct vhb_recorder *r, uint64_t n,
+                                                            uint64_t *at)
+{
+    while (!journal_reserve(&r->journal, n, at))
+        if (!wait_for_room(r))
+            return false;
     return true;
 }
 
@@ -69,39 +67,53 @@ static uint32_t digest_of(const struct vhb_recorder *r, const struct vhb_req *re
 static bool put_submit(struct vhb_recorder *r, const struct vhb_req *req, uint64_t now,
                        bool digested, uint64_t *at)
 {
-    if (!make_room(r, 3 + digested, at))
-        return false;
-    uint32_t what = req->op | (req->flags & VHB_REQ_FUA ? FLAG_FUA : 0) |
-                    (req->flags & VHB_REQ_UNMAP ? FLAG_UNMAP : 0) | (digested ? FLAG_DIGEST : 0);
+    struct vhb_journal *j = &r->journal;
     bool flush = req->op == VHB_FLUSH;
-    journal_put(&r->journal, *at + 1, now);
-    journal_put(&r->journal, *at + 2, flush ? 0 : vhb_req_at(req) >> SECTOR_SHIFT);
+    uint64_t sector = flush ? 0 : vhb_req_at(req) >> SECTOR_SHIFT;
+    uint64_t sectors = flush ? 0 : req->len >> SECTOR_SHIFT;
+    uint64_t queue = load_relaxed(&req->queue->number);
+    uint64_t what = (uint64_t)req->op << 8 | (req->flags & VHB_REQ_FUA ? FLAG_FUA : 0) |
+                    (req->flags & VHB_REQ_UNMAP ? FLAG_UNMAP : 0) | (digested ? FLAG_DIGEST : 0);
+    bool fits = sector <= SHORT_SECTOR && sectors <= SHORT_SECTORS && queue <= SHORT_QUEUE;
+    uint64_t n = fits ? VHB_RECORDED_SUBMIT : VHB_RECORDED_LONG_SUBMIT;
+    if (!make_room(r, n + digested, at))
+        return false;
     if (digested)
-        journal_put(&r->journal, *at + 3, digest_of(r, req));
-    journal_publish(&r->journal, *at,
-                    first_word(KIND_SUBMIT, what, load_relaxed(&req->queue->number),
-                               flush ? 0 : req->len >> SECTOR_SHIFT));
+        journal_put(j, *at + n, digest_of(r, req));
+    if (fits) {
+        journal_put(j, *at + 1, sector | sectors << 40);
+        journal_publish(j, *at, VHB_RECORDED_SUBMIT | what | queue << 16 | now << TIME_SHIFT);
+        return true;
+    }
+    journal_put(j, *at + 1, now);
+    journal_put(j, *at + 2, sector);
+    journal_publish(j, *at, VHB_RECORDED_LONG_SUBMIT | what | queue << 16 | sectors << 32);
     return true;
 }
 
-static void put_complete(struct vhb_recorder *r, const struct vhb_req *req, int result,
-                         uint64_t submitted, uint64_t now, bool digested)
+static inline __attribute__((always_inline)) void put_complete(struct vhb_recorder *r, int result,
+                                                               uint64_t submitted, uint64_t now,
+                                                               const struct vhb_req *digested)
 {
-    uint64_t at, back;
-    /* How far back it is can be told only of the place it gets: assume the worst. */
-    bool far = load_relaxed(&r->journal.head) - submitted > UINT32_MAX / 2;
-    if (!make_room(r, 2u + far + digested, &at))
-        return;
-    back = at - submitted;
-    uint64_t next = at + 1;
-    journal_put(&r->journal, next++, now);
-    if (far)
-        journal_put(&r->journal, next++, submitted);
+    struct vhb_journal *j = &r->journal;
+    uint64_t at = load_relaxed(&j->head), what = digested ? FLAG_DIGEST : 0, n;
+    do { /* how far back it is can be told only of the place it gets */
+        bool fits = result == 0 && at - submitted <= SHORT_BACK;
+        n = fits ? VHB_RECORDED_END : VHB_RECORDED_LONG_END;
+        while (!journal_has_room(j, at, n + !!digested))
+            if (!wait_for_room(r))
+                return;
+    } while (!journal_claim(j, &at, n + !!digested));
     if (digested)
-        journal_put(&r->journal, next, digest_of(r, req));
-    journal_publish(&r->journal, at,
-                    first_word(far ? KIND_COMPLETE_FAR : KIND_COMPLETE, digested ? FLAG_DIGEST : 0,
-                               (uint32_t)-result & 0xffff, far ? 0 : back));
+        journal_put(j, at + n, digest_of(r, digested));
+    if (n == VHB_RECORDED_END) {
+        journal_publish(j, at, VHB_RECORDED_END | what | (at - submitted) << 8 | now << TIME_SHIFT);
+        return;
+    }
+    journal_put(j, at + 1, now);
+    journal_put(j, at + 2, submitted);
+    journal_put(j, at + 3, (uint32_t)-result & 0xffff);
+    journal_publish(j, at, VHB_RECORDED_LONG_END | what);
 }
 
 /* One record of the next *n* bytes of what *req* writes. */
@@ -127,7 +139,7 @@ static void put_part(struct vhb_recorder *r, const struct vhb_req *req, uint64_t
             cursor->skip = 0;
         }
     }
-    journal_publish(&r->journal, at, first_word(KIND_DATA, 0, 0, n));
+    journal_publish(&r->journal, at, VHB_RECORDED_DATA | n << 32);
 }
 
 static void put_payload(struct vhb_recorder *r, const struct vhb_req *req, uint64_t submitted)
@@ -142,38 +154,34 @@ static void put_payload(struct vhb_recorder *r, const struct vhb_req *req, uint6
 
 /* ---- the layer ----------------------------------------------------------------------- */
 
+static int record_done(struct vhb_layer *layer, struct vhb_req *req, int result, uint64_t note,
+                       struct vhb_io *io)
+{
+    struct vhb_recorder *r = recorder_of(layer);
+    uint64_t now = vhb_layer_time(layer, io);
+    if (r->payload == VHB_RECORD_NONE || req->op != VHB_READ || result != 0) {
+        put_complete(r, result, note, now, NULL);
+        return result;
+    }
+    uint32_t lost = vhb_fault_seen();
+    put_complete(r, result, note, now, req);
+    return vhb_fault_seen() != lost ? VHB_RESULT_LOST_MEMORY : result;
+}
+
 static int record_submit(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io)
 {
     struct vhb_recorder *r = recorder_of(layer);
     if (!load_relaxed(&r->on))
         return vhb_layer_hand_on(layer, req, io);
-    bool writes = req->op == VHB_WRITE;
-    uint64_t at, now = vhb_layer_time(layer, io);
-    if (r->payload == VHB_RECORD_NONE || !writes) {
-        if (!put_submit(r, req, now, false, &at))
-            return vhb_layer_hand_on(layer, req, io);
-        return vhb_layer_hand_on_noted(layer, req, io, at);
-    }
-    uint32_t lost = vhb_fault_seen();
-    if (!put_submit(r, req, now, r->payload == VHB_RECORD_DIGEST, &at))
+    uint32_t kept = req->op == VHB_WRITE ? r->payload : VHB_RECORD_NONE, lost = vhb_fault_seen();
+    uint64_t at;
+    if (!put_submit(r, req, vhb_layer_time(layer, io), kept == VHB_RECORD_DIGEST, &at))
         return vhb_layer_hand_on(layer, req, io);
-    if (r->payload == VHB_RECORD_FULL)
+    if (kept == VHB_RECORD_FULL)
         put_payload(r, req, at);
-    if (vhb_fault_seen() != lost) { /* zeroes must not be written in place of the guest's data */
-        put_complete(r, req, -EFAULT, at, now, false);
-        return -EFAULT;
-    }
+    if (kept != VHB_RECORD_NONE && vhb_fault_seen() != lost)
+        return record_done(layer, req, -EFAULT, at, io); /* not zeroes in place of the guest's */
     return vhb_layer_hand_on_noted(layer, req, io, at);
-}
-
-static int record_done(struct vhb_layer *layer, struct vhb_req *req, int result, uint64_t note,
-                       struct vhb_io *io)
-{
-    struct vhb_recorder *r = recorder_of(layer);
-    bool digested = r->payload != VHB_RECORD_NONE && req->op == VHB_READ && result == 0;
-    uint32_t lost = vhb_fault_seen();
-    put_complete(r, req, result, note, vhb_layer_time(layer, io), digested);
-    return digested && vhb_fault_seen() != lost ? VHB_RESULT_LOST_MEMORY : result;
 }
 
 static const struct vhb_layer_ops record_ops = {.submit = record_submit, .done = record_done};

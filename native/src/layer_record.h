@@ -31,7 +31,25 @@ struct vhb_recorder {
 };
 
 struct vhb_recorder *vhb_recorder_of(struct vhb_stage *stage); /* NULL: another kind */
-uint64_t vhb_record_words(uint64_t first_word);
+
+/* What a record is, and how many words it has without a digest: low half of its first byte. */
+enum vhb_record_kind {
+    VHB_RECORDED_END = 1,
+    VHB_RECORDED_SUBMIT = 2,
+    VHB_RECORDED_LONG_SUBMIT = 3,
+    VHB_RECORDED_LONG_END = 4,
+    VHB_RECORDED_DATA = 5 /* has two, and its bytes */
+};
+enum { VHB_RECORDED_DIGEST_SHIFT = 6 };
+
+/* Words of a record, by the first of them. */
+static inline uint64_t record_words(uint64_t word)
+{
+    uint64_t kind = word & 0xf;
+    if (kind == VHB_RECORDED_DATA)
+        return 2 + ((word >> 32) + 7) / 8;
+    return kind + (word >> VHB_RECORDED_DIGEST_SHIFT & 1);
+}
 
 /* Write what the journal has to the file, or drop it where that fails: how many words it was; 0:
  * nothing, or somebody else is writing. */

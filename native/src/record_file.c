@@ -13,8 +13,8 @@
 #include "layer_record.h"
 #include "vq.h"
 
-enum { VERSION = 1, KIND_RECORDS = 2, MAX_PIECES = 3 };
-enum { LONGEST = 4 }; /* words of a record without payload */
+enum { VERSION = 2, KIND_RECORDS = 2, MAX_PIECES = 3 };
+enum { LONGEST = 5 }; /* words of a record without payload */
 #define AGAIN_NS 1000000000ull
 
 /* docs/reference/trace-format.md */
@@ -108,7 +108,7 @@ uint64_t vhb_recorder_write(struct vhb_recorder *r)
 {
     if (!vhb_journal_begin(&r->journal))
         return 0;
-    uint64_t n = vhb_journal_ready(&r->journal, vhb_record_words, r->journal.mask / 2);
+    uint64_t n = journal_ready(&r->journal, record_words, r->journal.mask / 2);
     if (n) {
         put_away(r, n);
         vhb_journal_taken(&r->journal, n);
@@ -123,7 +123,7 @@ void vhb_recorder_attach(struct vhb_recorder *r, int fd, uint64_t segment)
     while (!vhb_journal_begin(j))
         sched_yield();
     uint64_t n;
-    while ((n = vhb_journal_ready(j, vhb_record_words, j->mask / 2)))
+    while ((n = journal_ready(j, record_words, j->mask / 2)))
         vhb_journal_taken(j, n);
     store_relaxed(&r->fd, fd);
     r->segment = segment;
@@ -157,7 +157,7 @@ int vhb_stage_record_take(struct vhb_stage *stage, void *out, size_t n)
     struct vhb_journal *j = &r->journal;
     if (!vhb_journal_begin(j))
         return 0;
-    uint64_t words = vhb_journal_ready(j, vhb_record_words, n / 8 - LONGEST + 1);
+    uint64_t words = journal_ready(j, record_words, n / 8 - LONGEST + 1);
     for (uint64_t i = 0; i < words; i++)
         ((uint64_t *)out)[i] = load_relaxed(&j->words[(j->tail + i) & j->mask]);
     vhb_journal_taken(j, words);

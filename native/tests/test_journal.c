@@ -27,7 +27,7 @@ static void test_takes_whole_records_in_order(void)
 {
     struct vhb_journal j = {0};
     CHECK_EQ(vhb_journal_init(&j, WORDS), 0);
-    CHECK_EQ(vhb_journal_ready(&j, length_of, WORDS), 0);
+    CHECK_EQ(journal_ready(&j, length_of, WORDS), 0);
     append(&j, 3, 0);
     append(&j, 5, 0);
     uint64_t at;
@@ -36,13 +36,13 @@ static void test_takes_whole_records_in_order(void)
     append(&j, 4, 0);
     CHECK(vhb_journal_begin(&j));
     CHECK(!vhb_journal_begin(&j));
-    CHECK_EQ(vhb_journal_ready(&j, length_of, 1), 3);
-    CHECK_EQ(vhb_journal_ready(&j, length_of, WORDS), 8);
+    CHECK_EQ(journal_ready(&j, length_of, 1), 3);
+    CHECK_EQ(journal_ready(&j, length_of, WORDS), 8);
     journal_put(&j, at + 1, at);
     journal_publish(&j, at, 2);
-    CHECK_EQ(vhb_journal_ready(&j, length_of, WORDS), 14);
+    CHECK_EQ(journal_ready(&j, length_of, WORDS), 14);
     vhb_journal_taken(&j, 14);
-    CHECK_EQ(vhb_journal_ready(&j, length_of, WORDS), 0);
+    CHECK_EQ(journal_ready(&j, length_of, WORDS), 0);
     vhb_journal_end(&j);
     CHECK(vhb_journal_begin(&j));
     vhb_journal_free(&j);
@@ -70,7 +70,7 @@ static void test_a_full_one_is_taken_once(void)
     CHECK_EQ(vhb_journal_init(&j, WORDS), 0);
     for (int i = 0; i < WORDS / 4; i++)
         append(&j, 4, 0);
-    CHECK_EQ(vhb_journal_ready(&j, length_of, 2 * WORDS), WORDS);
+    CHECK_EQ(journal_ready(&j, length_of, 2 * WORDS), WORDS);
     vhb_journal_free(&j);
 }
 
@@ -116,7 +116,7 @@ static void test_a_crowd(void)
         CHECK_EQ(pthread_create(&threads[i], NULL, crowd_append, &crowd), 0);
     while (all < THREADS * RECORDS) {
         CHECK(vhb_journal_begin(j));
-        uint64_t n = vhb_journal_ready(j, length_of, WORDS / 2);
+        uint64_t n = journal_ready(j, length_of, WORDS / 2);
         for (uint64_t at = j->tail; at < j->tail + n; all++) {
             uint64_t word = load_relaxed(&j->words[at & j->mask]);
             uint64_t thread = word >> 8 & 0xff;

@@ -28,7 +28,7 @@ def test_a_head_has_48_bytes_and_a_checksum() -> None:
     """Magic, version, kind, length, checksum, segment, first, time; then the head's own sum."""
     raw = block(BlockKind.RECORDS, b"12345678", segment=1, first=2, time=3)
     assert raw[:40] == (
-        b"VHBT\x01\x00\x02\x00\x08\x00\x00\x00"
+        b"VHBT\x02\x00\x02\x00\x08\x00\x00\x00"
         + zlib.crc32(b"12345678").to_bytes(4, "little")
         + b"".join(number.to_bytes(8, "little") for number in (1, 2, 3))
     )
@@ -47,12 +47,15 @@ def test_a_head_reads_back() -> None:
         assert Head.parse(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]) is None
 
 
-def test_a_later_version_is_refused() -> None:
-    """The error says that the program is too old, not that the trace is damaged."""
+@pytest.mark.parametrize(("version", "said"), [(1, "an older"), (3, "a newer")])
+def test_another_version_is_refused(version: int, said: str) -> None:
+    """The error says which program reads it, not that the trace is damaged."""
     raw = bytearray(Head(kind=BlockKind.END, length=0, checksum=0, segment=0).pack())
-    raw[4] = 2
+    raw[4] = version
     raw[40:44] = zlib.crc32(raw[:40]).to_bytes(4, "little")
-    with pytest.raises(VhostBlkError, match="a trace of version 2, and this program reads 1"):
+    with pytest.raises(
+        VhostBlkError, match=f"a trace of version {version}, .* reads 2: take {said} one"
+    ):
         Head.parse(bytes(raw))
 
 
@@ -84,12 +87,37 @@ def test_a_segment_that_says_what_cannot_be_is_an_error(body: bytes) -> None:
 
 
 def test_records_as_bytes() -> None:
-    """A request of 4 KiB takes 24 bytes where it begins and 16 where it ends."""
-    raw = submit(Op.WRITE, queue=3, sector=2, sectors=8, time=1, flags=Flag.FUA)
-    assert raw == bytes.fromhex("01 11 0300 08000000 0100000000000000 0200000000000000")
-    raw = complete(back=3, error=5, time=2)
-    assert raw == bytes.fromhex("02 00 0500 03000000 0200000000000000")
-    raw = complete(back=3, error=0, time=2, digest=0xABCD)
-    assert raw == bytes.fromhex("02 40 0000 03000000 0200000000000000 cdab000000000000")
+    """A request of 4 KiB takes 16 bytes where it begins and 8 where it ends."""
+    time = 0xAABB_0605_0403_0201
+    raw = submit(Op.WRITE, queue=3, sector=2, sectors=8, time=time, flags=Flag.FUA)
+    assert raw == bytes.fromhex("12 01 03 0102030405 0200000000 080000")
+    raw = complete(7, seq=10, time=time)
+    assert raw == bytes.fromhex("01 0300 0102030405")
+    raw = complete(7, seq=10, time=time, digest=0xABCD)
+    assert raw == bytes.fromhex("41 0300 0102030405 cdab000000000000")
     raw = data(9, b"abc")
-    assert raw == bytes.fromhex("04 00 0000 03000000 0900000000000000 6162630000000000")
+    assert raw == bytes.fromhex("05 00 0000 03000000 0900000000000000 6162630000000000")
+
+
+@pytest.mark.parametrize(
+    ("queue", "sector", "sectors"), [(256, 2, 8), (3, 1 << 40, 8), (3, 2, 1 << 24)]
+)
+def test_what_is_too_large_for_a_short_record_is_in_a_long_one(
+    queue: int, sector: int, sectors: int
+) -> None:
+    """Queues from 256 on, sectors from 2**40 on, 8 GiB and more."""
+    raw = submit(Op.READ, queue=queue, sector=sector, sectors=sectors, time=1, flags=0)
+    assert raw == (
+        b"\x03\x00"
+        + queue.to_bytes(2, "little")
+        + sectors.to_bytes(4, "little")
+        + (1).to_bytes(8, "little")
+        + sector.to_bytes(8, "little")
+    )
+
+
+@pytest.mark.parametrize(("submitted", "error"), [(1, 5), (0x1_0000, 0)])
+def test_an_end_that_says_more_is_a_long_one(submitted: int, error: int) -> None:
+    """An error, or more than 65,535 words back."""
+    raw = complete(submitted, seq=submitted + 0xFFFF + (not error), time=2, error=error)
+    assert raw == b"".join(number.to_bytes(8, "little") for number in (4, 2, submitted, error))

@@ -165,7 +165,8 @@ class _Teller:
 
     def _take(self) -> None:
         while records := self._bound.take():
-            for record in parse(records, first=self._seq, clock=self._clock):
+            now = time.monotonic_ns()
+            for record in parse(records, first=self._seq, clock=self._clock, written=now):
                 match record:
                     case Submitted():
                         self._under_way[record.seq] = record

@@ -20,7 +20,7 @@ from enum import IntEnum, IntFlag, StrEnum
 from vhostblk.errors import VhostBlkError
 
 MAGIC = b"VHBT"
-VERSION = 1
+VERSION = 2
 SECTOR = 512
 WORD = 8
 MAX_BODY = 64 << 20
@@ -29,7 +29,16 @@ MAX_BODY = 64 << 20
 _HEAD = struct.Struct("<4sHHIIQQQ")
 _SUM = struct.Struct("<II")
 HEAD_SIZE = _HEAD.size + _SUM.size
-_RECORD = struct.Struct("<BBHI")
+TIME_BITS = 40
+"""Of a time in a short record: the low ones; the rest is as in the block's."""
+NEAR = 1 << (TIME_BITS - 1)
+"""Nanoseconds from the block's time within which they say which time it is."""
+_WORD = struct.Struct("<Q")
+_WORDS = struct.Struct("<QQ")
+_LONG = struct.Struct("<BBHI")
+_MAX_QUEUE = 0xFF
+_MAX_SECTORS = (1 << 24) - 1
+_MAX_BACK = 0xFFFF
 
 
 class BlockKind(IntEnum):
@@ -43,22 +52,22 @@ class BlockKind(IntEnum):
 
 
 class RecordKind(IntEnum):
-    """What a record says; the first byte of its first word."""
+    """What a record says, and how many words it has: the low half of its first byte."""
 
-    SUBMIT = 1
-    """A request goes to the disk: time, sector, and the digest of what is written if there is one.
-    """
-    COMPLETE = 2
-    """It is over: time, and the digest of what was read if there is one."""
-    COMPLETE_FAR = 3
-    """The same for a request so far back that its number takes a word of its own."""
-    DATA = 4
-    """A part of what a request writes, in order: the request's number, the bytes, zeroes up to a
-    whole word."""
+    END = 1
+    """A request is over, without an error."""
+    SUBMIT = 2
+    """A request goes to the disk."""
+    LONG_SUBMIT = 3
+    """The same where a number is too large for the other."""
+    LONG_END = 4
+    """A request is over that has failed, or was submitted too far back."""
+    DATA = 5
+    """A part of what a request writes, in order; two words, and the bytes."""
 
 
 class Op(IntEnum):
-    """What a request asks; the low half of the second byte."""
+    """What a request asks; the second byte of a record."""
 
     READ = 0
     WRITE = 1
@@ -68,7 +77,7 @@ class Op(IntEnum):
 
 
 class Flag(IntFlag):
-    """The high half of the second byte."""
+    """The high half of the first byte; with ``DIGEST``, the record has one more word."""
 
     FUA = 0x10
     UNMAP = 0x20
@@ -150,7 +159,7 @@ class Head:
         Read one; None: these bytes are none.
 
         Raises:
-            VhostBlkError: A later version has written it.
+            VhostBlkError: It is of another version.
         """
         if len(raw) < HEAD_SIZE:
             return None
@@ -159,8 +168,9 @@ class Head:
         if magic != MAGIC or own != zlib.crc32(raw[: _HEAD.size]):
             return None
         if version != VERSION:
+            other = "a newer" if version > VERSION else "an older"
             raise VhostBlkError(
-                f"a trace of version {version}, and this program reads {VERSION}: take a newer one"
+                f"a trace of version {version}, and this program reads {VERSION}: take {other} one"
             )
         if kind not in set(BlockKind) or length > MAX_BODY or length % WORD:
             return None
@@ -239,30 +249,45 @@ def submit(  # noqa: PLR0913 - a request
     op: Op, *, queue: int, sector: int, sectors: int, time: int, flags: int = 0, digest: int = 0
 ) -> bytes:
     """Return the record of a request that goes to the disk; *flags* say if it has a digest."""
-    head = _RECORD.pack(RecordKind.SUBMIT, op | flags, queue, sectors)
-    record = head + struct.pack("<QQ", time, sector)
-    return record + struct.pack("<Q", digest) if flags & Flag.DIGEST else record
+    if sector >> 40 or sectors > _MAX_SECTORS or queue > _MAX_QUEUE:
+        record = _LONG.pack(RecordKind.LONG_SUBMIT | flags, op, queue, sectors)
+        record += _WORDS.pack(time, sector)
+    else:
+        first = RecordKind.SUBMIT | flags | op << 8 | queue << 16 | _low(time)
+        record = _WORDS.pack(first, sector | sectors << 40)
+    return record + _WORD.pack(digest) if flags & Flag.DIGEST else record
 
 
-def complete(*, back: int, error: int, time: int, digest: int | None = None) -> bytes:
+def complete(
+    submitted: int, *, seq: int, time: int, error: int = 0, digest: int | None = None
+) -> bytes:
     """
     Return the record of a request that is over.
 
     Args:
-        back: Words from its `submit` to here.
-        error: 0, or the errno.
+        submitted: The sequence number of its `submit`.
+        seq: That of this record.
         time: When.
+        error: 0, or the errno.
         digest: CRC-32 of what was read.
     """
     flags = 0 if digest is None else int(Flag.DIGEST)
-    record = _RECORD.pack(RecordKind.COMPLETE, flags, error, back) + struct.pack("<Q", time)
-    return record if digest is None else record + struct.pack("<Q", digest)
+    if error or seq - submitted > _MAX_BACK:
+        record = _WORDS.pack(RecordKind.LONG_END | flags, time) + _WORDS.pack(submitted, error)
+    else:
+        record = _WORD.pack(RecordKind.END | flags | (seq - submitted) << 8 | _low(time))
+    return record if digest is None else record + _WORD.pack(digest)
 
 
 def data(submitted: int, piece: bytes) -> bytes:
     """Return the record of a part of what the request *submitted* writes."""
-    head = _RECORD.pack(RecordKind.DATA, 0, 0, len(piece)) + struct.pack("<Q", submitted)
+    head = _LONG.pack(RecordKind.DATA, 0, 0, len(piece)) + _WORD.pack(submitted)
     return head + piece + bytes(-len(piece) % WORD)
+
+
+def _low(time: int) -> int:
+    """Return the time of a short record, as the high bits of its first word."""
+    return time << (64 - TIME_BITS) & (1 << 64) - 1
 
 
 def _text(value: object) -> bytes:

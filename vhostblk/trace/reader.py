@@ -96,7 +96,10 @@ class Segment:
                 if head.first != expected:
                     yield from waiting.lost(head.first)
                 for record in parse(
-                    _body(file, at, head), first=head.first, clock=self.header.clock
+                    _body(file, at, head),
+                    first=head.first,
+                    clock=self.header.clock,
+                    written=head.time,
                 ):
                     yield from waiting.take(record)
                 expected = head.first + head.length // WORD
@@ -144,7 +147,7 @@ def read(path: Path) -> Trace:
     Look at a trace.
 
     Raises:
-        VhostBlkError: It is no trace, or of a later version.
+        VhostBlkError: It is no trace, or of another version.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:

@@ -11,12 +11,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vhostblk.errors import VhostBlkError
-from vhostblk.trace.format import MAX_BODY, SECTOR, WORD, Flag, Op, RecordKind
+from vhostblk.trace.format import (
+    MAX_BODY,
+    NEAR,
+    SECTOR,
+    TIME_BITS,
+    WORD,
+    Flag,
+    Op,
+    RecordKind,
+)
 
-_RECORD = struct.Struct("<BBHI")
 _WORD = struct.Struct("<Q")
 _TWO = struct.Struct("<QQ")
-_OP = 0x0F
+_THREE = struct.Struct("<QQQ")
+_KIND = 0x0F
+_BACK = 0xFFFF
+_SECTOR_BITS = 40
 NO_QUEUE = 0xFFFF
 """Of a request that a layer of Python has made, not a guest."""
 
@@ -97,7 +108,7 @@ Record = Submitted | Completed | Data
 Step = Submitted | Completed | Lost
 
 
-def parse(body: bytes, *, first: int, clock: int) -> Iterator[Record]:
+def parse(body: bytes, *, first: int, clock: int, written: int) -> Iterator[Record]:
     """
     Yield the records of a block.
 
@@ -105,74 +116,87 @@ def parse(body: bytes, *, first: int, clock: int) -> Iterator[Record]:
         body: All of it.
         first: Sequence number of its first word.
         clock: When the segment began, on the clock of the records.
+        written: The time of the block, on that clock, too.
 
     Raises:
         VhostBlkError: They are none.
     """
+    block = _Block(body, clock=clock, written=written)
     at = 0
     while at < len(body):
-        kind, what, small, large = _RECORD.unpack_from(body, at)
+        size = block.size(at)
         seq = first + at // WORD
-        size = _size(kind, what, large)
         if size > len(body) - at:
             raise VhostBlkError(f"record {seq} of the trace is none: the trace is damaged")
-        record: Record
-        if kind == RecordKind.SUBMIT:
-            record = _submitted(body, at, seq, clock)
-        elif kind == RecordKind.DATA:
-            (submit,) = _WORD.unpack_from(body, at + WORD)
-            record = Data(seq=seq, submit=submit, data=body[at + 16 : at + 16 + large])
-        else:
-            submit = seq - large
-            if kind == RecordKind.COMPLETE_FAR:
-                (submit,) = _WORD.unpack_from(body, at + 16)
-            record = Completed(
-                seq=seq,
-                time=_WORD.unpack_from(body, at + WORD)[0] - clock,
-                submit=submit,
-                error=small,
-                digest=_digest(body, at + size, what),
-            )
-        yield record
+        yield block.record(at, seq, size)
         at += size
 
 
-def _size(kind: int, what: int, large: int) -> int:
-    """Return the bytes of a record; more than any block has if there is no such kind."""
-    digest = WORD * bool(what & Flag.DIGEST)
-    match kind:
-        case RecordKind.SUBMIT | RecordKind.COMPLETE_FAR:
-            return 24 + digest
-        case RecordKind.COMPLETE:
-            return 16 + digest
-        case RecordKind.DATA:
-            return 16 + large + -large % WORD
-        case _:
+class _Block:
+    """The words of a block, and what its short times are of."""
+
+    def __init__(self, body: bytes, *, clock: int, written: int) -> None:
+        self._body = body
+        self._clock = clock
+        self._written = written
+
+    def size(self, at: int) -> int:
+        """Return the bytes of a record; more than any block has if there is no such kind."""
+        word = self._word(at)
+        kind = word & _KIND
+        if kind == RecordKind.DATA:
+            length = word >> 32
+            return 2 * WORD + length + -length % WORD
+        if not RecordKind.END <= kind <= RecordKind.LONG_END:
             return MAX_BODY + WORD
+        return WORD * (kind + bool(word & Flag.DIGEST))
 
+    def record(self, at: int, seq: int, size: int) -> Record:
+        """Return the record of *size* bytes at *at*, whose number is *seq*."""
+        word = self._word(at)
+        kind = word & _KIND
+        if kind == RecordKind.DATA:
+            start = at + 2 * WORD
+            piece = self._body[start : start + (word >> 32)]
+            return Data(seq=seq, submit=self._word(at + WORD), data=piece)
+        digest = self._word(at + size - WORD) if word & Flag.DIGEST else None
+        if kind in {RecordKind.SUBMIT, RecordKind.LONG_SUBMIT}:
+            return self._submitted(at, seq, digest)
+        time, submit, error = self._near(word), seq - (word >> 8 & _BACK), 0
+        if kind == RecordKind.LONG_END:
+            time, submit, error = _THREE.unpack_from(self._body, at + WORD)
+        return Completed(
+            seq=seq, time=time - self._clock, submit=submit, error=error, digest=digest
+        )
 
-def _submitted(body: bytes, at: int, seq: int, clock: int) -> Submitted:
-    _, what, queue, sectors = _RECORD.unpack_from(body, at)
-    time, sector = _TWO.unpack_from(body, at + WORD)
-    op = _OPS.get(what & _OP)
-    if op is None:
-        raise VhostBlkError(f"record {seq} of the trace asks what no request does ({what & _OP})")
-    return Submitted(
-        seq=seq,
-        time=time - clock,
-        queue=queue,
-        op=op,
-        offset=sector * SECTOR,
-        length=sectors * SECTOR,
-        fua=bool(what & Flag.FUA),
-        unmap=bool(what & Flag.UNMAP),
-        digest=_digest(body, at + 24 + WORD, what),
-    )
+    def _submitted(self, at: int, seq: int, digest: int | None) -> Submitted:
+        word, second = _TWO.unpack_from(self._body, at)
+        time, queue = self._near(word), word >> 16 & 0xFF
+        sectors, sector = second >> _SECTOR_BITS, second & (1 << _SECTOR_BITS) - 1
+        if word & _KIND == RecordKind.LONG_SUBMIT:
+            queue, sectors = word >> 16 & 0xFFFF, word >> 32
+            time, sector = _TWO.unpack_from(self._body, at + WORD)
+        op = _OPS.get(word >> 8 & 0xFF)
+        if op is None:
+            asked = word >> 8 & 0xFF
+            raise VhostBlkError(f"record {seq} of the trace asks what no request does ({asked})")
+        return Submitted(
+            seq=seq,
+            time=time - self._clock,
+            queue=queue,
+            op=op,
+            offset=sector * SECTOR,
+            length=sectors * SECTOR,
+            fua=bool(word & Flag.FUA),
+            unmap=bool(word & Flag.UNMAP),
+            digest=digest,
+        )
 
+    def _word(self, at: int) -> int:
+        word: int = _WORD.unpack_from(self._body, at)[0]
+        return word
 
-def _digest(body: bytes, end: int, what: int) -> int | None:
-    """Return the last word of a record that ends at *end*, if it is a digest."""
-    if not what & Flag.DIGEST:
-        return None
-    digest: int = _WORD.unpack_from(body, end - WORD)[0]
-    return digest
+    def _near(self, word: int) -> int:
+        """Return the time, near the block's, whose low bits a short record has."""
+        later = (word >> (64 - TIME_BITS)) - self._written
+        return self._written + (later + NEAR) % (2 * NEAR) - NEAR

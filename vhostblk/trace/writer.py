@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from vhostblk.trace.format import (
+    NEAR,
     SECTOR,
     WORD,
     BlockKind,
@@ -41,7 +42,7 @@ class Writer:
         self._block_size = block_size
         self._body = bytearray()
         self._first = 0
-        self._time = header.clock
+        self._time = self._oldest = header.clock
         file.write(segment_block(header))
 
     def __enter__(self) -> Self:
@@ -105,14 +106,9 @@ class Writer:
         self, submitted: int, *, time: int = 0, error: int = 0, digest: int | None = None
     ) -> int:
         """Say that the request *submitted* is over; return the sequence number of that."""
-        return self._add(
-            complete(
-                back=self._first + len(self._body) // WORD - submitted,
-                error=error,
-                time=self._at(time),
-                digest=digest,
-            )
-        )
+        now = self._at(time)
+        seq = self._seq
+        return self._add(complete(submitted, seq=seq, error=error, time=now, digest=digest))
 
     def flush(self) -> None:
         """Write what is there as a block."""
@@ -140,12 +136,21 @@ class Writer:
         self.flush()
         self._file.write(end_block(self._header, first=self._first, time=self._time, lost=0))
 
+    @property
+    def _seq(self) -> int:
+        return self._first + len(self._body) // WORD
+
     def _at(self, time: int) -> int:
-        self._time = self._header.clock + time
-        return self._time
+        """Return when a record is of, in a block whose time is near that."""
+        now = self._header.clock + time
+        if self._body and not self._time - NEAR < now < self._oldest + NEAR:
+            self.flush()
+        self._oldest = min(self._oldest, now) if self._body else now
+        self._time = max(self._time, now) if self._body else now
+        return now
 
     def _add(self, record: bytes) -> int:
-        seq = self._first + len(self._body) // WORD
+        seq = self._seq
         self._body += record
         if len(self._body) >= self._block_size:
             self.flush()
