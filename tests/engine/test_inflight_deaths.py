@@ -6,7 +6,7 @@ and what a disk does that was killed with its back-end.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,17 @@ def moments(tracked: Tracked, act: Callable[[], object]) -> list[Moment]:
     finally:
         sys.settrace(before)
     return list(seen)
+
+
+def deaths(tracked: Tracked) -> Iterator[Moment]:
+    """Yield each moment of its next pass; who has gone on from one is gone before the next."""
+    lane, rig, region = tracked.lane, tracked.rig, tracked.region
+    for moment in moments(tracked, rig.step):
+        yield moment
+        tracked.rig.close()
+        tracked.lane, tracked.rig, tracked.region = lane, rig, region
+        tracked.forget_death()
+    tracked.close()
 
 
 def go_on(tracked: Tracked, successor: str, moment: Moment, asked: list[Asked]) -> None:
@@ -94,13 +105,8 @@ def test_death_at_giving_back(param: str, scene: str, features: int) -> None:
     tracked = Tracked("reference", packed=form == "packed", size=size, features=features)
     asked = under_way(tracked)
     finish(tracked, *SCENES[scene])
-    lane, rig, region = tracked.lane, tracked.rig, tracked.region
-    for moment in moments(tracked, rig.step):
+    for moment in deaths(tracked):
         go_on(tracked, successor, moment, asked)
-        tracked.rig.close()
-        tracked.lane, tracked.rig, tracked.region = lane, rig, region
-        tracked.forget_death()
-    tracked.close()
 
 
 @pytest.mark.parametrize("param", BOTH)
@@ -115,13 +121,8 @@ def test_death_at_taking(param: str) -> None:
     asked = [tracked.lane.read()]
     tracked.rig.step()
     asked += [tracked.lane.write(8), tracked.lane.ask(RequestType.FLUSH)]
-    lane, rig, region = tracked.lane, tracked.rig, tracked.region
-    for moment in moments(tracked, rig.step):
+    for moment in deaths(tracked):
         go_on(tracked, successor, moment, asked)
-        tracked.rig.close()
-        tracked.lane, tracked.rig, tracked.region = lane, rig, region
-        tracked.forget_death()
-    tracked.close()
 
 
 @pytest.mark.parametrize("param", BOTH)
@@ -137,17 +138,12 @@ def test_death_at_taking_what_was_used_before(param: str) -> None:
     tracked.lane.read(8)
     tracked.rig.step()
     tracked.lane.read(16)
-    lane, rig, region = tracked.lane, tracked.rig, tracked.region
-    for moment in moments(tracked, rig.step):
+    for moment in deaths(tracked):
         tracked.take_over(successor, *moment)
         jobs = tracked.rig.take(tracked.lane)
         assert [job.offset for job in jobs] == [4096, 8192]
         for job in jobs:
             tracked.rig.finish(tracked.lane, job)
-        tracked.rig.close()
-        tracked.lane, tracked.rig, tracked.region = lane, rig, region
-        tracked.forget_death()
-    tracked.close()
 
 
 @pytest.mark.parametrize("param", BOTH)
@@ -166,11 +162,6 @@ def test_death_at_recovery(param: str) -> None:
     tracked.die("reference", run=False)
     tracked.rig.memory.write(tracked.lane.ring.span()[0], ring)
     tracked.region.bytes[:] = region_then
-    lane, rig, region = tracked.lane, tracked.rig, tracked.region
     tracked.rig.call(tracked.lane.queue.run)
-    for moment in moments(tracked, rig.step):
+    for moment in deaths(tracked):
         go_on(tracked, successor, moment, asked)
-        tracked.rig.close()
-        tracked.lane, tracked.rig, tracked.region = lane, rig, region
-        tracked.forget_death()
-    tracked.close()
