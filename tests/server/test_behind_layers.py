@@ -15,8 +15,6 @@ from vhostblk.disk.layer import Layer
 from vhostblk.disk.make import make
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest
-from vhostblk.server.jsonrpc import Json
-from vhostblk.server.status import status
 
 if TYPE_CHECKING:
     from vhostblk.server.layers import LayerRow
@@ -24,22 +22,6 @@ if TYPE_CHECKING:
 Connect = Callable[..., Guest]
 MIB = 1 << 20
 X, Y = b"x" * 4096, b"y" * 4096
-
-
-def written(server: Serving, text: str) -> Path:
-    """Serve a disk that is written so."""
-    spec = parse(text)
-    return server.add_from(spec, make(spec))
-
-
-def layer(server: Serving, name: str, **what: Json) -> Json:
-    return server.run(server.operations.layer("s1", name, **what))  # type: ignore[arg-type]
-
-
-def shown(server: Serving) -> object:
-    """Return what the status document says of the layers."""
-    server.run(server.operations.status("s1"))
-    return server.ask(lambda: status(server.devices[0])["layers"])
 
 
 # ---- size, disk, code ---------------------------------------------------------------------------
@@ -53,7 +35,7 @@ def test_a_disk_behind_layers_is_resized(
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(MIB))
     disks = {"memory": "memory:1M", "file": f"file:{image}"}
-    guest = vhost_user_guest(written(server, f"zeroes|pause|{disks[kind]}"))
+    guest = vhost_user_guest(server.add_written(f"zeroes|pause|{disks[kind]}"))
     guest.write(0, X)
     for size in (2 * MIB, MIB // 2):
         assert server.run(server.operations.resize("s1", size)) == {"size": size}
@@ -80,7 +62,7 @@ def test_the_same_image_is_served_with_other_layers(
     """The image's own lock is no obstacle, however many layers are in front of either."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(MIB))
-    guest = vhost_user_guest(written(server, f"{image}"))
+    guest = vhost_user_guest(server.add_written(f"{image}"))
     guest.write(0, X)
     for text in (f"zeroes|{image}", f"pause|zeroes|file:{image},cache=none", f"{image}"):
         server.run(server.operations.replace("s1", text))
@@ -115,14 +97,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_new_code_behind_layers(server: Serving, vhost_user_guest: Connect, module: Path) -> None:
     """The layers are made anew, set and counted as before, and the disk has what was in it."""
-    guest = vhost_user_guest(written(server, f"zeroes|python:{module.stem}:Mine,size=1M"))
+    guest = vhost_user_guest(server.add_written(f"zeroes|python:{module.stem}:Mine,size=1M"))
     guest.write(8, X)
-    layer(server, "zeroes", set={"unmap": "on"})
+    server.layer("zeroes", set={"unmap": "on"})
     old = server.devices[0].backing.disk
     server.run(server.operations.reload("s1"))
     assert server.devices[0].backing.disk is not old
     assert guest.read(8, 4096) == X
-    assert shown(server) == [
+    assert server.layers_shown() == [
         {"name": "zeroes", "settings": {"unmap": True, "zero_writes": 0, "zero_bytes": 0}}
     ]
 
@@ -158,7 +140,7 @@ def stack():
 def test_new_code_of_a_layer(server: Serving, vhost_user_guest: Connect, module: Path) -> None:
     """A layer of a program's own is loaded again as its disk is: its class is another one then."""
     module.write_text(LAYERED)
-    guest = vhost_user_guest(written(server, f"zeroes|python:{module.stem}:stack"))
+    guest = vhost_user_guest(server.add_written(f"zeroes|python:{module.stem}:stack"))
     guest.write(0, X)
     assert guest.read(0, 4096) == X
     module.write_text(LAYERED.replace('"reads":', '"seen":'))
@@ -203,7 +185,7 @@ def test_a_file_behind_layers_is_locked_while_rings_run(
     """As the file by itself would be: the lock, and the start value of its write cache."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(MIB))
-    path = written(server, f"pause|zeroes|file:{image},lock=while-running,cache=writethrough")
+    path = server.add_written(f"pause|zeroes|file:{image},lock=while-running,cache=writethrough")
     other = File(image)
     other.open()
     other.close()
@@ -223,7 +205,7 @@ def test_an_image_of_another_format_is_noticed_behind_layers(
     """It is served raw, with the warning that it would have by itself."""
     image = tmp_path / "disk.img"
     image.write_bytes(b"QFI\xfb".ljust(MIB, b"\0"))
-    written(server, f"pause|zeroes|{image}")
+    server.add_written(f"pause|zeroes|{image}")
     assert f"{image} begins like a qcow2 image" in caplog.text
 
 
@@ -233,7 +215,7 @@ def test_a_file_behind_layers_bears_the_mark_of_what_is_under_way(
     """A front-end with an inflight region leaves its mark on the image, as without layers."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(MIB))
-    guest = vhost_user_guest(written(server, f"pause|zeroes|{image}"), queues=1)
+    guest = vhost_user_guest(server.add_written(f"pause|zeroes|{image}"), queues=1)
     guest.write(0, X)
     (number,) = server.ask(lambda: tuple(server.devices[0].tenure.marks._ours))
     other = File(image, locking=Locking.OFF)

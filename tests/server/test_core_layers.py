@@ -4,7 +4,6 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,18 +27,6 @@ def server() -> Iterator[Serving]:
     """Run a server with the C core, which these layers are for."""
     with serving("native") as running:
         yield running
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def connect(request: pytest.FixtureRequest, vhost_user_guest: Connect) -> Connect:
-    """Connect a guest with rings of one format, then of the other."""
-    return partial(vhost_user_guest, packed=request.param)
-
-
-def ask(server: Serving, layer: str, **what: Json) -> dict[str, Json]:
-    answer = server.run(server.operations.layer("s1", layer, **what))  # type: ignore[arg-type]
-    assert isinstance(answer, dict)
-    return answer
 
 
 def told(server: Serving, layer: str, device: str = "s1") -> dict[str, Json]:
@@ -99,7 +86,7 @@ def test_delayed_requests_are_never_early(server: Serving, connect: Connect) -> 
     assert guest.read(0, 4096) == X
     assert time.monotonic() - start >= 0.02
     assert told(server, "delay")["delayed"] == 1
-    ask(server, "delay", set={"read": "0", "write": "10ms..11ms"})
+    server.layer("delay", set={"read": "0", "write": "10ms..11ms"})
     guest.read(0, 4096)
     start = time.monotonic()
     guest.write(0, Y)
@@ -114,7 +101,7 @@ def test_many_requests_wait_together(server: Serving, connect: Connect) -> None:
     tickets = [guest.submit(Request.write(8 * i, bytes([i]) * 4096)) for i in range(16)]
     assert [guest.wait(ticket).status for ticket in tickets] == [0] * 16
     assert 0.03 <= time.monotonic() - start < 0.3
-    ask(server, "delay", set={"all": "0"})
+    server.layer("delay", set={"all": "0"})
     for i in range(16):
         assert guest.read(8 * i, 4096) == bytes([i]) * 4096
 
@@ -127,7 +114,7 @@ def test_a_guest_that_stops_waits_for_no_delay(server: Serving, connect: Connect
     assert until(lambda: told(server, "delay")["delayed"] == 1)
     guest.stop()
     guest.close()
-    ask(server, "delay", set={"write": "0"})
+    server.layer("delay", set={"write": "0"})
     assert connect(path).read(0, 4096) == bytes(4096)
 
 
@@ -143,7 +130,7 @@ def test_errors_by_kind_place_and_count(server: Serving, connect: Connect) -> No
     assert guest.read(128, 4096) == X
     assert guest.read(255, 4096) == Y
     assert told(server, "error")["injected"] == 2
-    ask(server, "error", set={"count": "1", "after": "0"})
+    server.layer("error", set={"count": "1", "after": "0"})
     assert guest.run(Request.write(128, Y)).status == IOERR
     guest.write(128, Y)
 
@@ -157,9 +144,9 @@ def test_the_same_seed_fails_the_same(server: Serving, connect: Connect) -> None
 
     first = statuses()
     assert 4 <= sum(first) <= 32
-    ask(server, "error", set={"seed": "7"})
+    server.layer("error", set={"seed": "7"})
     assert statuses() == first
-    ask(server, "error", set={"seed": "8"})
+    server.layer("error", set={"seed": "8"})
     assert statuses() != first
 
 
@@ -174,10 +161,10 @@ def test_errors_are_switched_by_command_and_by_file(
     assert until(lambda: guest.run(Request.read(0, 512)).status == IOERR)
     switch.unlink()
     assert until(lambda: guest.run(Request.read(0, 512)).status == 0)
-    ask(server, "error", do="on")
+    server.layer("error", do="on")
     with pytest.raises(StatusError):
         guest.flush()
-    ask(server, "error", do="off")
+    server.layer("error", do="off")
     guest.flush()
 
 
@@ -187,7 +174,7 @@ def test_an_operator_helps_a_disk_that_is_full(server: Serving, connect: Connect
     guest = connect(server.add(disk, on_error=OnError.ENOSPC))
     ticket = guest.submit(Request.write(0, X))
     assert until(lambda: told(server, "error")["injected"] == 1)
-    ask(server, "error", do="off")
+    server.layer("error", do="off")
     server.run(server.operations.resume("s1"))
     assert guest.wait(ticket).status == 0
     assert guest.read(0, 4096) == X
@@ -223,7 +210,7 @@ def test_a_limit_that_goes_lets_go_what_waits(server: Serving, connect: Connect)
     tickets = [guest.submit(Request.write(8 * i, X)) for i in range(8)]
     assert until(lambda: told(server, "limit")["waited"] == 7)
     guest.flush()
-    ask(server, "limit", set={"iops": "0"})
+    server.layer("limit", set={"iops": "0"})
     assert [guest.wait(ticket).status for ticket in tickets] == [0] * 8
 
 
@@ -243,7 +230,7 @@ def test_stats_count_at_their_place(server: Serving, connect: Connect, tmp_path:
     assert (seen["write requests"], seen["write errors"]) == (1, 1)
     assert isinstance(mean := seen["read mean_us"], float)
     assert mean >= 5000
-    ask(server, "stats", do="reset")
+    server.layer("stats", do="reset")
     guest.flush()
     assert set(told(server, "stats")) == {"file"} | {
         f"flush {name}" for name in ("requests", "bytes", "errors", "mean_us", "p50_us", "p99_us")

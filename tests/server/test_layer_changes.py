@@ -13,14 +13,12 @@ from server_kit.serving import Serving, until
 
 from vhostblk.disk.grammar import parse
 from vhostblk.disk.layer import Layer, Value
-from vhostblk.disk.make import make
 from vhostblk.disk.null import Null
 from vhostblk.disk.zeroes import Zeroes
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest
 from vhostblk.server.jsonrpc import Json, NoDevice, RpcError, bind, method
 from vhostblk.server.layers import Order
-from vhostblk.server.status import status
 
 if TYPE_CHECKING:
     from vhostblk.server.layers import LayerRow
@@ -61,33 +59,17 @@ class Odd(Layer):
         self.flushes += 1
 
 
-def written(server: Serving, text: str) -> Path:
-    """Serve a disk that is written so."""
-    spec = parse(text)
-    return server.add_from(spec, make(spec))
-
-
-def layer(server: Serving, name: str, **what: Json) -> Json:
-    return server.run(server.operations.layer("s1", name, **what))  # type: ignore[arg-type]
-
-
-def shown(server: Serving) -> object:
-    """Return what the status document says of the layers."""
-    server.run(server.operations.status("s1"))
-    return server.ask(lambda: status(server.devices[0])["layers"])
-
-
 # ---- asking and setting -------------------------------------------------------------------------
 
 
 def test_layers_are_listed_with_names_of_their_own(server: Serving) -> None:
     """The outermost first; where two have one name, each has a number."""
-    written(server, "zeroes|pause|zeroes:unmap=on|memory:1M")
+    server.add_written("zeroes|pause|zeroes:unmap=on|memory:1M")
     rows = cast("list[LayerRow]", server.run(server.operations.layers("s1")))
     assert [row["name"] for row in rows] == ["zeroes:1", "pause", "zeroes:2"]
     assert [row["commands"] for row in rows] == [[], ["pause", "resume"], []]
     assert rows[2]["settings"] == {"unmap": True, "zero_writes": 0, "zero_bytes": 0}
-    written(server, "memory:1M")
+    server.add_written("memory:1M")
     assert server.run(server.operations.layers("s2")) == []
     with pytest.raises(NoDevice):
         server.run(server.operations.layers("s3"))
@@ -95,11 +77,11 @@ def test_layers_are_listed_with_names_of_their_own(server: Serving) -> None:
 
 def test_what_is_set_is_what_is_shown(server: Serving, vhost_user_guest: Connect) -> None:
     """The layer, the status document, and the disk as it is written from then on, say the same."""
-    guest = vhost_user_guest(written(server, "zeroes|zeroes:unmap=on|null:1M"))
+    guest = vhost_user_guest(server.add_written("zeroes|zeroes:unmap=on|null:1M"))
     guest.write(0, bytes(4096))
-    layer(server, "zeroes:2", set={"unmap": False})
-    layer(server, "zeroes:1", set={"unmap": "on"})
-    assert shown(server) == [
+    server.layer("zeroes:2", set={"unmap": False})
+    server.layer("zeroes:1", set={"unmap": "on"})
+    assert server.layers_shown() == [
         {"name": "zeroes:1", "settings": {"unmap": True, "zero_writes": 1, "zero_bytes": 4096}},
         {"name": "zeroes:2", "settings": {"unmap": False, "zero_writes": 0, "zero_bytes": 0}},
     ]
@@ -119,19 +101,19 @@ def test_what_was_set_stays_set_when_the_command_fails(server: Serving) -> None:
     """It is shown and written; the error is the command's."""
     server.add_from(parse("zeroes|null:1M"), Failing(Null(MIB)))
     with pytest.raises(OSError, match="No space left"):
-        layer(server, "zeroes", set={"unmap": "on"}, do="work")
+        server.layer("zeroes", set={"unmap": "on"}, do="work")
     assert server.devices[0].backing.name == "zeroes:unmap=on|null:1M"
     with pytest.raises(VhostBlkError, match="has no command 'fly'"):
-        layer(server, "zeroes", set={"unmap": "off"}, do="fly")
+        server.layer("zeroes", set={"unmap": "off"}, do="fly")
     assert server.devices[0].backing.name == "zeroes:unmap=on|null:1M"
 
 
 def test_what_a_command_sets_is_written_too(server: Serving, vhost_user_guest: Connect) -> None:
     """What is set last stands last, as one option may hold for others."""
-    vhost_user_guest(written(server, "pause:ops=flush,file=/x|null:1M"))
-    layer(server, "pause", set={"ops": "read"}, do="pause")
+    vhost_user_guest(server.add_written("pause:ops=flush,file=/x|null:1M"))
+    server.layer("pause", set={"ops": "read"}, do="pause")
     assert server.devices[0].backing.name == "pause:file=/x,ops=read,paused=on|null:1M"
-    layer(server, "pause", do="resume")
+    server.layer("pause", do="resume")
     assert server.devices[0].backing.name == "pause:file=/x,ops=read,paused=off|null:1M"
 
 
@@ -157,7 +139,7 @@ def test_what_cannot_be_is_one_line(
     """It says what there is; the guest does not notice."""
     guest = vhost_user_guest(server.add(Zeroes(Odd(Zeroes(Null(MIB))))))
     with pytest.raises(VhostBlkError, match=says) as caught:
-        layer(server, name, **what)
+        server.layer(name, **what)
     assert "\n" not in str(caught.value)
     guest.write(0, X)
 
@@ -166,9 +148,9 @@ def test_errors_of_a_layer_cost_nothing_else(server: Serving, vhost_user_guest: 
     """One whose settings raise is listed all the same; a command's OSError is told as it is."""
     guest = vhost_user_guest(server.add(Odd(Ram())))
     with pytest.raises(OSError, match="No space left"):
-        layer(server, "odd", do="error")
+        server.layer("odd", do="error")
     guest.flush()
-    assert shown(server) == [{"name": "odd", "settings": {"error": "KeyError: 'flushes'"}}]
+    assert server.layers_shown() == [{"name": "odd", "settings": {"error": "KeyError: 'flushes'"}}]
 
 
 def test_a_method_takes_an_object() -> None:
@@ -207,7 +189,7 @@ def test_no_disk_is_exchanged_under_a_layer_that_works(
     busy = Busy(Ram())
     guest = vhost_user_guest(server.add(busy))
     with ThreadPoolExecutor() as pool:
-        work = pool.submit(layer, server, "busy", do="work")
+        work = pool.submit(server.layer, "busy", do="work")
         assert busy.begun.wait(10)
         with pytest.raises(VhostBlkError, match="s1: a layer is doing what it was told to: try ag"):
             server.run(server.operations.replace("s1", "memory:1M"))
@@ -224,7 +206,7 @@ def test_a_layer_is_told_to_do_its_last_when_no_request_comes_any_more(
     """What a guest has written until then is on the disk that takes the place of the stack."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(MIB))
-    guest = vhost_user_guest(written(server, f"zeroes|cow|{image}"))
+    guest = vhost_user_guest(server.add_written(f"zeroes|cow|{image}"))
     guest.write(0, X)
     assert image.read_bytes() == bytes(MIB)
     for wrong, says in (
@@ -248,7 +230,7 @@ def test_a_device_ends_behind_what_its_layers_do(server: Serving) -> None:
     server.add(busy)
     layers = server.devices[0].backing.layers
     with ThreadPoolExecutor() as pool:
-        work = pool.submit(layer, server, "busy", do="work")
+        work = pool.submit(server.layer, "busy", do="work")
         assert busy.begun.wait(10)
         removed = pool.submit(lambda: server.run(server.operations.remove("s1")))
         assert until(lambda: layers._ended)

@@ -135,7 +135,7 @@ def test_an_upgrade_takes_what_layers_have_counted(
     image, counts = tmp_path / "image", tmp_path / "counts"
     image.write_bytes(bytes(MIB))
     text = f"stats:file={counts}|file:{image}"
-    guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+    guest = vhost_user_guest(server.add_written(text))
     for _ in range(3):
         guest.write(0, X)
     server.run(server.operations.layer("s1", "stats", {}, "reset"))
@@ -173,7 +173,7 @@ def test_new_code_behind_layers_of_the_core(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "mine_counted.py").write_text(MODULE)
     text = "stats|zeroes|stats|python:mine_counted:Mine"
-    guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+    guest = vhost_user_guest(server.add_written(text))
     for times in (1, 2):
         guest.write(0, bytes(4096))
         seen = settings(server, "s1")

@@ -4,7 +4,6 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,6 @@ Connect = Callable[..., Guest]
 MIB = 1 << 20
 SECTORS = MIB // 512
 X = b"x" * 4096
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def connect(request: pytest.FixtureRequest, vhost_user_guest: Connect) -> Connect:
-    """Connect a guest with rings of one format, then of the other."""
-    return partial(vhost_user_guest, packed=request.param)
-
-
-def ask(server: Serving, layer: str, **what: Json) -> dict[str, Json]:
-    answer = server.run(server.operations.layer("s1", layer, **what))  # type: ignore[arg-type]
-    assert isinstance(answer, dict)
-    return answer
 
 
 def data(rng: random.Random, length: int) -> bytes:
@@ -84,12 +71,12 @@ def test_paused_requests_go_on_behind_resume(
     """Writes are held and reads pass; behind `resume` every write is done, and none was lost."""
     disk = Ram()
     guest = connect(server.add(Pause(disk, ops=["write"])))
-    ask(server, "pause", do="pause")
+    server.layer("pause", do="pause")
     tickets = [guest.submit(Request.write(8 * i, bytes([i]) * 4096)) for i in range(8)]
     assert guest.read(0, 32768) == bytes(32768)
     assert until(lambda: held(server) == 8)
     assert not any(ticket.done for ticket in tickets)
-    ask(server, "pause", do="resume")
+    server.layer("pause", do="resume")
     assert all(guest.wait(ticket).status == 0 for ticket in tickets)
     assert guest.read(0, 32768) == b"".join(bytes([i]) * 4096 for i in range(8))
     assert held(server) == 0
@@ -107,9 +94,9 @@ def test_changes_and_requests_meet_at_every_moment(
         def turn() -> int:
             turns = 0
             while not done.is_set():
-                ask(server, "pause", do="pause")
-                ask(server, "pause", set={"ops": "read+write"})
-                ask(server, "pause", do="resume")
+                server.layer("pause", do="pause")
+                server.layer("pause", set={"ops": "read+write"})
+                server.layer("pause", do="resume")
                 turns += 1
             return turns
 
@@ -127,7 +114,7 @@ def test_changes_and_requests_meet_at_every_moment(
 
 
 def held(server: Serving) -> Json:
-    settings = ask(server, "pause")["settings"]
+    settings = server.layer("pause")["settings"]
     assert isinstance(settings, Mapping)
     return settings["held"]
 
@@ -137,7 +124,7 @@ def test_a_paused_disk_can_be_stopped(server: Serving, vhost_user_guest: Connect
     disk = Ram()
     guest = vhost_user_guest(server.add(Pause(disk), drain_seconds=0.05))
     guest.write(0, X)
-    ask(server, "pause", do="pause")
+    server.layer("pause", do="pause")
     guest.submit(Request.flush())
     assert until(lambda: held(server) == 1)
     guest.close()
@@ -178,7 +165,7 @@ def test_a_layer_may_be_of_a_programs_own(server: Serving, vhost_user_guest: Con
     guest = vhost_user_guest(server.add(Upper(Zeroes(Ram()))))
     guest.write(0, X)
     assert guest.read(0, 4096) == X
-    answer = ask(server, "upper", do="shout")
+    answer = server.layer("upper", do="shout")
     assert answer == {
         "name": "upper",
         "settings": {"odd": "nan"},

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from server_kit.serving import Serving, serving, until
 
 from vhostblk.disk.make import make
 from vhostblk.guest import Guest, Request
-from vhostblk.server.jsonrpc import Json
 from vhostblk.trace.format import Op, Payload
 from vhostblk.trace.reader import Request as Recorded
 from vhostblk.trace.reader import Trace, read
@@ -30,16 +28,6 @@ def server() -> Iterator[Serving]:
     """Run a server with the C core, which these layers are for."""
     with serving("native") as running:
         yield running
-
-
-@pytest.fixture(params=[False, True], ids=["split", "packed"])
-def connect(request: pytest.FixtureRequest, vhost_user_guest: Connect) -> Connect:
-    """Connect a guest with rings of one format, then of the other."""
-    return partial(vhost_user_guest, packed=request.param)
-
-
-def ask(server: Serving, layer: str, **what: Json) -> None:
-    server.run(server.operations.layer("s1", layer, **what))  # type: ignore[arg-type]
 
 
 def requests(trace: Trace, segment: int = -1) -> list[Recorded]:
@@ -132,9 +120,9 @@ def test_a_log_has_a_line_for_each_request(
     guest.write(8, X)
     guest.run(Request.read(8, 512))
     assert until(lambda: path.read_text().count("\n") == 2)
-    ask(server, "log", do="off")
+    server.layer("log", do="off")
     guest.write(16, X)
-    ask(server, "log", set={"state": "on"})
+    server.layer("log", set={"state": "on"})
     guest.flush()
     assert until(lambda: path.read_text().count("\n") == 3)
     wrote, got, flushed = path.read_text().splitlines()

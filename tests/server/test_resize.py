@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from server_kit.disks import Ram, Slow, Stuck
+from server_kit.disks import Ram, Slow, Stuck, made
 from server_kit.serving import Serving, until
 
 from vhostblk.disk.file import File
@@ -34,16 +34,6 @@ class Growing(Ram):
         self.data[size:] = bytes(max(0, size - len(self.data)))
 
 
-def disks(directory: Path) -> dict[str, Callable[[], object]]:
-    image = directory / "disk.img"
-    image.write_bytes(bytes(MIB))
-    return {
-        "file": lambda: File(image),
-        "memory": lambda: Memory(MIB),
-        "python": lambda: Growing(MIB),
-    }
-
-
 KINDS = ("file", "memory", "python")
 
 
@@ -69,7 +59,7 @@ def test_grown_disk_is_all_there_at_once(
     kind: str, server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
     """The guest is told, reads the new size, and uses what was added, which is zeroes."""
-    guest = vhost_user_guest(server.add(disks(tmp_path)[kind](), num_queues=2), queues=2)
+    guest = vhost_user_guest(server.add(made(kind, tmp_path, Growing), num_queues=2), queues=2)
     guest.write(SECTORS - 8, X)
     with pytest.raises(StatusError):
         guest.write(SECTORS, X)
@@ -92,7 +82,7 @@ def test_shrunk_disk_ends_where_it_is_told(
     kind: str, server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
     """Requests behind the new end fail and touch nothing; what is cut off is zeroes afterwards."""
-    guest = vhost_user_guest(server.add(disks(tmp_path)[kind](), num_queues=2), queues=2)
+    guest = vhost_user_guest(server.add(made(kind, tmp_path, Growing), num_queues=2), queues=2)
     guest.write(0, X)
     guest.write(SECTORS - 8, X, queue=1)
     assert resize(server, MIB // 2) == {"size": MIB // 2}
@@ -125,7 +115,7 @@ def test_size_changes_under_load(
     kind: str, server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
     """Requests in the part that stays are all served, whatever becomes of the rest meanwhile."""
-    guest = vhost_user_guest(server.add(disks(tmp_path)[kind](), num_queues=2), queues=2)
+    guest = vhost_user_guest(server.add(made(kind, tmp_path, Growing), num_queues=2), queues=2)
     done = threading.Event()
     failures: list[BaseException] = []
 
@@ -203,7 +193,7 @@ def test_size_between_two_front_ends(
     kind: str, server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
     """Nobody is told; the next one finds it, and the bytes of the one before."""
-    path = server.add(disks(tmp_path)[kind]())
+    path = server.add(made(kind, tmp_path, Growing))
     resize(server, 2 * MIB)
     with Guest.connect(path) as guest:
         assert guest.config().capacity == 2 * SECTORS

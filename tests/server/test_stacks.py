@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from server_kit.disks import Ram
+from server_kit.disks import Ram, made
 from server_kit.serving import Serving, names, serving
 
-from vhostblk.disk.file import File
-from vhostblk.disk.memory import Memory
 from vhostblk.disk.offset import Offset
 from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, StatusError
@@ -25,16 +23,6 @@ def server() -> Iterator[Serving]:
         yield running
 
 
-def disks(directory: Path) -> dict[str, Callable[[], object]]:
-    image = directory / "disk.img"
-    image.write_bytes(bytes(MIB))
-    return {
-        "file": lambda: File(image),
-        "memory": lambda: Memory(MIB),
-        "python": lambda: Ram(MIB),
-    }
-
-
 def part(below: object, offset: int = 4096, size: int = MIB // 2) -> Offset:
     return Offset(below, start=offset, size=size)
 
@@ -47,7 +35,7 @@ def test_layers_in_front_of_a_disk(
     kind: str, server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
     """A request meets each layer once, on any queue; the device is as large as the outermost."""
-    disk = disks(tmp_path)[kind]()
+    disk = made(kind, tmp_path)
     stack = part(part(disk), size=MIB // 4)
     guest = vhost_user_guest(server.add(stack, num_queues=2), queues=2)
     assert guest.config().capacity == MIB // 4 // 512

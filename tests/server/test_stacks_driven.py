@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from server_kit.disks import Ram, Slow
+from server_kit.disks import Ram, Slow, made
 from server_kit.serving import Serving, names, serving, until
 
 from vhostblk.disk.call import Pending, run
-from vhostblk.disk.file import File
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.offset import Offset
@@ -47,17 +46,6 @@ def part(below: object, offset: int = 4096, size: int = MIB // 2) -> Offset:
     return Offset(below, start=offset, size=size)
 
 
-def disks(directory: Path) -> dict[str, Callable[[], object]]:
-    image = directory / "disk.img"
-    image.write_bytes(bytes(MIB))
-    return {
-        "file": lambda: File(image),
-        "memory": lambda: Memory(MIB),
-        "python": lambda: Ram(MIB),
-        "slow": lambda: Slow(MIB),
-    }
-
-
 STACKS: dict[str, Callable[[object], Layer]] = {
     "python|core": lambda disk: Noting(part(disk)),
     "core|python|core": lambda disk: part(Noting(part(disk)), offset=0, size=MIB // 4),
@@ -74,7 +62,7 @@ def test_requests_through_any_mix(
     stack: str, kind: str, server: Serving, vhost_user_guest: Connect, tmp_path: Path
 ) -> None:
     """What is written is read back, from the place on the disk where all layers put it."""
-    disk = disks(tmp_path)[kind]()
+    disk = made(kind, tmp_path, Slow if kind == "slow" else Ram)
     top = STACKS[stack](disk)
     guest = vhost_user_guest(server.add(top, num_queues=2), queues=2)
     guest.write(8, X)

@@ -7,8 +7,6 @@ import pytest
 from server_kit.serving import Serving
 from server_kit.taking_over import one_engine, taken_over
 
-from vhostblk.disk.grammar import parse
-from vhostblk.disk.make import make
 from vhostblk.engine.choose import EngineName
 from vhostblk.guest import Guest
 
@@ -36,7 +34,7 @@ def test_what_is_kept_goes_over(
     image = tmp_path / "image"
     image.write_bytes(b"a" * MIB)
     text = f"{layer.format(tmp_path)}|file:{image}"
-    guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+    guest = vhost_user_guest(server.add_written(text))
     guest.write(0, X)
     guest.flush()
     guest.write(256, X)

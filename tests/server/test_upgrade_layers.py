@@ -9,7 +9,6 @@ from server_kit.disks import Saving
 from server_kit.serving import Serving, serving
 from server_kit.taking_over import one_engine, taken_over
 
-from vhostblk.disk.grammar import parse
 from vhostblk.disk.layer import Layer
 from vhostblk.disk.make import make
 from vhostblk.disk.memfd import Memfd
@@ -68,7 +67,7 @@ def test_a_file_behind_layers_goes_on_as_they_are_set(
     image = tmp_path / "image"
     image.write_bytes(bytes(MIB))
     text = f"zeroes|pause|file:{image}"
-    guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+    guest = vhost_user_guest(server.add_written(text))
     guest.write(0, X)
     server.run(server.operations.layer("s1", "zeroes", {"unmap": True}))
     before = image.stat().st_blocks
@@ -91,7 +90,7 @@ def test_layers_of_the_core_go_on_as_they_are_set(
     image.write_bytes(bytes(MIB))
     text = f"error:state=off,ops=write|offset:start=64K|stats|file:{image}"
     with serving("native") as server:
-        guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+        guest = vhost_user_guest(server.add_written(text))
         guest.write(0, X)
         server.run(server.operations.layer("s1", "error", {"range": "4K-"}, "on"))
         now = f"error:ops=write,range=4K-,state=on|offset:start=64K|stats|file:{image}"
@@ -173,7 +172,7 @@ def test_a_recording_goes_on_in_the_next_process(vhost_user_guest: Connect, tmp_
     image.write_bytes(bytes(MIB))
     text = f"record:path={trace}|file:{image}"
     with serving("native") as server:
-        guest = vhost_user_guest(server.add_from(parse(text), make(text)))
+        guest = vhost_user_guest(server.add_written(text))
         guest.write(0, X)
         with taken_over(server, "native", f"s1={text}"):
             server.stop()

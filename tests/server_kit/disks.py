@@ -2,9 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vhostblk.disk.api import Disk, DiskInfo
+from vhostblk.disk.file import File
+from vhostblk.disk.memory import Memory
 
 SIZE = 1 << 20
 
@@ -148,3 +151,21 @@ class Failing(Ram):
         if self.error is not None:
             raise self.error
         super().write(offset, views)
+
+
+def made(kind: str, directory: Path, python: Callable[[int], object] = Ram) -> object:
+    """
+    Make a disk of 1 MiB.
+
+    Args:
+        kind: ``file``, ``memory``, or any other word for one in Python.
+        directory: Of the file.
+        python: Makes that in Python.
+    """
+    if kind == "memory":
+        return Memory(SIZE)
+    if kind != "file":
+        return python(SIZE)
+    image = directory / "disk.img"
+    image.write_bytes(bytes(SIZE))
+    return File(image)

@@ -11,17 +11,20 @@ from typing import TypeVar
 import pytest
 import uvloop
 
-from vhostblk.disk.grammar import DiskSpec
+from vhostblk.disk.grammar import DiskSpec, parse
+from vhostblk.disk.make import make
 from vhostblk.engine.api import Engine
 from vhostblk.engine.choose import EngineName, load
 from vhostblk.errors import VhostBlkError
 from vhostblk.server.device import Device
 from vhostblk.server.heir import Patience
+from vhostblk.server.jsonrpc import Json
 from vhostblk.server.listener import SocketOptions, listen
 from vhostblk.server.operations import Operations
 from vhostblk.server.promise import DeviceOptions
 from vhostblk.server.server import Server
 from vhostblk.server.service import Service
+from vhostblk.server.status import status
 from vhostblk.server.upgrade import Upgrade
 
 _T = TypeVar("_T")
@@ -114,6 +117,22 @@ class Serving:
 
         self.devices.append(self.run(add()))
         return path
+
+    def add_written(self, text: str) -> Path:
+        """Serve a disk that is written so."""
+        source = parse(text)
+        return self.add_from(source, make(source))
+
+    def layer(self, name: str, **what: Json) -> dict[str, Json]:
+        """Do something to a layer of the first device; return what that says of it."""
+        answer = self.run(self.operations.layer("s1", name, **what))  # type: ignore[arg-type]
+        assert isinstance(answer, dict)
+        return answer
+
+    def layers_shown(self) -> object:
+        """Return what the status document says of the layers of the first device."""
+        self.run(self.operations.status("s1"))
+        return self.ask(lambda: status(self.devices[0])["layers"])
 
     def stop(self) -> None:
         """End as SIGTERM does; raises what the server raised."""
