@@ -1,4 +1,5 @@
 /* rig.c - see rig.h. */
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -14,6 +15,16 @@ int64_t rig_now_ms(void)
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+int rig_temporary(int flags, size_t len)
+{
+    char path[4096];
+    const char *dir = getenv("TMPDIR");
+    snprintf(path, sizeof(path), "%s/vhostblk-test-XXXXXX", dir ? dir : "/var/tmp");
+    int fd = mkostemp(path, O_CLOEXEC | flags);
+    CHECK(fd >= 0 && unlink(path) == 0 && ftruncate(fd, (off_t)len) == 0);
+    return fd;
 }
 
 /* ---- memory --------------------------------------------------------------------------- */

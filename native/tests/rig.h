@@ -121,6 +121,9 @@ int rig_worker(uint32_t flags, struct vhb_worker **out);
 /* A file disk whose requests take the way that VHB_TEST_WAY says: ring, inline; else by itself. */
 int rig_file(int fd, uint32_t flags, uint32_t align, struct vhb_disk **out);
 
+/* A file on a disk file system (TMPDIR or /var/tmp) that has no name any more. */
+int rig_temporary(int flags, size_t len);
+
 /* ---- the control plane ---- */
 
 void rig_space(struct rig *rig); /* one segment: all memory, read and write */

@@ -104,11 +104,7 @@ struct served {
 
 static inline void serve_as(struct served *s, long fs, uint32_t flags, uint32_t blk_flags)
 {
-    char path[4096];
-    const char *dir = getenv("TMPDIR");
-    snprintf(path, sizeof(path), "%s/vhostblk-test-XXXXXX", dir ? dir : "/var/tmp");
-    s->fd = mkostemp(path, O_CLOEXEC);
-    CHECK(s->fd >= 0 && unlink(path) == 0 && ftruncate(s->fd, BYTES) == 0);
+    s->fd = rig_temporary(0, BYTES);
     memset(&script, 0, sizeof(script));
     script.fs = fs;
     script.fd = s->fd;

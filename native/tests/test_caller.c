@@ -111,9 +111,7 @@ static void test_file(void)
     static uint8_t buffers[CALLS][4096];
     struct asking a = {0};
     struct vhb_disk *disk;
-    char path[] = "/var/tmp/vhostblk-test-XXXXXX";
-    int fd = mkostemp(path, O_CLOEXEC);
-    CHECK(fd >= 0 && unlink(path) == 0 && ftruncate(fd, BYTES) == 0);
+    int fd = rig_temporary(0, BYTES);
     CHECK_EQ(vhb_disk_file_new(fd, VHB_FILE_RING, 1, 1, &disk), 0);
     ask_of(&a, disk, 1);
     struct vhb_piece pieces[CALLS];

@@ -170,11 +170,9 @@ static void test_memory_file_costs_one_read(void)
  * call may have reaped some. */
 static void test_file_is_entered_once_for_a_batch(void)
 {
-    char path[] = "/var/tmp/vhostblk-test-XXXXXX";
     struct vhb_disk *disk;
     struct rig rig;
-    int fd = mkostemp(path, O_CLOEXEC);
-    CHECK(fd >= 0 && unlink(path) == 0 && ftruncate(fd, 1 << 20) == 0);
+    int fd = rig_temporary(0, 1 << 20);
     CHECK_EQ(vhb_disk_file_new(fd, VHB_FILE_RING, 1, 1, &disk), 0);
     open_polled(&rig, disk, 0);
     put16(&rig, RIG_AVAIL, NO_CALLS);

@@ -189,9 +189,7 @@ static void test_short_write_is_whole_in_the_end(void)
     struct rlimit before, limit;
     uint8_t got[8192];
     signal(SIGXFSZ, SIG_IGN);
-    char path[] = "/tmp/vhb-error-XXXXXX";
-    int fd = mkstemp(path);
-    CHECK(fd >= 0 && unlink(path) == 0);
+    int fd = rig_temporary(0, 0);
     CHECK_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
     CHECK_EQ(rig_file(fd, 0, 1, &disk), 0);
     rig_open(&rig, &(struct rig_config){.disk = disk, .stopped = true});

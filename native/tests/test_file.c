@@ -15,19 +15,6 @@ struct served {
     struct rig rig;
 };
 
-/* A file on a disk file system (TMPDIR or /var/tmp), already unlinked. */
-static int temporary(int flags)
-{
-    char path[4096];
-    const char *dir = getenv("TMPDIR");
-    snprintf(path, sizeof(path), "%s/vhostblk-test-XXXXXX", dir ? dir : "/var/tmp");
-    int fd = mkostemp(path, O_CLOEXEC | flags);
-    CHECK(fd >= 0);
-    CHECK_EQ(unlink(path), 0);
-    CHECK_EQ(ftruncate(fd, BYTES), 0);
-    return fd;
-}
-
 static int memory_file(void)
 {
     int fd = memfd_create("disk", MFD_CLOEXEC);
@@ -84,7 +71,7 @@ static void round_trip(int fd)
 /* OUT, FLUSH and IN on a file of a disk file system and on one in memory. */
 static void test_files_keep_what_was_written(void)
 {
-    round_trip(temporary(0));
+    round_trip(rig_temporary(0, BYTES));
     round_trip(memory_file());
 }
 
@@ -92,7 +79,8 @@ static void test_files_keep_what_was_written(void)
 static void test_writethrough_changes(void)
 {
     struct served s;
-    serve(&s, temporary(0), 0, 1, &(struct rig_config){.blk_flags = VHB_BLK_WRITETHROUGH});
+    serve(&s, rig_temporary(0, BYTES), 0, 1,
+          &(struct rig_config){.blk_flags = VHB_BLK_WRITETHROUGH});
     rig_fill(&s.rig, DATA, 4096, 4);
     CHECK_EQ(do_request(&s.rig, BLK_OUT, 0, DATA, 4096), BLK_OK);
     check_stored(&s, 0, DATA, 4096);
@@ -143,7 +131,7 @@ static void zero_ranges(int fd)
  * the size stay in any case, also where the file system cannot zero (tmpfs) and we write. */
 static void test_ranges_become_zeroes(void)
 {
-    zero_ranges(temporary(0));
+    zero_ranges(rig_temporary(0, BYTES));
     zero_ranges(memory_file());
 }
 
@@ -151,7 +139,7 @@ static void test_ranges_become_zeroes(void)
 static void test_many_at_once(void)
 {
     struct served s;
-    serve(&s, temporary(0), 0, 1, &(struct rig_config){.size = 1024});
+    serve(&s, rig_temporary(0, BYTES), 0, 1, &(struct rig_config){.size = 1024});
     for (int pass = 0; pass < 2; pass++) {
         uint32_t type = pass ? BLK_IN : BLK_OUT;
         for (uint16_t i = 0; i < 340; i++) {
@@ -176,7 +164,7 @@ static void test_many_at_once(void)
 
 static void open_direct(struct served *s, const struct rig_config *config)
 {
-    serve(s, temporary(O_DIRECT), VHB_FILE_DIRECT, 4096, config);
+    serve(s, rig_temporary(O_DIRECT, BYTES), VHB_FILE_DIRECT, 4096, config);
     s->rig.blk.block_size = 4096;
     rig_park(&s->rig);
     CHECK_EQ(vhb_queue_set_blk(s->rig.queue, &s->rig.blk), 0);
@@ -289,7 +277,7 @@ static void shrink(int fd)
 /* A file that was cut short under us fails reads beyond its end, all or in part. */
 static void test_file_that_shrank(void)
 {
-    shrink(temporary(0));
+    shrink(rig_temporary(0, BYTES));
     shrink(memory_file());
 }
 
@@ -297,7 +285,7 @@ static void test_file_that_shrank(void)
 static void test_read_only_file(void)
 {
     struct served s;
-    int writable = temporary(0);
+    int writable = rig_temporary(0, BYTES);
     char path[64];
     snprintf(path, sizeof(path), "/proc/self/fd/%d", writable);
     serve(&s, open(path, O_RDONLY | O_CLOEXEC), 0, 1, &(struct rig_config){0});
@@ -315,7 +303,7 @@ static void test_read_only_file(void)
 static void test_kernel_meets_lost_memory(void)
 {
     struct served s;
-    serve(&s, temporary(0), 0, 1, &(struct rig_config){0});
+    serve(&s, rig_temporary(0, BYTES), 0, 1, &(struct rig_config){0});
     uint32_t at = RIG_RAM - 4096;
     CHECK_EQ(ftruncate(s.rig.memfd, RIG_RAM - 4096), 0);
     CHECK_EQ(do_request(&s.rig, BLK_OUT, 0, at, 4096), BLK_IOERR);

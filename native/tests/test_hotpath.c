@@ -127,19 +127,11 @@ static void test_null_and_memory(void)
     munmap(host, 1 << 20);
 }
 
-static int temporary(int flags)
-{
-    char path[] = "/var/tmp/vhostblk-test-XXXXXX";
-    int fd = mkostemp(path, O_CLOEXEC | flags);
-    CHECK(fd >= 0 && unlink(path) == 0 && ftruncate(fd, 1 << 20) == 0);
-    return fd;
-}
-
 /* Files, with misaligned buffers under O_DIRECT as well: bounce memory was reserved before. */
 static void test_files(void)
 {
     struct vhb_disk *disk;
-    int plain = temporary(0), direct = temporary(O_DIRECT);
+    int plain = rig_temporary(0, 1 << 20), direct = rig_temporary(O_DIRECT, 1 << 20);
     CHECK_EQ(vhb_disk_file_new(plain, 0, 1, 1, &disk), 0);
     check_allocates_nothing(disk, NULL);
     CHECK_EQ(vhb_disk_file_new(direct, VHB_FILE_DIRECT, 4096, 512, &disk), 0);

@@ -87,8 +87,8 @@ static void test_miss_repeats(void)
     rig_close(&rig);
 }
 
-/* Parked and run for another reason, it waits on, and says nothing twice. */
-static void test_miss_outlives_a_park(void)
+/* One that is parked with a write that misses its data. */
+static struct rig missing_rig(void)
 {
     struct rig rig = asking_rig(RIG_DATA, PAGE, -1);
     put_request(&rig, 0, BLK_OUT, 0, RIG_DATA, 512);
@@ -96,6 +96,13 @@ static void test_miss_outlives_a_park(void)
     rig_run(&rig);
     missed(&rig, RIG_DATA, VHB_ACCESS_READ);
     rig_park(&rig);
+    return rig;
+}
+
+/* Parked and run for another reason, it waits on, and says nothing twice. */
+static void test_miss_outlives_a_park(void)
+{
+    struct rig rig = missing_rig();
     rig_run(&rig);
     rig_kick(&rig);
     settle(&rig);
@@ -112,12 +119,7 @@ static void test_miss_outlives_a_park(void)
 /* What was asked in vain fails that request alone. */
 static void test_denied_request_fails(void)
 {
-    struct rig rig = asking_rig(RIG_DATA, PAGE, -1);
-    put_request(&rig, 0, BLK_OUT, 0, RIG_DATA, 512);
-    put_avail(&rig, 0);
-    rig_run(&rig);
-    missed(&rig, RIG_DATA, VHB_ACCESS_READ);
-    rig_park(&rig);
+    struct rig rig = missing_rig();
     CHECK_EQ(vhb_queue_deny(rig.queue, rig_at(RIG_DATA), PAGE), 0);
     rig_run(&rig);
     wait_used(&rig);

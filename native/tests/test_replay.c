@@ -2,14 +2,19 @@
  * order, whatever happens meanwhile. */
 #include "tracked.h"
 
-/* All four are served, in their order. */
-static void serve_all(struct tracked *t)
+/* These chains are taken, in this order, and each is given back. */
+static void expect_in_turn(struct tracked *t, int n, const uint16_t *heads)
 {
-    static const uint16_t heads[] = {6, 0, 9, 3};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < n; i++) {
         struct vhb_job job = expect_job(t, heads[i]);
         finish_and_take(t, &job, heads[i]);
     }
+}
+
+/* All four are served, in their order. */
+static void serve_all(struct tracked *t)
+{
+    expect_in_turn(t, 4, (const uint16_t[]){6, 0, 9, 3});
 }
 
 /* They are taken in the order of their counters, before whatever is new; the base counts them. */
@@ -46,11 +51,7 @@ static void test_equal_counters(void)
     leave(&t, 0, 7);
     leave(&t, 9, UINT64_MAX);
     rig_run(&t.slow.rig);
-    static const uint16_t heads[] = {0, 6, 9, 3};
-    for (int i = 0; i < 4; i++) {
-        struct vhb_job job = expect_job(&t, heads[i]);
-        finish_and_take(&t, &job, heads[i]);
-    }
+    expect_in_turn(&t, 4, (const uint16_t[]){0, 6, 9, 3});
     close_tracked(&t);
 }
 
@@ -173,11 +174,7 @@ static void test_drain_takes_what_is_left(void)
         CHECK_EQ(rig_base(rig), 43);
         CHECK_EQ(vhb_queue_set_enabled(rig->queue, enabled), 0);
         CHECK_EQ(vhb_queue_drain(rig->queue), 0);
-        static const uint16_t heads[] = {6, 0, 9};
-        for (int i = 0; i < 3; i++) {
-            struct vhb_job job = expect_job(&t, heads[i]);
-            finish_and_take(&t, &job, heads[i]);
-        }
+        expect_in_turn(&t, 3, (const uint16_t[]){6, 0, 9});
         rig_wait(rig, VHB_DRAINED);
         expect_no_job(&t);
         CHECK_EQ(rig_base(rig), 43);
@@ -209,11 +206,7 @@ static void test_drain_waits_for_room(void)
     CHECK(!(vhb_queue_take_events(rig->queue) & VHB_DRAINED));
     while (vhb_queue_take_samples(rig->queue, samples, 512))
         ;
-    static const uint16_t heads[] = {0, 9};
-    for (int i = 0; i < 2; i++) {
-        struct vhb_job job = expect_job(&t, heads[i]);
-        finish_and_take(&t, &job, heads[i]);
-    }
+    expect_in_turn(&t, 2, (const uint16_t[]){0, 9});
     rig_wait(rig, VHB_DRAINED);
     CHECK_EQ(rig_base(rig), 43);
     close_tracked(&t);
@@ -281,11 +274,7 @@ static void test_chain_without_a_status(void)
     CHECK_EQ(t.slow.rig.last_id, 6);
     CHECK_EQ(t.slow.rig.last_len, 0);
     CHECK(!is_in_flight(&t, 6) && is_in_flight(&t, 0));
-    static const uint16_t heads[] = {0, 9, 3};
-    for (int i = 0; i < 3; i++) {
-        struct vhb_job job = expect_job(&t, heads[i]);
-        finish_and_take(&t, &job, heads[i]);
-    }
+    expect_in_turn(&t, 3, (const uint16_t[]){0, 9, 3});
     close_tracked(&t);
 }
 
