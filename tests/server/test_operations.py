@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,42 +152,28 @@ def test_changes_of_one_device_wait_for_each_other(server: Serving) -> None:
             slow.wait(10)
 
     server.add(Ram())
-    answers: list[BaseException | None] = []
 
-    def told(call: Callable[[], object]) -> None:
-        try:
-            call()
-            answers.append(None)
-        except VhostBlkError as error:
-            answers.append(error)
-
-    def replace() -> None:
-        server.run(replace_locked())
-
-    async def replace_locked() -> None:
+    async def replace() -> None:
         async with server.operations._changing("s1") as service:
             await change.replace(service.device, Opens(), None)
 
-    async def waiting() -> bool:
-        return server.operations._find("s1").lock.locked()
+    async def remove() -> None:
+        await server.operations.remove("s1")
 
-    first = threading.Thread(target=told, args=(replace,))
-    first.start()
-    assert until(lambda: server.run(waiting()))
-    second = threading.Thread(
-        target=told, args=(lambda: server.run(server.operations.remove("s1")),)
-    )
-    second.start()
-    third = threading.Thread(
-        target=told, args=(lambda: server.run(server.operations.resize("s1")),)
-    )
-    assert server.run(server.operations.list_devices()) != []
-    third.start()
-    slow.set()
-    for thread in (first, second, third):
-        thread.join()
-    assert answers.count(None) >= 2
-    assert all("removed meanwhile" in str(one) or "no device" in str(one) for one in answers if one)
+    async def resize() -> None:
+        await server.operations.resize("s1")
+
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(lambda: server.run(replace()))]
+        lock = server.operations._find("s1").lock
+        assert until(lambda: server.ask(lock.locked))
+        asked.append(pool.submit(lambda: server.run(remove())))
+        asked.append(pool.submit(lambda: server.run(resize())))
+        assert server.run(server.operations.list_devices()) != []
+        slow.set()
+    errors = [one.exception() for one in asked]
+    assert errors.count(None) >= 2
+    assert all("removed meanwhile" in str(one) or "no device" in str(one) for one in errors if one)
     assert server.run(server.operations.list_devices()) == []
 
 
