@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import activated
 
 import vhostblk
 
@@ -35,6 +38,41 @@ def start(
         pass_fds=pass_fds,
         text=True,
     )
+
+
+def start_passed(
+    sockets: Mapping[str, int],
+    *arguments: str | Path,
+    cwd: Path,
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Do the same as systemd does: with descriptors of *sockets*, by name, in this order."""
+    passed = [f"{fd}:{name}" for name, fd in sockets.items()]
+    words = (activated.__file__, *passed, "--", sys.executable, *arguments)
+    return start(*words, cwd=cwd, pass_fds=tuple(sockets.values()), environ=environ)
+
+
+@contextmanager
+def unit(
+    directory: Path, *arguments: str | Path
+) -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
+    """
+    Start Python with *arguments* as the service of a socket unit.
+
+    Yields:
+        The process, which was passed *directory*/s as "vm0"; and what the manager hears by.
+    """
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        listener.bind(str(directory / "s"))
+        listener.listen()
+        manager.bind(str(directory / "n"))
+        manager.settimeout(TIMEOUT_S)
+        environ = {"NOTIFY_SOCKET": str(directory / "n")}
+        passed = {"vm0": listener.fileno()}
+        yield start_passed(passed, *arguments, cwd=directory, environ=environ), manager
 
 
 def wait_for_socket(path: Path, process: subprocess.Popen[str]) -> None:

@@ -2,11 +2,9 @@
 
 import signal
 import socket
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import activated
 import pytest
 import running
 from upgrading import READY, Upgraded
@@ -111,11 +109,9 @@ def test_sockets_of_systemds_go_to_devices_by_name(tmp_path: Path) -> None:
         for unit, name in zip(units, names, strict=True):
             unit.bind(str(tmp_path / name))
             unit.listen()
-        fds = tuple(unit.fileno() for unit in units)
-        passed = [f"{fd}:{name}" for fd, name in zip(fds, reversed(names), strict=True)]
-        words = (sys.executable, "-m", "vhostblk", "serve", "--config", str(path))
-        start = (activated.__file__, *passed, "--", *words)
-        server = Upgraded(running.start(*start, cwd=tmp_path, pass_fds=fds))
+        passed = {name: unit.fileno() for unit, name in zip(units, reversed(names), strict=True)}
+        words = ("-m", "vhostblk", "serve", "--config", path)
+        server = Upgraded(running.start_passed(passed, *words, cwd=tmp_path))
         try:
             server.wait_for(READY)
             with Guest.connect(tmp_path / "one") as one, Guest.connect(tmp_path / "two") as two:
@@ -142,10 +138,9 @@ def test_sockets_and_devices_must_agree(tmp_path: Path, names: list[str], line: 
     path = tmp_path / "f.toml"
     path.write_text('[[device]]\ndisk = "memory:1M"\nsystemd = "one"\n')
     with socket.socket(socket.AF_UNIX) as unit:
-        passed = [f"{unit.fileno()}:{name}" for name in names]
-        words = (sys.executable, "-m", "vhostblk", "serve", "--config", str(path))
-        start = (activated.__file__, *passed, "--", *words)
-        server = running.start(*start, cwd=tmp_path, pass_fds=(unit.fileno(),))
+        passed = dict.fromkeys(names, unit.fileno())
+        words = ("-m", "vhostblk", "serve", "--config", path)
+        server = running.start_passed(passed, *words, cwd=tmp_path)
         _, log = server.communicate(timeout=running.TIMEOUT_S)
     assert server.returncode == 1
     assert line in log

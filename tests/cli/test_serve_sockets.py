@@ -3,10 +3,8 @@
 import os
 import socket
 import stat
-import sys
 from pathlib import Path
 
-import activated
 import pytest
 import running
 
@@ -131,25 +129,11 @@ def test_a_socket_of_systemds_is_served(image: Path, program: str) -> None:
 
     The socket's name is the device's. Its file is systemd's and stays.
     """
-    path, told = image.with_name("s"), image.with_name("n")
+    path = image.with_name("s")
     backend = program == "vhostblk-backend"
     module = ["vhostblk.cli.backend"] if backend else ["vhostblk", "serve"]
     disk = ["--blk-file", str(image)] if backend else ["--engine", "reference", str(image)]
-    with (
-        socket.socket(socket.AF_UNIX) as unit,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-    ):
-        unit.bind(str(path))
-        unit.listen()
-        manager.bind(str(told))
-        manager.settimeout(running.TIMEOUT_S)
-        command: list[str] = [sys.executable, "-m", *module, *disk]
-        server = running.start(
-            *(activated.__file__, f"{unit.fileno()}:vm0", "--", *command),
-            cwd=image.parent,
-            pass_fds=(unit.fileno(),),
-            environ={"NOTIFY_SOCKET": str(told)},
-        )
+    with running.unit(image.parent, "-m", *module, *disk) as (server, manager):
         assert manager.recv(100) == b"READY=1\nSTATUS=serving vm0"
         with Guest.connect(path) as guest:
             guest.write(0, b"\x11" * 512)
@@ -167,12 +151,11 @@ def test_a_socket_of_systemds_is_not_left_without_a_server(image: Path) -> None:
         unit.bind(str(path))
         fd = unit.fileno()
         for sockets, more, said in (
-            ([f"{fd}:vm0"], ["--socket-path", "t"], "and another place to serve was given"),
-            ([f"{fd}:vm0", f"{fd}:vm1"], [], "passed 2 sockets (vm0, vm1): one disk has one"),
+            ({"vm0": fd}, ["--socket-path", "t"], "and another place to serve was given"),
+            ({"vm0": fd, "vm1": fd}, [], "passed 2 sockets (vm0, vm1): one disk has one"),
         ):
             serve = ("-m", "vhostblk", "serve", *more, str(image))
-            words = (activated.__file__, *sockets, "--", sys.executable, *serve)
-            server = running.start(*words, cwd=image.parent, pass_fds=(fd,))
+            server = running.start_passed(sockets, *serve, cwd=image.parent)
             _, log = server.communicate(timeout=running.TIMEOUT_S)
             assert server.returncode == 1
             assert log.startswith("vhostblk: systemd has passed ")

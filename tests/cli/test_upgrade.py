@@ -2,10 +2,8 @@
 
 import re
 import socket
-import sys
 from pathlib import Path
 
-import activated
 import pytest
 import running
 from upgrading import BLOCK, Load, Upgraded, check_image, image_served, needs_core, served
@@ -138,22 +136,9 @@ def test_systemd_is_told_who_serves(image: Path) -> None:
 
     Source: sd_notify(3).
     """
-    path, told = image.with_name("s"), image.with_name("n")
-    with (
-        socket.socket(socket.AF_UNIX) as unit,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-    ):
-        unit.bind(str(path))
-        unit.listen()
-        manager.bind(str(told))
-        manager.settimeout(running.TIMEOUT_S)
-        serve = ("-m", "vhostblk", "serve", "--engine", "reference", image)
-        process = running.start(
-            *(activated.__file__, f"{unit.fileno()}:vm0", "--", sys.executable, *serve),
-            cwd=image.parent,
-            pass_fds=(unit.fileno(),),
-            environ={"NOTIFY_SOCKET": str(told)},
-        )
+    path = image.with_name("s")
+    serve = ("-m", "vhostblk", "serve", "--engine", "reference", image)
+    with running.unit(image.parent, *serve) as (process, manager):
         server = Upgraded(process)
         try:
             first = server.pid
