@@ -2,12 +2,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "atomics.h"
 #include "layer.h"
 #include "vq.h"
 
-/* SHARDS: a power of two; the last is everybody's who finds no other. */
-enum { SHARDS = 64, LINE = 64, MAX_ERRNO = 4095 };
+enum { SHARDS = VHB_SHARDS, LINE = VHB_SHARD_LINE, MAX_ERRNO = 4095 };
 
 static struct vhb_layer *layer_of(struct vhb_disk *disk)
 {
@@ -59,12 +57,10 @@ int vhb_layer_hand_on_at(struct vhb_layer *layer, struct vhb_req *req, struct vh
     return VHB_PENDING;
 }
 
-uint64_t vhb_layer_time(const struct vhb_layer *layer, struct vhb_io *io)
+uint64_t vhb_layer_look(struct vhb_io *io)
 {
-    if (io->enters != io->looked || layer->ops.waits) {
-        io->now = vhb_clock();
-        io->looked = io->enters;
-    }
+    io->now = vhb_clock();
+    io->looked = io->enters;
     return io->now;
 }
 
@@ -158,11 +154,6 @@ int vhb_layer_new(struct vhb_disk *below, struct vhb_stage *stage, struct vhb_di
 
 /* ---- stages -------------------------------------------------------------------------- */
 
-static struct vhb_shard *shard_at(const struct vhb_stage *stage, size_t i)
-{
-    return (struct vhb_shard *)(void *)(stage->shards + i * stage->stride);
-}
-
 int vhb_stage_init(struct vhb_stage *stage, const struct vhb_layer_ops *kind, uint32_t counters)
 {
     size_t bytes = sizeof(struct vhb_shard) + counters * sizeof(uint64_t);
@@ -179,11 +170,11 @@ int vhb_stage_init(struct vhb_stage *stage, const struct vhb_layer_ops *kind, ui
     return 0;
 }
 
-/* Rare: the first request of a worker, and where two of them hash alike. */
-static uint64_t *find_shard(struct vhb_stage *stage, const struct vhb_io *io, size_t from)
+/* The last is everybody's who finds no other. */
+uint64_t *vhb_shard_find(struct vhb_stage *stage, const struct vhb_io *io, size_t from)
 {
     for (size_t i = from; i < from + SHARDS; i++) {
-        struct vhb_shard *shard = shard_at(stage, i % SHARDS);
+        struct vhb_shard *shard = vhb_shard_at(stage, i % SHARDS);
         const struct vhb_io *owner = NULL;
         if (i % SHARDS == SHARDS - 1)
             continue;
@@ -192,23 +183,21 @@ static uint64_t *find_shard(struct vhb_stage *stage, const struct vhb_io *io, si
             owner == io)
             return shard->n;
     }
-    return shard_at(stage, SHARDS - 1)->n;
+    return vhb_shard_at(stage, SHARDS - 1)->n;
 }
 
-uint64_t *vhb_stage_shard(struct vhb_stage *stage, const struct vhb_io *io)
+uint64_t vhb_stage_sum(const struct vhb_stage *stage, uint32_t counter)
 {
-    size_t at = (uintptr_t)io / LINE % SHARDS;
-    struct vhb_shard *shard = shard_at(stage, at);
-    return load_acquire(&shard->owner) == io ? shard->n : find_shard(stage, io, at);
+    uint64_t sum = 0;
+    for (size_t i = 0; i < SHARDS; i++)
+        sum += load_relaxed(&vhb_shard_at(stage, i)->n[counter]);
+    return sum;
 }
 
 int vhb_stage_counters(struct vhb_stage *stage, uint64_t *out, uint32_t n)
 {
-    for (uint32_t c = 0; c < n && c < stage->counters; c++) {
-        out[c] = 0;
-        for (size_t i = 0; i < SHARDS; i++)
-            out[c] += load_relaxed(&shard_at(stage, i)->n[c]);
-    }
+    for (uint32_t c = 0; c < n && c < stage->counters; c++)
+        out[c] = stage->counted ? stage->counted(stage, c) : vhb_stage_sum(stage, c);
     return (int)stage->counters;
 }
 

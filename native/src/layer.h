@@ -10,6 +10,7 @@
 #ifndef VHB_LAYER_H
 #define VHB_LAYER_H
 
+#include "atomics.h"
 #include "io.h"
 
 struct vhb_layer_ops {
@@ -42,6 +43,8 @@ struct vhb_shard {
 struct vhb_stage {
     const struct vhb_layer_ops *kind;
     void (*free)(struct vhb_stage *stage); /* or NULL: free() */
+    /* What a counter is, where it follows from others; or NULL: vhb_stage_sum(). */
+    uint64_t (*counted)(const struct vhb_stage *stage, uint32_t counter);
     atomic_int users; /* layers */
     uint32_t counters; /* of each shard */
     size_t stride; /* bytes from one shard to the next */
@@ -51,9 +54,28 @@ struct vhb_stage {
 /* Make the start of a kind's own struct, which is zeroed, a stage with so many counters. */
 int vhb_stage_init(struct vhb_stage *stage, const struct vhb_layer_ops *kind, uint32_t counters);
 
+enum { VHB_SHARDS = 64, VHB_SHARD_LINE = 64 };
+
+static inline struct vhb_shard *vhb_shard_at(const struct vhb_stage *stage, size_t i)
+{
+    return (struct vhb_shard *)(void *)(stage->shards + i * stage->stride);
+}
+
+/* Of a worker whose shard is not *from*: rare, its first request, and where two hash alike. */
+__attribute__((cold)) uint64_t *vhb_shard_find(struct vhb_stage *stage, const struct vhb_io *io,
+                                               size_t from);
+
 /* A worker's counters, for count(); those of more than 63 workers share some, which are then not
  * exact. */
-uint64_t *vhb_stage_shard(struct vhb_stage *stage, const struct vhb_io *io);
+static inline uint64_t *vhb_stage_shard(struct vhb_stage *stage, const struct vhb_io *io)
+{
+    size_t at = (uintptr_t)io / VHB_SHARD_LINE % VHB_SHARDS;
+    struct vhb_shard *shard = vhb_shard_at(stage, at);
+    return load_acquire(&shard->owner) == io ? shard->n : vhb_shard_find(stage, io, at);
+}
+
+/* Of a counter of all workers. */
+uint64_t vhb_stage_sum(const struct vhb_stage *stage, uint32_t counter);
 
 /* ---- layers ---- */
 
@@ -71,9 +93,16 @@ int vhb_layer_hand_on_noted(struct vhb_layer *layer, struct vhb_req *req, struct
 int vhb_layer_hand_on_at(struct vhb_layer *layer, struct vhb_req *req, struct vhb_io *io,
                          uint64_t due);
 
+__attribute__((cold)) uint64_t vhb_layer_look(struct vhb_io *io); /* at the clock */
+
 /* The time.  It costs as much as all else a layer does, so it is looked at once where much of it
  * may have gone: behind a system call of the worker, and behind what waits in submit. */
-uint64_t vhb_layer_time(const struct vhb_layer *layer, struct vhb_io *io);
+static inline uint64_t vhb_layer_time(const struct vhb_layer *layer, struct vhb_io *io)
+{
+    if (io->enters != io->looked || layer->ops.waits)
+        return vhb_layer_look(io);
+    return io->now;
+}
 
 /* A number that a seed and a place in its row give, any of 64 bits. */
 uint64_t vhb_layer_random(uint64_t seed, uint64_t n);
