@@ -116,6 +116,7 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
         VhostBlkError: A disk or a socket cannot be had, or a last flush failed.
     """
     preload(config.engine)
+    plane = partial(load, config.engine, workers=config.workers, cpus=config.cpus, poll=config.poll)
     passed = _passed(config)
     takeover = Takeover.begin(os.environ)
 
@@ -140,20 +141,7 @@ def serve_config(config: Config, *, ready: Callable[[], None] | None = None) -> 
 
         begin = add if takeover is None else takeover.go_on
         uvloop.run(
-            _serve(
-                begin,
-                partial(
-                    load,
-                    config.engine,
-                    workers=config.workers,
-                    cpus=config.cpus,
-                    poll=config.poll,
-                ),
-                operators,
-                ready,
-                follow=follow,
-                interruptible=takeover is None,
-            )
+            _serve(begin, plane, operators, ready, follow=follow, interruptible=takeover is None)
         )
 
 
