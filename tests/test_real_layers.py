@@ -28,6 +28,40 @@ def check(image: Path, said: Mapping[str, str]) -> None:
         assert hashlib.sha256(images.file_in(image, f"/{name}")).hexdigest() == digest
 
 
+def hold_and_let_go(operator: Operator, image: Path) -> None:
+    """Hold flushes, and then writes of another stack; the guest goes on behind both."""
+    operator.ask("layer", layer="pause", set={"ops": "flush"}, do="pause")
+    operator.until(lambda: bool(operator.settings("pause")["held"]))
+    operator.ask("layer", layer="pause", do="resume")
+    operator.beats()
+
+    operator.ask("layer", layer="zeroes", set={"unmap": False})
+    operator.ask("replace", disk=f"zeroes|pause:ops=write|zeroes|file:{image},cache=none")
+    operator.beats()
+    operator.ask("layer", layer="pause", do="pause")
+    operator.until(lambda: bool(operator.settings("pause")["held"]))
+    operator.ask("layer", layer="pause", set={"paused": "off"})
+    operator.beats()
+
+
+def keep_and_commit(operator: Operator, image: Path) -> None:
+    """Keep what it writes beside the image, and bring it there twice while it writes on."""
+    operator.ask("replace", disk=f"stats|delay:flush=5ms|pause|cow|stats|{image}")
+    operator.beats()
+    assert operator.settings("stats:1")["write requests"]
+    assert "write requests" not in operator.settings("stats:2")
+    operator.ask("layer", layer="delay", set={"all": "0"})
+    kept = image.read_bytes()
+    operator.beats()
+    assert image.read_bytes() == kept
+    operator.ask("layer", layer="cow", do="commit")
+    assert image.read_bytes() != kept
+    assert operator.settings("stats:2")["write requests"]
+    operator.beats(1)
+    operator.ask("replace", disk=str(image), layer="cow", do="commit")
+    operator.beats()
+
+
 def test_layers_are_changed_under_a_guest_that_writes(tmp_path: Path) -> None:
     """
     Held and let go, set otherwise, replaced and taken away: its files are what it wrote.
@@ -48,32 +82,8 @@ def test_layers_are_changed_under_a_guest_that_writes(tmp_path: Path) -> None:
         assert operator.settings("zeroes")["zero_bytes"]
         assert image.stat().st_blocks * 512 < SIZE
 
-        operator.ask("layer", layer="pause", set={"ops": "flush"}, do="pause")
-        operator.until(lambda: bool(operator.settings("pause")["held"]))
-        operator.ask("layer", layer="pause", do="resume")
-        operator.beats()
-
-        operator.ask("layer", layer="zeroes", set={"unmap": False})
-        operator.ask("replace", disk=f"zeroes|pause:ops=write|zeroes|file:{image},cache=none")
-        operator.beats()
-        operator.ask("layer", layer="pause", do="pause")
-        operator.until(lambda: bool(operator.settings("pause")["held"]))
-        operator.ask("layer", layer="pause", set={"paused": "off"})
-        operator.beats()
-        operator.ask("replace", disk=f"stats|delay:flush=5ms|pause|cow|stats|{image}")
-        operator.beats()
-        assert operator.settings("stats:1")["write requests"]
-        assert "write requests" not in operator.settings("stats:2")
-        operator.ask("layer", layer="delay", set={"all": "0"})
-        kept = image.read_bytes()
-        operator.beats()
-        assert image.read_bytes() == kept
-        operator.ask("layer", layer="cow", do="commit")
-        assert image.read_bytes() != kept
-        assert operator.settings("stats:2")["write requests"]
-        operator.beats(1)
-        operator.ask("replace", disk=str(image), layer="cow", do="commit")
-        operator.beats()
+        hold_and_let_go(operator, image)
+        keep_and_commit(operator, image)
         operator.ask("replace", disk=f"zeroes|{image}")
         operator.beats(1)
 
