@@ -156,41 +156,39 @@ int vhb_layer_new(struct vhb_disk *below, struct vhb_stage *stage, struct vhb_di
 
 int vhb_stage_init(struct vhb_stage *stage, const struct vhb_layer_ops *kind, uint32_t counters)
 {
-    size_t bytes = sizeof(struct vhb_shard) + counters * sizeof(uint64_t);
+    size_t bytes = counters * sizeof(uint64_t);
     stage->kind = kind;
     stage->counters = counters;
     stage->stride = (bytes + LINE - 1) / LINE * LINE;
     if (counters == 0)
         return 0;
     /* Those that nobody owns cost no memory. */
-    stage->memory = calloc(1, SHARDS * stage->stride + LINE);
+    stage->memory = calloc(1, (SHARDS + 1) * stage->stride + LINE);
     if (!stage->memory)
         return -ENOMEM;
     stage->shards = stage->memory + (LINE - (uintptr_t)stage->memory % LINE) % LINE;
     return 0;
 }
 
-/* The last is everybody's who finds no other. */
-uint64_t *vhb_shard_find(struct vhb_stage *stage, const struct vhb_io *io, size_t from)
+size_t vhb_shard_find(struct vhb_stage *stage, const struct vhb_io *io, size_t from)
 {
-    for (size_t i = from; i < from + SHARDS; i++) {
-        struct vhb_shard *shard = vhb_shard_at(stage, i % SHARDS);
-        const struct vhb_io *owner = NULL;
-        if (i % SHARDS == SHARDS - 1)
-            continue;
-        if (__atomic_compare_exchange_n(&shard->owner, &owner, io, false, __ATOMIC_ACQ_REL,
-                                        __ATOMIC_ACQUIRE) || /* pair: shard */
-            owner == io)
-            return shard->n;
+    for (size_t i = 0; i < SHARDS; i++) {
+        size_t at = (from + i) % SHARDS;
+        const struct vhb_io *owner = load_acquire(&stage->owners[at]); /* pair: shard */
+        if (!owner && __atomic_compare_exchange_n(&stage->owners[at], &owner, io, false,
+                                                  __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            return at;
+        if (owner == io)
+            return at;
     }
-    return vhb_shard_at(stage, SHARDS - 1)->n;
+    return SHARDS;
 }
 
 uint64_t vhb_stage_sum(const struct vhb_stage *stage, uint32_t counter)
 {
     uint64_t sum = 0;
-    for (size_t i = 0; i < SHARDS; i++)
-        sum += load_relaxed(&vhb_shard_at(stage, i)->n[counter]);
+    for (size_t i = 0; i <= SHARDS; i++)
+        sum += load_relaxed(&vhb_shard_at(stage, i)[counter]);
     return sum;
 }
 

@@ -34,11 +34,8 @@ struct vhb_layer {
 
 /* ---- stages: settings are atomics, set by any thread ---- */
 
-/* One worker's counters of a stage, whose thread alone writes them. */
-struct vhb_shard {
-    const struct vhb_io *owner; /* pair: shard */
-    uint64_t n[];
-};
+/* Of a stage: a shard of its counters is one worker's, whose thread alone writes them. */
+enum { VHB_SHARDS = 64, VHB_SHARD_LINE = 64 };
 
 struct vhb_stage {
     const struct vhb_layer_ops *kind;
@@ -48,30 +45,31 @@ struct vhb_stage {
     atomic_int users; /* layers */
     uint32_t counters; /* of each shard */
     size_t stride; /* bytes from one shard to the next */
-    uint8_t *memory, *shards; /* the second aligned */
+    uint8_t *memory, *shards; /* the second aligned; one more, which is everybody's */
+    /* Apart from what they own: a worker that looks for its own disturbs no other. */
+    const struct vhb_io *owners[VHB_SHARDS]; /* pair: shard */
 };
 
 /* Make the start of a kind's own struct, which is zeroed, a stage with so many counters. */
 int vhb_stage_init(struct vhb_stage *stage, const struct vhb_layer_ops *kind, uint32_t counters);
 
-enum { VHB_SHARDS = 64, VHB_SHARD_LINE = 64 };
-
-static inline struct vhb_shard *vhb_shard_at(const struct vhb_stage *stage, size_t i)
+static inline uint64_t *vhb_shard_at(const struct vhb_stage *stage, size_t i)
 {
-    return (struct vhb_shard *)(void *)(stage->shards + i * stage->stride);
+    return (uint64_t *)(void *)(stage->shards + i * stage->stride);
 }
 
-/* Of a worker whose shard is not *from*: rare, its first request, and where two hash alike. */
-__attribute__((cold)) uint64_t *vhb_shard_find(struct vhb_stage *stage, const struct vhb_io *io,
-                                               size_t from);
+/* Which is a worker's whose is not *from*: rare, its first request, and where two hash alike. */
+__attribute__((cold)) size_t vhb_shard_find(struct vhb_stage *stage, const struct vhb_io *io,
+                                            size_t from);
 
-/* A worker's counters, for count(); those of more than 63 workers share some, which are then not
+/* A worker's counters, for count(); those of more than 64 workers share some, which are then not
  * exact. */
 static inline uint64_t *vhb_stage_shard(struct vhb_stage *stage, const struct vhb_io *io)
 {
     size_t at = (uintptr_t)io / VHB_SHARD_LINE % VHB_SHARDS;
-    struct vhb_shard *shard = vhb_shard_at(stage, at);
-    return load_acquire(&shard->owner) == io ? shard->n : vhb_shard_find(stage, io, at);
+    if (load_acquire(&stage->owners[at]) != io) /* pair: shard */
+        at = vhb_shard_find(stage, io, at);
+    return vhb_shard_at(stage, at);
 }
 
 /* Of a counter of all workers. */

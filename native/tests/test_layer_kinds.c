@@ -2,6 +2,7 @@
  * test_layer.c's.
  */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "layer.h"
 #include "rig.h"
@@ -199,7 +200,53 @@ static void test_stats_count(void)
     close_kind(&k);
 }
 
+/* Each has counters of its own, whatever the others' addresses; those that come too late share. */
+static void test_counters_of_many_workers(void)
+{
+    static const struct vhb_layer_ops none;
+    static uint8_t workers[4 * VHB_SHARDS * VHB_SHARD_LINE];
+    struct vhb_stage *stage = calloc(1, sizeof(*stage));
+    uint64_t *own[VHB_SHARDS];
+    CHECK(stage && vhb_stage_init(stage, &none, 2) == 0);
+    for (size_t i = 0; i < VHB_SHARDS; i++) {
+        /* Every address twice, as the hash sees it. */
+        const void *io = workers + (i / 2 + i % 2 * VHB_SHARDS) * VHB_SHARD_LINE;
+        own[i] = vhb_stage_shard(stage, io);
+        CHECK(vhb_stage_shard(stage, io) == own[i]);
+        CHECK((uintptr_t)own[i] % VHB_SHARD_LINE == 0);
+        for (size_t other = 0; other < i; other++)
+            CHECK(own[other] != own[i]);
+        count(&own[i][1], 1);
+    }
+    for (size_t late = 2; late < 4; late++) {
+        uint64_t *shared = vhb_stage_shard(stage, (void *)(workers + late * sizeof(workers) / 4));
+        for (size_t i = 0; i < VHB_SHARDS; i++)
+            CHECK(shared != own[i]);
+        count(&shared[1], 1);
+    }
+    uint64_t sums[2];
+    CHECK_EQ(vhb_stage_counters(stage, sums, 2), 2);
+    CHECK_EQ(sums[0], 0);
+    CHECK_EQ(sums[1], VHB_SHARDS + 2);
+    CHECK_EQ(vhb_stage_free(stage), 0);
+}
+
+/* One that is alone looks at one place, whatever its address. */
+static void test_counters_of_one_worker(void)
+{
+    static const struct vhb_layer_ops none;
+    static uint8_t workers[VHB_SHARDS * VHB_SHARD_LINE];
+    for (size_t i = 0; i < VHB_SHARDS; i++) {
+        struct vhb_stage *stage = calloc(1, sizeof(*stage));
+        CHECK(stage && vhb_stage_init(stage, &none, 1) == 0);
+        const void *io = workers + i * VHB_SHARD_LINE;
+        vhb_stage_shard(stage, io);
+        CHECK(stage->owners[(uintptr_t)io / VHB_SHARD_LINE % VHB_SHARDS] == io);
+        CHECK_EQ(vhb_stage_free(stage), 0);
+    }
+}
+
 CHECK_MAIN(TEST(delay_holds_what_it_is_told_to), TEST(delay_refuses_what_is_none),
            TEST(limit_paces_requests), TEST(limit_lets_go_of_what_is_cancelled),
            TEST(error_fails_what_it_is_told_to), TEST(error_refuses_what_is_none),
-           TEST(stats_count))
+           TEST(stats_count), TEST(counters_of_many_workers), TEST(counters_of_one_worker))
