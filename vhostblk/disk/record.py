@@ -30,7 +30,7 @@ from vhostblk.version import version
 OPTIONS: frozenset[str] = frozenset({"path", "payload"})
 FORM = "record:path=FILE[,payload=none|digest|full]"
 
-_ROOM = {Payload.NONE: 1 << 18, Payload.DIGEST: 1 << 18, Payload.FULL: 1 << 23}
+_ROOM = {Payload.NONE: 1 << 19, Payload.DIGEST: 1 << 19, Payload.FULL: 1 << 23}
 """Bytes that wait to be written at most."""
 _NUMBER = {Payload.NONE: 0, Payload.DIGEST: 1, Payload.FULL: 2}
 
