@@ -89,13 +89,17 @@ enum {
     VHB_LIMITS = 6
 };
 
+/* 2^28 requests, 2^43 bytes a second */
+#define VHB_LIMIT_MOST_IOPS 268435456
+#define VHB_LIMIT_MOST_BPS 8796093022208
+
 struct vhb_limit {
     uint64_t rates[6]; /* by VHB_LIMIT_*; 0: none */
     uint64_t burst_ns; /* what was not used for so long may be used at once */
 };
 
 int vhb_stage_limit_new(const struct vhb_limit *limit, struct vhb_stage **out);
-/* What waits is counted anew within 20 ms. */
+/* What waits heeds it within 20 ms, and keeps its place. */
 int vhb_stage_limit_set(struct vhb_stage *stage, const struct vhb_limit *limit);
 
 /* What passes is counted: for each enum vhb_op, requests, bytes, errors, nanoseconds that they took

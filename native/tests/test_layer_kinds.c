@@ -82,56 +82,6 @@ static void test_delay_refuses_what_is_none(void)
     CHECK_EQ(vhb_stage_free(other), 0);
 }
 
-/* ---- limit ---------------------------------------------------------------------------- */
-
-/* Of five reads at 200 a second with nothing saved up, four wait 5 ms each. */
-static void test_limit_paces_requests(void)
-{
-    struct kind k;
-    struct vhb_limit limit = {.rates[VHB_LIMIT_READ_IOPS] = 200};
-    open_kind(&k, vhb_stage_limit_new(&limit, &k.stage));
-    int64_t from = rig_now_ms();
-    for (int i = 0; i < 5; i++)
-        read_ms(&k);
-    CHECK(rig_now_ms() - from >= 18);
-    CHECK_EQ(counted(&k, 0), 4);
-    for (int i = 0; i < 5; i++)
-        CHECK_EQ(do_request(&k.rig, BLK_OUT, 0, RIG_DATA, SECTOR), BLK_OK);
-    CHECK_EQ(counted(&k, 0), 4);
-    limit.rates[VHB_LIMIT_READ_IOPS] = 0;
-    CHECK_EQ(vhb_stage_limit_set(k.stage, &limit), 0);
-    for (int i = 0; i < 100; i++)
-        read_ms(&k);
-    CHECK_EQ(counted(&k, 0), 4);
-    limit.rates[0] = 1ull << 63;
-    CHECK_EQ(vhb_stage_limit_set(k.stage, &limit), -EINVAL);
-    close_kind(&k);
-}
-
-/* What waits ends with a cancel, however long it was to wait. */
-static void test_limit_lets_go_of_what_is_cancelled(void)
-{
-    struct kind k;
-    struct vhb_limit limit = {.rates[VHB_LIMIT_BPS] = 1};
-    open_kind(&k, vhb_stage_limit_new(&limit, &k.stage));
-    for (uint16_t i = 0; i < 4; i++) {
-        put_request(&k.rig, 3u * i, BLK_IN, 0, RIG_DATA + 1024u * i, SECTOR);
-        put_avail(&k.rig, (uint16_t)(3 * i));
-    }
-    rig_kick(&k.rig);
-    wait_used(&k.rig); /* the first passes at once */
-    while (RIG_COUNT(&k.rig, in_flight) < 3)
-        rig_pass(&k.rig);
-    rig_cancel(&k.rig);
-    CHECK_EQ(RIG_COUNT(&k.rig, dead), 0);
-    while (take_used(&k.rig))
-        ;
-    CHECK_EQ(status_of(&k.rig, 0), BLK_OK);
-    for (uint16_t i = 1; i < 4; i++)
-        CHECK_EQ(status_of(&k.rig, 3u * i), BLK_IOERR);
-    close_kind(&k);
-}
-
 /* ---- error ---------------------------------------------------------------------------- */
 
 static void test_error_fails_what_it_is_told_to(void)
@@ -247,6 +197,5 @@ static void test_counters_of_one_worker(void)
 }
 
 CHECK_MAIN(TEST(delay_holds_what_it_is_told_to), TEST(delay_refuses_what_is_none),
-           TEST(limit_paces_requests), TEST(limit_lets_go_of_what_is_cancelled),
            TEST(error_fails_what_it_is_told_to), TEST(error_refuses_what_is_none),
            TEST(stats_count), TEST(counters_of_many_workers), TEST(counters_of_one_worker))

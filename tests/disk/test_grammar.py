@@ -213,10 +213,13 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         parse_rate(text, "iops")
 
 
-def test_a_rate_fits_in_63_bits() -> None:
-    """More than that a second is nothing that anybody can do."""
-    with pytest.raises(VhostBlkError, match="too large"):
-        parse_rate("9999999999G", "iops")
+def test_a_rate_has_a_largest() -> None:
+    """More than that a second is no limit, and would not be counted rightly."""
+    assert parse_rate("8192G", "bps", base=1024) == 1 << 43
+    with pytest.raises(VhostBlkError, match="too large: write 8796093022208 a second at most"):
+        parse_rate("8193G", "bps", base=1024)
+    with pytest.raises(VhostBlkError, match="too large: write 10 a second at most"):
+        parse_rate("11", "iops", most=10)
 
 
 def test_a_switch_is_on_or_off() -> None:

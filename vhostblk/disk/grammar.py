@@ -176,7 +176,7 @@ def parse_time(text: str, what: str) -> int:
     return time
 
 
-def parse_rate(text: str, what: str, *, base: int = 1000) -> int:
+def parse_rate(text: str, what: str, *, base: int = 1000, most: int = 1 << 43) -> int:
     """
     Read how often, or how much, each second: ``500``, ``10K``, ``1.5M``, ``100M/s``.
 
@@ -184,19 +184,20 @@ def parse_rate(text: str, what: str, *, base: int = 1000) -> int:
         text: A number, then nothing or one of K, M, G; ``/s`` may stand behind it.
         what: Its name in the error.
         base: What K is: 1000 where things are counted, 1024 for bytes.
+        most: So many at most.
 
     Returns:
         So many a second, 0 or more.
 
     Raises:
-        VhostBlkError: Not such a number, or more than 2^63.
+        VhostBlkError: Not such a number, or too large.
     """
     match = _RATE.fullmatch(text)
     if match is None:
         raise VhostBlkError(f"{what}={text}: not a rate: write a number, or 10K, 1.5M, 2G")
     rate = _scaled(match[1], match[2], base ** " KMG".index(match[3].upper() or " "))
-    if rate >> 63:
-        raise VhostBlkError(f"{what}={text}: too large: write less than 2^63 a second")
+    if rate > most:
+        raise VhostBlkError(f"{what}={text}: too large: write {most} a second at most, or 0")
     return rate
 
 

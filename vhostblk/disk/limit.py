@@ -12,6 +12,8 @@ from vhostblk.errors import VhostBlkError
 
 RATES = ("iops", "read-iops", "write-iops", "bps", "read-bps", "write-bps")
 """In the core's order."""
+MOST_IOPS, MOST_BPS = 1 << 28, 1 << 43
+"""More than that a second is no limit the core counts in."""
 BURST_NS = 100_000_000
 """What may be saved up, if nobody says."""
 
@@ -42,7 +44,8 @@ class LimitStage:
             if key == "burst":
                 new = replace(new, burst_ns=parse_time(text, key))
             elif key in rates:
-                rates[key] = parse_rate(text, key, base=1024 if key.endswith("bps") else 1000)
+                base, most = (1024, MOST_BPS) if key.endswith("bps") else (1000, MOST_IOPS)
+                rates[key] = parse_rate(text, key, base=base, most=most)
             else:
                 some = ", ".join([*RATES, "burst"])
                 raise VhostBlkError(f"no option {key!r} (there are {some})")
@@ -88,7 +91,7 @@ class Limit(StageLayer):
         }
 
     def change(self, values: Mapping[str, str]) -> None:
-        """Set any option; what waits is counted anew."""
+        """Set any option; what waits keeps its place."""
         stage = self._stage.with_text(values)
         if self.bound is not None:
             self.bound.set(stage)
