@@ -45,7 +45,7 @@ static uint64_t read_and_wait(struct limited *l, struct rig *rig, uint16_t from,
                               uint16_t pass)
 {
     uint64_t before = counted(l, WAITED_NS);
-    uint32_t waiting = RIG_COUNT(rig, in_flight) + n - pass;
+    uint64_t waiting = RIG_COUNT(rig, in_flight) + n - pass;
     for (uint16_t i = 0; i < n; i++)
         put_read(rig, (uint16_t)(from + i));
     rig_kick(rig);
