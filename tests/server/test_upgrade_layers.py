@@ -106,6 +106,35 @@ def test_layers_of_the_core_go_on_as_they_are_set(
     assert image.read_bytes()[64 << 10 :][:8192] == Y + bytes(4096)
 
 
+@pytest.mark.parametrize(
+    ("layers", "then"),
+    [
+        ("offset:start=64K,size=64K", "offset:start=64K,size=131072"),
+        ("truncate:size=64K", "truncate:size=131072"),
+        ("truncate:size=66000,round-down=4K", "truncate:size=131072,round-down=0"),
+        ("offset:start=4K|stats|truncate:size=64K", "offset:start=4K|stats|truncate:size=135168"),
+    ],
+)
+def test_a_part_goes_on_with_the_size_it_was_given(
+    layers: str, then: str, vhost_user_guest: Connect, tmp_path: Path
+) -> None:
+    """The next process has the part as large as an operator has made it here."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    text = f"{layers}|file:{image}"
+    with serving("native") as server:
+        guest = vhost_user_guest(server.add_written(text))
+        server.run(server.operations.resize("s1", 128 << 10))
+        assert server.devices[0].backing.name == f"{then}|file:{image}"
+        guest.write(248, X)
+        with taken_over(server, "native", f"s1={text}"):
+            server.stop()
+            assert guest.read(248, 4096) == X
+            with pytest.raises(StatusError):
+                guest.read(256, 512)
+            guest.close()
+
+
 @one_engine
 def test_what_a_layer_holds_back_is_in_the_disk_before_another_process_has_it(
     server: Serving, engine: EngineName, vhost_user_guest: Connect, tmp_path: Path

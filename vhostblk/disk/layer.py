@@ -95,7 +95,7 @@ class Layer(Disk):
         raise VhostBlkError(f"{self.name}: {key!r} cannot be changed while it serves")
 
     def options(self) -> Mapping[str, str]:
-        """Return those options that commands set, as they would be written now."""
+        """Return those options that commands or `resize` set, as they would be written now."""
         return {}
 
     def counted(self) -> Mapping[str, int]:

@@ -90,6 +90,10 @@ class Offset(StageLayer):
         """Return where it is."""
         return {"start": self._start, "size": self.info().size}
 
+    def options(self) -> Mapping[str, str]:
+        """Return the size it was given."""
+        return {} if self._size is None else {"size": str(self._size)}
+
 
 def build(below: Disk, options: Mapping[str, str]) -> Layer:
     """Make one of text; see `vhostblk.disk.layers`."""

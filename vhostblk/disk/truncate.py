@@ -85,6 +85,12 @@ class Truncate(StageLayer):
         """Return what is left."""
         return {"size": self.stage().size, "round-down": self._round or None}
 
+    def options(self) -> Mapping[str, str]:
+        """Return the size it was given, and what that is rounded down to."""
+        if self._size is None:
+            return {}
+        return {"size": str(self._size), "round-down": str(self._round)}
+
 
 def build(below: Disk, options: Mapping[str, str]) -> Layer:
     """Make one of text; see `vhostblk.disk.layers`."""

@@ -247,7 +247,13 @@ class Backing:
             VhostBlkError: It cannot; it is as it was.
             OSError: The same, in the kernel's words.
         """
-        return await self._pump.resize(size)
+        before = await self.layers.options()
+        info = await self._pump.resize(size)
+        for index, options in enumerate(await self.layers.options()):
+            new = {key: text for key, text in options.items() if before[index].get(key) != text}
+            if new and self.source is not None:  # or the next process has it as it was
+                self.source = written(self.source, index, self.stack.layers[index], new)
+        return info
 
     async def close(self, *, seconds: float) -> None:
         """Close the disk; every queue was closed before, and what layers do ends first."""

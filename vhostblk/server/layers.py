@@ -128,6 +128,15 @@ class Layers:
             return ()
         return await asyncio.wait_for(self._on_thread(counted()), LOOK_SECONDS)
 
+    async def options(self) -> Sequence[Mapping[str, str]]:
+        """Return of each what is to be written of it; see `Layer.options`."""
+        layers = self._layers
+
+        async def options() -> list[Mapping[str, str]]:
+            return [layer.options() for layer in layers]
+
+        return await self._on_thread(options()) if layers else ()
+
     async def recall(self, told: Sequence[tuple[str, Mapping[str, int]]]) -> None:
         """
         Have them add what they have counted in another process, if they are the same still.
