@@ -204,9 +204,11 @@ class Relay:
     # ---- what passes ----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        while not select.select([self._listener], [], [], 0.05)[0]:
+            if self._end.is_set():  # no front-end came
+                return
+        front, _ = self._listener.accept()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as back:
-            self._listener.settimeout(60)
-            front, _ = self._listener.accept()
             back.connect(str(self.backend))
             with front:
                 while not self._end.is_set():
