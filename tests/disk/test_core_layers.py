@@ -1,9 +1,11 @@
 """What is written of the layers that the C core runs: options, and what they are told as."""
 
+import asyncio
 import errno
 
 import pytest
 
+from vhostblk.disk.call import Calls, run
 from vhostblk.disk.delay import Delay, Wait, parse_wait, wait_text
 from vhostblk.disk.error import Error, parse_range
 from vhostblk.disk.grammar import MAX_SIZE
@@ -124,3 +126,20 @@ def test_what_is_none_is_refused(text: str, why: str) -> None:
         make(text)
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("offset:start=2M|null:1M", "offset: start=2097152 does not lie on the disk below"),
+        ("offset:start=1M|null:1M", "offset: start=1048576 does not lie on the disk below"),
+        ("offset:start=4K,size=1M|null:1M", "start=4096,size=1048576 does not lie on the disk"),
+        ("offset:start=1|null:1M", "offset: start=1 splits a block: write multiples of 512"),
+        ("truncate:size=2M|null:1M", "size=2097152: the disk below has only 1048576 bytes"),
+    ],
+)
+def test_a_part_that_the_disk_below_does_not_have_is_refused(text: str, why: str) -> None:
+    """When it is opened, by what was written."""
+    calls = Calls(make(text))
+    with pytest.raises(VhostBlkError, match=why):
+        asyncio.run(run(calls.open))

@@ -43,6 +43,7 @@ class Offset(StageLayer):
         await super().open()
         below = self.under.info()
         size = below.size - self._start if self._size is None else self._size
+        what = f"start={self._start}" + (f",size={size}" if self._size is not None else "")
         problem = ""
         if (self._start | size) % below.block_size:
             problem = f"splits a block: write multiples of {below.block_size}"
@@ -50,7 +51,7 @@ class Offset(StageLayer):
             problem = f"does not lie on the disk below, which has {below.size} bytes"
         if problem:
             await super().close()
-            raise VhostBlkError(f"{self.name}: start={self._start},size={size} {problem}")
+            raise VhostBlkError(f"{self.name}: {what} {problem}")
 
     def stage(self) -> PartitionStage:
         """Return where the part is."""
