@@ -213,6 +213,14 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         parse_rate(text, "iops")
 
 
+def test_a_rate_is_not_rounded_to_none() -> None:
+    """Zero says that there is no limit, so less than one is refused, however zero is written."""
+    assert [parse_rate(text, "iops") for text in ("0", "0.0", "0K/s", "0.001K")] == [0, 0, 0, 1]
+    for text in ("0.5", "0.0009K"):
+        with pytest.raises(VhostBlkError, match="too small: write 1 a second or more, or 0"):
+            parse_rate(text, "iops")
+
+
 def test_a_rate_has_a_largest() -> None:
     """More than that a second is no limit, and would not be counted rightly."""
     assert parse_rate("8192G", "bps", base=1024) == 1 << 43

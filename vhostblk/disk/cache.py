@@ -17,8 +17,10 @@ from enum import StrEnum
 from vhostblk.disk.api import Disk, DiskInfo, Extent
 from vhostblk.disk.cache_blocks import Blocks, runs
 from vhostblk.disk.call import Pending, run, starts_writeback
+from vhostblk.disk.given import check_number
 from vhostblk.disk.grammar import parse_size
 from vhostblk.disk.layer import Layer, Value
+from vhostblk.disk.numbers import MAX_NUMBER
 from vhostblk.disk.ranges import joined
 from vhostblk.disk.steps import Cursor, Steps, Turns, walk
 from vhostblk.errors import VhostBlkError
@@ -70,6 +72,7 @@ class Cache(Layer):
         self._mode = _mode(mode)
         self._caches = self._mode is Mode.WRITEBACK
         self._size = _size(size)
+        check_number(block, "cache: block", least=-MAX_NUMBER)
         if block & (block - 1) or not 512 <= block <= _LARGEST:  # noqa: PLR2004 - a sector
             raise VhostBlkError(f"cache: block={block}: write a power of two from 512 to 1M")
         self._blocks = Blocks(block)
@@ -390,6 +393,6 @@ def _mode(text: str) -> Mode:
 
 
 def _size(size: int) -> int:
-    if size < _LARGEST:
+    if check_number(size, "cache: size", least=-MAX_NUMBER) < _LARGEST:
         raise VhostBlkError(f"cache: size={size}: write 1M or more")
     return size

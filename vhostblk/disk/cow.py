@@ -17,8 +17,10 @@ from vhostblk.disk.call import Pending, locks_while_running
 from vhostblk.disk.cow_header import State
 from vhostblk.disk.cow_open import open_scratch
 from vhostblk.disk.cow_scratch import Scratch, read_header
+from vhostblk.disk.given import check_number, check_path
 from vhostblk.disk.grammar import parse_size
 from vhostblk.disk.layer import Layer, Value
+from vhostblk.disk.numbers import MAX_NUMBER
 from vhostblk.disk.steps import Cursor, Steps, walk
 from vhostblk.errors import VhostBlkError
 
@@ -50,9 +52,10 @@ class Cow(Layer):
         self, below: object, *, scratch: str | os.PathLike[str] = "", block: int = 0
     ) -> None:
         super().__init__(below)
+        check_number(block, "cow: block", least=-MAX_NUMBER)
         if block and (block & (block - 1) or not _SMALLEST <= block <= _LARGEST):
             raise VhostBlkError(f"cow: block={block}: write a power of two from 4K to 16M")
-        self._path = os.fspath(scratch)
+        self._path = check_path(scratch, "cow: scratch")
         self._block = block
         self._adopted: int | None = None
         self._behind = False  # another process has written since the maps were read

@@ -103,7 +103,7 @@ class Cut(Layer):
             seed = int.from_bytes(os.urandom(4))
         self._set = Switches(
             seed=seed,
-            at=parse_at(at) if isinstance(at, str) else at,
+            at=parse_at(str(at)),
             lose=loss.parse_lose(lose),
             tear=tear,
             grain=grain,

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from vhostblk.disk.grammar import parse_size, parse_switch
+from vhostblk.disk.given import check_number, check_switch
+from vhostblk.disk.grammar import MAX_SIZE, parse_size, parse_switch
 from vhostblk.disk.loss import MAX_SEED, Lose, parse_lose
+from vhostblk.disk.numbers import MAX_NUMBER
 from vhostblk.disk.ops import ALL, Op
 from vhostblk.errors import VhostBlkError
 
@@ -55,6 +57,20 @@ class Switches:
     limit: int = 64 << 20
     then: Then = Then.EIO
     power: bool = True
+
+    def __post_init__(self) -> None:
+        """
+        Look at what a program gave; text was looked at.
+
+        Raises:
+            VhostBlkError: A value is none.
+        """
+        check_number(self.seed, "seed", most=MAX_SEED)
+        check_switch(self.tear, "tear")
+        if self.grain:
+            check_grain(self.grain)
+        check_number(self.limit, "limit", most=MAX_SIZE)
+        check_switch(self.power, "power")
 
     def told(self) -> dict[str, str | int]:
         """Return them as an operator reads them."""
@@ -130,9 +146,19 @@ def parse_grain(text: str) -> int:
     Raises:
         VhostBlkError: It is none.
     """
-    grain = parse_size(text, "grain")
+    return check_grain(parse_size(text, "grain"))
+
+
+def check_grain(grain: int) -> int:
+    """
+    Return what is never torn, if it can be.
+
+    Raises:
+        VhostBlkError: It cannot.
+    """
+    check_number(grain, "grain", least=-MAX_NUMBER)
     if grain < 512 or grain & (grain - 1):  # noqa: PLR2004 - the least there is
-        raise VhostBlkError(f"grain={text}: write a power of two from 512 on")
+        raise VhostBlkError(f"grain={grain}: write a power of two from 512 on")
     return grain
 
 

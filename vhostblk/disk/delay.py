@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vhostblk.disk.api import Disk
+from vhostblk.disk.given import check_number
 from vhostblk.disk.grammar import parse_time
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.numbers import parse_number
@@ -78,15 +79,15 @@ class Delay(StageLayer):
             ``write_zeroes``) or for ``all`` of them; ``2ms``, ``1ms..5ms``, ``1ms+4ms``.
 
     Raises:
-        VhostBlkError: There is no such kind, or a time is none.
+        VhostBlkError: There is no such kind, or a time or *seed* is none.
     """
 
     name: ClassVar[str] = "delay"
 
     def __init__(self, below: object, *, seed: int = 0, **times: str) -> None:
         super().__init__(below)
-        options = {key.replace("_", "-"): text for key, text in times.items()}
-        self._stage = DelayStage(seed=seed).with_text(options)
+        options = {key.replace("_", "-"): str(text) for key, text in times.items()}
+        self._stage = DelayStage(seed=check_number(seed, "seed")).with_text(options)
 
     def stage(self) -> DelayStage:
         """Return how long each kind waits."""

@@ -1,13 +1,13 @@
 """A layer that fails requests on demand; run by the C core."""
 
 import errno as errnos
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
 from vhostblk.disk.api import Disk
+from vhostblk.disk.given import check_number, check_path, check_share, check_switch
 from vhostblk.disk.grammar import MAX_SIZE, parse_size, parse_switch
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.numbers import parse_number, parse_share
@@ -15,8 +15,8 @@ from vhostblk.disk.ops import ALL, Op, ops_of, ops_text, parse_ops
 from vhostblk.disk.stage import StageLayer
 from vhostblk.errors import VhostBlkError
 
-MAX_PATH = 4095
-"""Bytes of the longest name of a file."""
+_MAX_ERRNO = 4095
+"""What the core takes at most."""
 
 OPTIONS = frozenset({"state", "ops", "rate", "count", "after", "range", "errno", "seed", "file"})
 FORM = (
@@ -88,7 +88,7 @@ class Error(StageLayer):
             most.
 
     Raises:
-        VhostBlkError: There is no such kind.
+        VhostBlkError: There is no such kind, or a value is none.
     """
 
     name: ClassVar[str] = "error"
@@ -110,20 +110,20 @@ class Error(StageLayer):
         file: str = "",
     ) -> None:
         super().__init__(below)
-        if len(os.fsencode(file)) > MAX_PATH or "\0" in file:
-            raise VhostBlkError("file: that is no name of a file")
         self._stage = ErrorStage(
-            on=not file if on is None else on,
-            file=file,
+            on=not file if on is None else check_switch(on, "on"),
+            file=check_path(file, "file"),
             ops=ops_of(ops),
-            rate=rate,
-            count=count,
-            after=after,
-            offset=offset,
-            end=end,
-            errno=error,
-            seed=seed,
+            rate=check_share(rate, "rate"),
+            count=check_number(count, "count"),
+            after=check_number(after, "after"),
+            offset=check_number(offset, "offset", most=MAX_SIZE),
+            end=check_number(end, "end", most=MAX_SIZE),
+            errno=check_number(error, "error", least=1, most=_MAX_ERRNO),
+            seed=check_number(seed, "seed"),
         )
+        if end <= offset:
+            raise VhostBlkError(f"range={offset}-{end}: write its first byte and its end")
 
     def stage(self) -> ErrorStage:
         """Return what fails."""

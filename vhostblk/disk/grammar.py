@@ -190,12 +190,14 @@ def parse_rate(text: str, what: str, *, base: int = 1000, most: int = 1 << 43) -
         So many a second, 0 or more.
 
     Raises:
-        VhostBlkError: Not such a number, or too large.
+        VhostBlkError: Not such a number, too large, or less than 1 and not 0.
     """
     match = _RATE.fullmatch(text)
     if match is None:
         raise VhostBlkError(f"{what}={text}: not a rate: write a number, or 10K, 1.5M, 2G")
     rate = _scaled(match[1], match[2], base ** " KMG".index(match[3].upper() or " "))
+    if not rate and int(match[1] + (match[2] or "")):
+        raise VhostBlkError(f"{what}={text}: too small: write 1 a second or more, or 0")
     if rate > most:
         raise VhostBlkError(f"{what}={text}: too large: write {most} a second at most, or 0")
     return rate

@@ -72,7 +72,7 @@ class Limit(StageLayer):
     def __init__(self, below: object, *, burst: str = "100ms", **rates: int | str) -> None:
         super().__init__(below)
         options = {key.replace("_", "-"): str(rate) for key, rate in rates.items()}
-        self._stage = LimitStage().with_text({**options, "burst": burst})
+        self._stage = LimitStage().with_text({**options, "burst": str(burst)})
 
     def stage(self) -> LimitStage:
         """Return the limits."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, TextIO, cast
 
 from vhostblk.disk.api import Disk
+from vhostblk.disk.given import check_path, check_switch
 from vhostblk.disk.grammar import parse_switch
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.record import RecordStage
@@ -45,8 +46,8 @@ class Log(StageLayer):
 
     def __init__(self, below: object, *, on: bool = True, file: str = "") -> None:
         super().__init__(below)
-        self._on = on
-        self._file = file
+        self._on = check_switch(on, "on")
+        self._file = check_path(file, "file")
         self._out: TextIO | None = None
         self._teller: _Teller | None = None
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.disk.call import run
-from vhostblk.disk.grammar import parse_size
+from vhostblk.disk.given import check_number
+from vhostblk.disk.grammar import MAX_SIZE, parse_size
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.partition import PartitionStage
 from vhostblk.disk.stage import StageLayer
@@ -24,14 +25,17 @@ class Offset(StageLayer):
         below: Any disk.
         start: First byte; a multiple of its block size.
         size: Bytes, likewise; None: all behind *start*, though the disk below becomes larger.
+
+    Raises:
+        VhostBlkError: A number is none, or negative.
     """
 
     name: ClassVar[str] = "offset"
 
     def __init__(self, below: object, *, start: int, size: int | None = None) -> None:
         super().__init__(below)
-        self._start = start
-        self._size = size
+        self._start = check_number(start, "start", most=MAX_SIZE)
+        self._size = None if size is None else check_number(size, "size", least=1, most=MAX_SIZE)
 
     async def open(self) -> None:
         """

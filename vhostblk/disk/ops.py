@@ -34,15 +34,13 @@ def ops_of(names: Collection[str]) -> frozenset[Op]:
     Return kinds of requests by their names.
 
     Raises:
-        VhostBlkError: There is no such kind.
+        VhostBlkError: There is no such kind, or none is named.
     """
-    try:
-        return frozenset(map(Op, names))
-    except ValueError:
-        written = "+".join(names)
-        raise VhostBlkError(
-            f"ops={written}: write some of {', '.join(Op)}, with + between them"
-        ) from None
+    some = {op for op in Op if op in names}
+    if some and some.issuperset(names):
+        return frozenset(some)
+    written = "+".join(map(str, names))
+    raise VhostBlkError(f"ops={written}: write some of {', '.join(Op)}, with + between them")
 
 
 def ops_text(ops: Collection[Op]) -> str:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.disk.call import Calls, run
+from vhostblk.disk.given import check_number
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.numbers import parse_number
 from vhostblk.disk.parts import MAX_PARTS, Part, find
@@ -37,13 +38,16 @@ class Partition(StageLayer):
     Args:
         below: Any disk.
         number: Which, from 1; those inside an extended partition have 5 and more.
+
+    Raises:
+        VhostBlkError: No partition has that number.
     """
 
     name: ClassVar[str] = "partition"
 
     def __init__(self, below: object, *, number: int) -> None:
         super().__init__(below)
-        self._number = number
+        self._number = check_number(number, "number", least=1, most=MAX_PARTS)
         self._part = Part(0, 0)
 
     async def open(self) -> None:

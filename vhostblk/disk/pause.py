@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vhostblk.disk.api import Disk
 from vhostblk.disk.call import BY_DEVICE, Pending, run
+from vhostblk.disk.given import check_path, check_switch
 from vhostblk.disk.grammar import parse_switch
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.ops import ALL, Op, ops_of, parse_ops
@@ -76,7 +77,9 @@ class Pause(Layer):
         file: str = "",
     ) -> None:
         super().__init__(below)
-        self._set = _Settings(paused=paused, ops=ops_of(ops), file=file)
+        self._set = _Settings(
+            paused=check_switch(paused, "paused"), ops=ops_of(ops), file=check_path(file, "file")
+        )
         self._held = 0
         self._changed = asyncio.Event()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from vhostblk.disk.api import Disk
+from vhostblk.disk.given import check_path
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.stage import Bound, BoundRecorder, StageLayer
 from vhostblk.disk.taker import Taker
@@ -77,7 +78,9 @@ class Record(StageLayer):
         self, below: object, *, path: str | os.PathLike[str], payload: str = "none"
     ) -> None:
         super().__init__(below)
-        self._path = Path(path)
+        if not path:
+            raise VhostBlkError("record: path is empty: write the name of a file")
+        self._path = Path(check_path(path, "record: path"))
         self._payload = _payload(payload)
         self._fd = -1
         self._header = Header(size=0)

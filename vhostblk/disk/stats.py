@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from vhostblk.disk.api import Disk
+from vhostblk.disk.given import check_path
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.ops import Op
 from vhostblk.disk.stage import StageLayer
@@ -41,7 +42,7 @@ class Stats(StageLayer):
 
     def __init__(self, below: object, *, file: str = "") -> None:
         super().__init__(below)
-        self._file = file
+        self._file = check_path(file, "file")
 
     def stage(self) -> StatsStage:
         """Return that it counts."""

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from vhostblk.disk.api import Disk, DiskInfo
-from vhostblk.disk.grammar import parse_size
+from vhostblk.disk.given import check_number
+from vhostblk.disk.grammar import MAX_SIZE, parse_size
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.partition import PartitionStage
 from vhostblk.disk.stage import StageLayer
@@ -23,14 +24,17 @@ class Truncate(StageLayer):
         below: Any disk.
         size: Bytes at most; None: all.
         round_down: The size becomes a multiple of so many bytes; 0: as it is.
+
+    Raises:
+        VhostBlkError: A number is none, or negative.
     """
 
     name: ClassVar[str] = "truncate"
 
     def __init__(self, below: object, *, size: int | None = None, round_down: int = 0) -> None:
         super().__init__(below)
-        self._size = size
-        self._round = round_down
+        self._size = None if size is None else check_number(size, "size", least=1, most=MAX_SIZE)
+        self._round = check_number(round_down, "round_down", most=MAX_SIZE)
 
     async def open(self) -> None:
         """

@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.disk.call import Pending, run
+from vhostblk.disk.given import check_path
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.steps import Steps, Turns, walk
 from vhostblk.disk.store import Store, open_store
@@ -63,7 +64,7 @@ class Verify(Layer):
         on_mismatch: str = OnMismatch.ERROR,
     ) -> None:
         super().__init__(below)
-        self._path = os.fspath(file)
+        self._path = check_path(file, "verify: file")
         self._on_mismatch = _on_mismatch(on_mismatch)
         self._turns = Turns()
         self._open: Sums | None = None

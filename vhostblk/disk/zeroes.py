@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from vhostblk.disk.api import Disk
 from vhostblk.disk.call import Pending
+from vhostblk.disk.given import check_switch
 from vhostblk.disk.grammar import parse_switch
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.errors import VhostBlkError
@@ -34,7 +35,7 @@ class Zeroes(Layer):
 
     def __init__(self, below: object, *, unmap: bool = False) -> None:
         super().__init__(below)
-        self._unmap = unmap
+        self._unmap = check_switch(unmap, "unmap")
         self._block = 0
         self._longest = 0
         self._writes = 0
