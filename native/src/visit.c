@@ -164,14 +164,33 @@ static void give(struct vhb_queue *q, uint32_t ask, uint32_t event)
         vhb_queue_post(q, event);
 }
 
+/* Touching the ring outside a visit: memory that is lost there breaks the queue at the next one. */
+static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
+{
+    if (vhb_fault_seen() != lost)
+        vhb_doom(q, VHB_MEMORY_GONE, next_at(q), 0);
+}
+
+/* Leave a ring that somebody else may serve next, who does not know that it wants no kicks. */
+static void unquiet(struct vhb_queue *q)
+{
+    if (!q->loaded || !q->quiet || q->broken)
+        return;
+    uint32_t lost = vhb_fault_seen();
+    q->ring->arm(q);
+    doom_if_lost(q, lost);
+}
+
 /* Do what the control plane asked, if its time has come. */
 static void answer(struct vhb_queue *q, uint32_t ask)
 {
     bool idle = q->in_flight == 0 && !q->done && !q->order_first && !vhb_may_take(q, ask);
-    if (ask == VHB_ASK_PARK)
+    if (ask == VHB_ASK_PARK) {
         give(q, ask, VHB_PARKED);
-    else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle)
+    } else if ((ask == VHB_ASK_DRAIN || ask == VHB_ASK_CANCEL) && idle) {
+        unquiet(q);
         give(q, ask, VHB_DRAINED);
+    }
 }
 
 static void check_memory(struct vhb_queue *q)
@@ -252,13 +271,6 @@ int vhb_queue_serve(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     if (q->disk->ops->flush)
         q->disk->ops->flush(q->disk);
     return n;
-}
-
-/* Touching the ring outside a visit: memory that is lost there breaks the queue at the next one. */
-static void doom_if_lost(struct vhb_queue *q, uint32_t lost)
-{
-    if (vhb_fault_seen() != lost)
-        vhb_doom(q, VHB_MEMORY_GONE, next_at(q), 0);
 }
 
 static bool may_pop(struct vhb_queue *q)

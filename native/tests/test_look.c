@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "rig.h"
+#include "visit.h"
 
 enum { NEVER_MINE = 50, REQUESTS = 3, LATER_US = 11000 };
 
@@ -169,6 +170,24 @@ static void test_a_drained_ring_is_not_looked_at(void)
     }
 }
 
+/* Whoever serves the ring next may not know that it wanted no kicks for a while. */
+static void test_a_drained_ring_asks_for_kicks(void)
+{
+    for (size_t i = 0; i < 4; i++) {
+        const struct ring *ring = &rings[i];
+        struct rig rig;
+        open_ring(&rig, ring, false);
+        do_some(&rig, ring);
+        rig_pass(&rig); /* it has looked for more */
+        uint32_t asks = get32(&rig, event_of(ring));
+        vhb_queue_quiet(rig.queue);
+        CHECK((get32(&rig, event_of(ring)) == asks) == (ring->event_idx && !ring->packed));
+        rig_drain(&rig);
+        CHECK_EQ(get32(&rig, event_of(ring)), asks);
+        rig_close(&rig);
+    }
+}
+
 CHECK_MAIN(TEST(who_sleeps_unheard_is_called_once), TEST(who_is_up_to_date_is_not_called),
            TEST(a_sleeping_worker_looks_again), TEST(who_asks_for_kicks_looks_again),
-           TEST(a_drained_ring_is_not_looked_at))
+           TEST(a_drained_ring_is_not_looked_at), TEST(a_drained_ring_asks_for_kicks))
