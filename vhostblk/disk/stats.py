@@ -69,10 +69,10 @@ class Stats(StageLayer):
             row = {name: counted.get(f"{op} {name}", 0) for name in COUNTED}
             if row["requests"]:
                 told |= {f"{op} {name}": row[name] for name in COUNTED if name != "sum_ns"}
-                told[f"{op} mean_us"] = round(row["sum_ns"] / row["requests"] / 1000, 1)
+                told[f"{op} mean_us"] = _us(row["sum_ns"] / row["requests"])
                 times = [counted.get(f"{op} {i}", 0) for i in range(BUCKETS)]
                 for share in _SHARES:
-                    told[f"{op} p{share}_us"] = round(_at(times, share) / 1000, 1)
+                    told[f"{op} p{share}_us"] = _us(_at(times, share))
         return told
 
     def text(self) -> str:
@@ -88,6 +88,11 @@ def build(below: Disk, options: Mapping[str, str]) -> Layer:
 def counters() -> tuple[str, ...]:
     """Return the names of what the core counts, in its order."""
     return tuple(f"{op} {name}" for op in Op for name in (*COUNTED, *range(BUCKETS)))
+
+
+def _us(ns: float) -> float:
+    """Return microseconds; where they are less than one, to the nanosecond."""
+    return round(ns / 1000, 1 if ns >= 1000 else 3)  # noqa: PLR2004 - one
 
 
 def _at(times: list[int], share: int) -> int:
