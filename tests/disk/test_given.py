@@ -93,7 +93,7 @@ WRONG = [
     (Truncate, {"size": 0}, NUMBER),
     (Truncate, {"size": -4096}, NUMBER),
     (Truncate, {"round_down": -4096}, NUMBER),
-    (Verify, {"on_mismatch": "panic"}, "write on"),
+    (Verify, {"on_mismatch": "panic"}, "write on-mismatch="),
     (Verify, {"file": "a\0b"}, NAME),
     (Zeroes, {"unmap": "off"}, SWITCH),
 ]

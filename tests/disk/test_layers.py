@@ -33,6 +33,7 @@ def test_a_layer_is_what_its_row_says(name: str) -> None:
     module = layer_module(name)
     assert module.FORM.split("[")[0].split(":")[0] == name
     assert all(f"{option}=" in module.FORM for option in module.OPTIONS)
+    assert not any("_" in option for option in module.OPTIONS)
     made = _class(name)
     assert all(callable(getattr(made, command)) for command in made.commands)
 

@@ -166,7 +166,7 @@ def test_a_fault_is_found_by_the_next_read(fault: str, caplog: pytest.LogCapture
 
 
 def test_a_warning_leaves_the_read_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """With on_mismatch=warn the guest has what is there; it can be set while it serves."""
+    """With on-mismatch=warn the guest has what is there; it can be set while it serves."""
 
     async def check() -> None:
         disk = Faulty("lose")
@@ -175,7 +175,7 @@ def test_a_warning_leaves_the_read_alone(caplog: pytest.LogCaptureFixture) -> No
         await ask(calls, Request("write", 3, 1, 7))
         assert await ask(calls, Request("read", 3)) == BASE[3 * SECTOR : 4 * SECTOR]
         assert "verify: 512 bytes at 1536" in caplog.text
-        verify.change({"on_mismatch": "error"})
+        verify.change({"on-mismatch": "error"})
         assert await refused(calls, Request("read", 3))
         with pytest.raises(VhostBlkError, match="'file' cannot be changed"):
             verify.change({"file": "x"})
@@ -283,5 +283,5 @@ def test_what_others_have_changed_raises_no_alarm() -> None:
 
 def test_a_bad_answer_is_refused() -> None:
     """In one line that says what to write."""
-    with pytest.raises(VhostBlkError, match="write on_mismatch=error or on_mismatch=warn"):
-        build(Null(SIZE), {"on_mismatch": "panic"})
+    with pytest.raises(VhostBlkError, match="write on-mismatch=error or on-mismatch=warn"):
+        build(Null(SIZE), {"on-mismatch": "panic"})

@@ -25,8 +25,8 @@ from vhostblk.errors import VhostBlkError
 
 log = logging.getLogger(__name__)
 
-OPTIONS = frozenset({"file", "on_mismatch"})
-FORM = "verify[:file=PATH][,on_mismatch=error|warn]"
+OPTIONS = frozenset({"file", "on-mismatch"})
+FORM = "verify[:file=PATH][,on-mismatch=error|warn]"
 
 LINES = 32
 """How many blocks are told of; of more, only how many."""
@@ -87,7 +87,7 @@ class Verify(Layer):
         """Return what it is set to, what it has compared, and what was something else."""
         return {
             "file": self._path or None,
-            "on_mismatch": self._on_mismatch.value,
+            "on-mismatch": self._on_mismatch.value,
             "checked": self._checked,
             "mismatches": self._bad,
         }
@@ -95,9 +95,9 @@ class Verify(Layer):
     def change(self, values: Mapping[str, str]) -> None:
         """Set what becomes of a read."""
         for key in values:
-            if key != "on_mismatch":
+            if key != "on-mismatch":
                 super().change({key: ""})
-        self._on_mismatch = _on_mismatch(values.get("on_mismatch", self._on_mismatch))
+        self._on_mismatch = _on_mismatch(values.get("on-mismatch", self._on_mismatch))
 
     async def scrub(self) -> Mapping[str, Value]:
         """
@@ -383,7 +383,7 @@ def build(below: Disk, options: Mapping[str, str]) -> Layer:
     return Verify(
         below,
         file=options.get("file", ""),
-        on_mismatch=options.get("on_mismatch", OnMismatch.ERROR),
+        on_mismatch=options.get("on-mismatch", OnMismatch.ERROR),
     )
 
 
@@ -392,5 +392,5 @@ def _on_mismatch(text: str) -> OnMismatch:
         return OnMismatch(text)
     except ValueError:
         raise VhostBlkError(
-            f"verify: on_mismatch={text}: write on_mismatch=error or on_mismatch=warn"
+            f"verify: on-mismatch={text}: write on-mismatch=error or on-mismatch=warn"
         ) from None
