@@ -239,7 +239,7 @@ def _layer(text: str, whole: str) -> LayerSpec:
             f"for a file of that name write file:{_doubled(whole.replace('||', '|'))}"
         )
     rest = text[match.end() :]
-    hint = f"a layer has only such: write {match[1]}:key=value, and a disk last, behind the bars"
+    hint = f"a layer has only such: write {match[1]}:key=value; a disk comes last, layers before it"
     return LayerSpec(match[1], _options(_split(rest), whole, hint) if rest else {})
 
 
