@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from vhostblk.cli import backend_command, ctl, main, trace
+from vhostblk.cli import backend_command, ctl, luks, main, trace
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 USAGE = re.compile(
@@ -39,6 +39,7 @@ def help_text(program: str) -> str:
 PROGRAMS = ["vhostblk", *(f"vhostblk {name}" for name in main.COMMANDS)]
 PROGRAMS += [f"vhostblk ctl {name}" for name in ctl.ctl.commands]
 PROGRAMS += [f"vhostblk trace {name}" for name in trace.trace.commands]
+PROGRAMS += [f"vhostblk luks {name}" for name in luks.luks.commands]
 PROGRAMS.append("vhostblk-backend")
 
 

@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "libvirt-xml": "libvirt_xml",
     "powercut": "powercut",
     "trace": "trace",
+    "luks": "luks",
     "demo": "demo",
     "bench": "bench",
     "upgrade": "upgrade",
