@@ -141,6 +141,21 @@ def test_a_log_without_a_file_is_the_server_s(
     assert until(lambda: " q0 write 4096+4096: ok in " in caplog.text)
 
 
+def test_a_log_whose_file_is_full_goes_on_in_the_server_s(
+    server: Serving, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No line is lost, the first that found no room among them; said once, and closed in order."""
+    caplog.set_level(logging.INFO)
+    guest = connect(server.add(make("log:file=/dev/full|memory:1M")))
+    for sector in range(3):
+        guest.write(sector, bytes(512))
+    assert until(lambda: caplog.text.count(" q0 write ") == 3)
+    guest.close()
+    server.stop()
+    assert caplog.text.count("No space left on device; its lines go on here") == 1
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_leaves_what_was_under_way(
     vhost_user_guest: Connect, tmp_path: Path

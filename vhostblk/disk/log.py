@@ -5,6 +5,7 @@ The core makes records, as for a trace, and a thread makes lines of them: no req
 What it cannot keep up with is counted, and said.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -126,19 +127,21 @@ class Log(StageLayer):
             await super().close()
 
     def _close_file(self) -> None:
-        if self._out is not None:
-            self._out.close()
-            self._out = None
+        out, self._out = self._out, None
+        if out is not None:
+            with contextlib.suppress(OSError):  # what it did not take it tries to write once more
+                out.close()
 
     def _tell(self, text: str) -> None:
-        if self._out is None:
-            log.info("%s", text)
-            return
-        try:
-            self._out.write(text + "\n")
-        except OSError as error:
-            log.warning("%s: %s; its lines go on here", self._file, error.strerror)
-            self._close_file()
+        if self._out is not None:
+            try:
+                self._out.write(text + "\n")
+            except OSError as error:
+                log.warning("%s: %s; its lines go on here", self._file, error.strerror)
+                self._close_file()
+            else:
+                return
+        log.info("%s", text)
 
 
 class _Teller:
