@@ -107,6 +107,19 @@ def test_what_cannot_be_is_said_in_a_line(
     assert not list(Path("/dev/shm").glob("vhostblk-powercut-*/master"))
 
 
+def test_what_a_state_is_made_of_is_not_written_over(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the recording nor the image from before it."""
+    image = tmp_path / "start.img"
+    image.write_bytes(b"i" * SIZE)
+    before = path.read_bytes()
+    for keep in (path, image):
+        assert ended(path, "--image", image, "--at", "2", "--keep", keep) == 2
+        assert f"{keep} is what it is made of: name another file" in capsys.readouterr().err
+    assert (path.read_bytes(), image.read_bytes()) == (before, b"i" * SIZE)
+
+
 def test_a_recording_without_payloads_says_how_to_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -201,6 +201,20 @@ def test_what_cannot_be_is_said_in_a_line(
     assert why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("export", "--to", "fio", "-o"), ("plot",)], ids=lambda w: w[0])
+def test_a_recording_is_not_written_over(
+    capsys: pytest.CaptureFixture[str], recording: Path, words: tuple[str, ...]
+) -> None:
+    """A wrong name, be it another one of the same file, must not cost a recording."""
+    before = recording.read_bytes()
+    other = recording.with_suffix(".svg")
+    other.hardlink_to(recording)
+    command, *rest = words
+    assert main.main(["trace", command, str(recording), *rest, str(other)]) == 2
+    assert "is what it is made of: name another file" in capsys.readouterr().err
+    assert recording.read_bytes() == before
+
+
 @pytest.mark.slow
 def test_replay_on_somebody_else_s_back_end(
     capsys: pytest.CaptureFixture[str], recording: Path, tmp_path: Path

@@ -340,3 +340,19 @@ def verbosity(command: _F) -> _F:
     )
     quiet = click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only.")
     return quiet(verbose(command))
+
+
+def keep_apart(output: Path | None, option: str, *inputs: Path | None) -> None:
+    """
+    See that what is written is none of the files that are read for it: it would be lost.
+
+    Raises:
+        click.BadParameter: It is one.
+    """
+    for one in inputs:
+        if output is None or one is None or not (output.exists() and one.exists()):
+            continue
+        if output.samefile(one):
+            raise click.BadParameter(
+                f"{output} is what it is made of: name another file.", param_hint=f"'{option}'"
+            )

@@ -207,6 +207,7 @@ def powercut(
       vhostblk powercut disk.trace --flushes --seeds 20 --check './check.py {}'
       vhostblk powercut disk.trace --at 812 --seed 3 --keep bad.img
     """  # noqa: D301 - \b keeps click from joining the lines of the examples
+    options.keep_apart(keep, "--keep", recording, image)
     one = at is not None and seed is not None
     plan = Plan(
         at=at or frozenset(),

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from vhostblk.cli import trace_target
+from vhostblk.cli import options, trace_target
 from vhostblk.cli.report import Status
 from vhostblk.cli.seconds import timeout_option
 from vhostblk.disk.grammar import parse_time
@@ -191,6 +191,7 @@ def export(
     """Write RECORDING as other tools write and read it."""
     if not name or any(letter.isspace() for letter in name):
         raise VhostBlkError(f"--name {name!r}: an iolog has no blanks in names: write another")
+    options.keep_apart(output, "--output", recording)
     chosen = choose(recording, segment)
     out = exports.fio(chosen, name) if form == "fio" else exports.blktrace(chosen)
     with contextlib.ExitStack() as stack:
@@ -211,6 +212,7 @@ def plot(recording: Path, picture: Path, *, segment: int | None) -> None:
     Where requests went over time, how long they took, and how large they were.  Drawn by
     matplotlib: `pip install vhostblk[plot]`.
     """
+    options.keep_apart(picture, "PICTURE", recording)
     requests = list(choose(recording, segment).requests())
     if not requests:
         raise VhostBlkError(f"{recording} has no requests: there is nothing to draw")
