@@ -1,5 +1,6 @@
 """Layers that the C core runs, through real virtqueues of both formats."""
 
+import logging
 import random
 import subprocess
 import time
@@ -11,6 +12,7 @@ from server_kit.serving import Serving, serving, until
 
 from vhostblk.disk.make import make
 from vhostblk.engine.api import OnError
+from vhostblk.errors import VhostBlkError
 from vhostblk.guest import Guest, Range, Request, StatusError
 from vhostblk.server.jsonrpc import Json
 
@@ -238,6 +240,18 @@ def test_stats_count_at_their_place(server: Serving, connect: Connect, tmp_path:
     guest.close()
     server.stop()
     assert "flush requests: " in text.read_text()
+
+
+def test_a_file_of_stats_that_cannot_be_written(
+    server: Serving, connect: Connect, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong name is refused at the start; a disk that is full at the end is said in a line."""
+    with pytest.raises(VhostBlkError, match="nowhere/x: No such file or directory"):
+        server.add(make(f"stats:file={tmp_path}/nowhere/x|memory:1M"))
+    connect(server.add(make("stats:file=/dev/full|memory:1M"))).close()
+    server.stop()
+    (said,) = [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert said.getMessage().startswith("stats: /dev/full: No space left on device: ")
 
 
 # ---- partition ---------------------------------------------------------------------------------

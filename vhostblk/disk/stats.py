@@ -1,5 +1,6 @@
 """A layer that counts what passes, and how long it takes from there on; run by the C core."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from vhostblk.disk.given import check_path
 from vhostblk.disk.layer import Layer, Value
 from vhostblk.disk.ops import Op
 from vhostblk.disk.stage import StageLayer
+from vhostblk.errors import VhostBlkError
+
+log = logging.getLogger(__name__)
 
 OPTIONS = frozenset({"file"})
 FORM = "stats[:file=PATH]"
@@ -48,11 +52,27 @@ class Stats(StageLayer):
         """Return that it counts."""
         return StatsStage()
 
+    async def open(self) -> None:
+        """
+        Open the disk below.
+
+        Raises:
+            VhostBlkError: The file cannot be written: said now, not when all is counted.
+        """
+        if self._file:
+            try:
+                Path(self._file).open("a").close()  # noqa: ASYNC230 - only looked at
+            except OSError as error:
+                raise VhostBlkError(f"stats: {self._file}: {error.strerror}") from error
+        await super().open()
+
     async def close(self) -> None:
         """Write the file, and close the disk below."""
         try:
             if self._file and self.bound is not None:
                 Path(self._file).write_text(self.text())  # noqa: ASYNC240 - short, and the last
+        except OSError as error:
+            log.error("stats: %s: %s: what was counted is not there", self._file, error.strerror)  # noqa: TRY400 - a line says it
         finally:
             await super().close()
 
