@@ -24,7 +24,8 @@ from vhostblk.cli import main
         (
             ["foo:x"],
             (
-                "foo:x: no disk has the scheme 'foo' (there are file, memory, null, python);"
+                "foo:x: no disk has the scheme 'foo' (there are file, memory, null,"
+                " nbd, nbd+unix, nbds, nbds+unix, python);"
                 " for a file of that name write file:foo:x"
             ),
         ),

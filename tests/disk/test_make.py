@@ -77,7 +77,10 @@ def test_layers_are_made_in_front_of_their_disk() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("foo:x", "no disk has the scheme 'foo' .there are file, memory, null, python"),
+        (
+            "foo:x",
+            "no disk has the scheme 'foo' .there are file, memory, null, nbd, nbd.unix, nbds",
+        ),
         ("foo:x", "for a file of that name write file:foo:x"),
         ("file:", "something is missing behind the colon: write file:PATH"),
         ("memory:", "something is missing behind the colon: write memory:SIZE"),

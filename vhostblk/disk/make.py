@@ -12,10 +12,12 @@ from typing import TypeVar, cast
 
 from vhostblk.disk.api import Disk, FileIo
 from vhostblk.disk.file import CacheMode, File, Locking, LockWhen
-from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch
+from vhostblk.disk.grammar import DiskSpec, parse, parse_size, parse_switch, parse_time
 from vhostblk.disk.layers import LAYERS, check, stack
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.memory import Memory
+from vhostblk.disk.nbd import Nbd
+from vhostblk.disk.nbd_where import FORM, where
 from vhostblk.disk.null import Null
 from vhostblk.disk.python import load
 from vhostblk.errors import VhostBlkError
@@ -194,6 +196,11 @@ def _python(spec: DiskSpec) -> Disk:
     return load(spec.body, spec.options)
 
 
+def _nbd(spec: DiskSpec) -> Disk:
+    timeout = parse_time(spec.options.get("timeout", "30s"), "timeout")
+    return Nbd(where(spec.scheme, spec.body, spec.options), timeout=timeout / 1e9)
+
+
 def _size(spec: DiskSpec) -> int:
     size = parse_size(spec.body, f"{spec.scheme}: size")
     if not size or size % _SECTOR:
@@ -222,5 +229,9 @@ SCHEMES: Mapping[str, Scheme] = {
     ),
     "memory": Scheme(_memory, frozenset({"memfd"}), "memory:SIZE[,memfd=on], e.g. memory:4G"),
     "null": Scheme(_null, frozenset({"zero"}), "null:SIZE[,zero=off]"),
+    "nbd": Scheme(_nbd, frozenset({"export", "timeout"}), FORM),
+    "nbd+unix": Scheme(_nbd, frozenset({"timeout"}), "nbd+unix:///EXPORT?socket=PATH"),
+    "nbds": Scheme(_nbd, frozenset({"timeout"}), "nbds://HOST[:PORT]/EXPORT"),
+    "nbds+unix": Scheme(_nbd, frozenset({"timeout"}), "nbds+unix:///EXPORT?socket=PATH"),
     "python": Scheme(_python, None, "python:module:Class[,arg=value,…]"),
 }
