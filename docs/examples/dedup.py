@@ -31,8 +31,11 @@ class Dedup(vhostblk.Disk):
 
     def open(self) -> None:
         """Open the file, and see that it is for a disk of this size."""
-        self.store = sqlite3.connect(self.path, isolation_level=None)
-        self.store.executescript(TABLES)
+        try:
+            self.store = sqlite3.connect(self.path, isolation_level=None)
+            self.store.executescript(TABLES)
+        except sqlite3.Error as error:
+            raise vhostblk.VhostBlkError(f"{self.path}: {error}") from error
         (known,) = self.store.execute("SELECT max(size) FROM about").fetchone()
         if known is None:
             self.store.execute("INSERT INTO about VALUES (?)", [self.size])

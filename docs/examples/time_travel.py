@@ -42,6 +42,10 @@ class Versions(vhostblk.Disk):
             raise vhostblk.VhostBlkError(
                 f"{self.path} is served already: add ,at=VERSION"
             ) from None
+        mark = os.pread(self.fd, len(BLOCK_MARK), 0)
+        if not any(one.startswith(mark) for one in (BLOCK_MARK, VERSION_MARK)):
+            os.close(self.fd)  # what is behind the last version is cut off: here, all of it
+            raise vhostblk.VhostBlkError(f"{self.path} is no log, and is left as it is")
         end = self.replay()
         if self.at is not None and self.version != self.at:
             os.close(self.fd)

@@ -155,6 +155,23 @@ def test_what_was_not_flushed_goes_with_a_crash(
     assert vhost_user_guest(server.add(make(text), name="d2")).read(0, BLOCK) == X
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    [("time_travel", "disk.log", "is no log"), ("dedup", "store.db", "file is not a database")],
+)
+def test_a_file_of_something_else_is_left_alone(
+    kind: str, name: str, why: str, server: Serving, tmp_path: Path
+) -> None:
+    """A wrong name must not cost an image."""
+    path = tmp_path / name
+    text = disks(tmp_path)[kind]
+    assert str(path) in text
+    path.write_bytes(X)
+    with pytest.raises(VhostBlkError, match=f"{path}.* {why}"):
+        server.add(make(text))
+    assert path.read_bytes() == X
+
+
 def test_two_that_append_to_one_log_are_one_too_many(server: Serving, tmp_path: Path) -> None:
     """The second is told that an older version can be looked at; nothing is lost."""
     text = disks(tmp_path)["time_travel"]
