@@ -215,6 +215,22 @@ def test_a_recording_is_not_written_over(
     assert recording.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "words", [("export", "--to", "fio"), ("replay", "--disk", "null:1M"), ("show",)]
+)
+def test_a_recording_that_was_cut_short_is_used_as_far_as_it_is_whole(
+    capsys: pytest.CaptureFixture[str], recording: Path, words: tuple[str, ...]
+) -> None:
+    """And that it is short is said."""
+    with recording.open("ab") as file:
+        file.write(b"torn")
+    command, *rest = words
+    main.main(["trace", command, str(recording), *rest])
+    said = capsys.readouterr()
+    assert "the last block was not written to its end" in said.err
+    assert said.out
+
+
 @pytest.mark.slow
 def test_replay_on_somebody_else_s_back_end(
     capsys: pytest.CaptureFixture[str], recording: Path, tmp_path: Path

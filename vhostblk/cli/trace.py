@@ -37,6 +37,14 @@ def _recording(command: _F) -> _F:
     return name(number(command))
 
 
+def _chosen(recording: Path, segment: int | None) -> Segment:
+    """Return a segment; say what is wrong with the recording, as that is missing here."""
+    damage = read(recording).damage
+    if damage is not None:
+        click.echo(f"{recording}: {damage}", err=True)
+    return choose(recording, segment)
+
+
 @click.group("trace", short_help="Look at a recording, do it again, draw it, export it.")
 def trace() -> None:
     """
@@ -192,7 +200,7 @@ def export(
     if not name or any(letter.isspace() for letter in name):
         raise VhostBlkError(f"--name {name!r}: an iolog has no blanks in names: write another")
     options.keep_apart(output, "--output", recording)
-    chosen = choose(recording, segment)
+    chosen = _chosen(recording, segment)
     out = exports.fio(chosen, name) if form == "fio" else exports.blktrace(chosen)
     with contextlib.ExitStack() as stack:
         to = sys.stdout if output is None else stack.enter_context(output.open("w"))
@@ -213,7 +221,7 @@ def plot(recording: Path, picture: Path, *, segment: int | None) -> None:
     matplotlib: `pip install vhostblk[plot]`.
     """
     options.keep_apart(picture, "PICTURE", recording)
-    requests = list(choose(recording, segment).requests())
+    requests = list(_chosen(recording, segment).requests())
     if not requests:
         raise VhostBlkError(f"{recording} has no requests: there is nothing to draw")
     draw(requests, picture, recording.name)
@@ -269,7 +277,7 @@ def replay(
     """
     if (disk is None) == (socket_path is None):
         raise click.UsageError("Give one of --disk and --socket-path.")
-    chosen = choose(recording, segment)
+    chosen = _chosen(recording, segment)
     requests = sorted(chosen.requests(), key=lambda one: one.submitted.seq)
     if not requests:
         raise VhostBlkError(f"{recording} has no requests")
