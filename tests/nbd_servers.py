@@ -1,6 +1,7 @@
 """Real NBD servers for tests, each on a Unix socket of its own."""
 
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -41,9 +42,13 @@ class NbdServer:
 
     def kill(self) -> None:
         """End it as a crash does: nothing of the socket is left."""
+        self.end(signal.SIGKILL)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it by a signal, if it runs."""
         if self._process is None:
             return
-        self._process.kill()
+        self._process.send_signal(number)
         self._process.wait()
         self._process = None
         self.socket.unlink(missing_ok=True)

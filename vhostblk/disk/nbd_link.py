@@ -6,6 +6,7 @@ of them is the disk's, in `nbd`.
 """
 
 import asyncio
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -89,7 +90,7 @@ class Link:
         """See what is over, and what the library waits for now."""
         gone = self._handle.is_gone
         while number := self._handle.completed():
-            self._end(number, gone=gone)
+            gone = self._end(number, gone=gone)
         if gone:
             self.close()
             self._on_lost()
@@ -101,12 +102,16 @@ class Link:
             self._loop.remove_writer(self._fd)
         self._writer = writes
 
-    def _end(self, number: int, *, gone: bool) -> None:
+    def _end(self, number: int, *, gone: bool) -> bool:
+        """Tell how a command has ended; return whether the connection is of use no more."""
         future, _ = self._waiting.pop(number)
         try:
             self._handle.call("aio_command_completed", number)
         except OSError as error:
-            # Of a connection that has ended every command fails, whatever the server has done.
+            # Of a connection that has ended every command fails, whatever the server has done.  A
+            # server that is told to end says so, and does none of what comes then.
+            gone = gone or error.errno == errno.ESHUTDOWN
             future.set_exception(LostError() if gone else error)
         else:
             future.set_result(None)
+        return gone
