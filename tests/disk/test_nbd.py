@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from nbd_servers import nbdkit
 
-from vhostblk.disk import carry
+from vhostblk.disk import carry, nbd
 from vhostblk.disk.layer import take_apart
 from vhostblk.disk.make import make
 from vhostblk.disk.nbd import Nbd
@@ -88,6 +88,21 @@ def test_a_stable_write_is_one_for_the_server(
         " ".join((name, flag[0]) if flag else (name,))
         for (name, _), flag in zip(seen, flags, strict=True)
     ] == written
+
+
+def test_what_is_kept_for_another_server_has_a_bound(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more the disk flushes by itself, and keeps none."""
+    monkeypatch.setattr(nbd, "MOST_UNSTABLE", 10_000)
+
+    async def check(disk: Nbd) -> None:
+        for at in range(5):
+            await disk.write(at * 4096, [memoryview(bytes(4096))])
+
+    with_disk(place, check, "--filter=log", "memory", "1M", f"logfile={place}/log")
+    seen = re.findall(r"connection=\d+ (Write|Flush) id", (place / "log").read_text())
+    assert seen == ["Write", "Write", "Flush", "Write", "Write", "Flush", "Write"]
 
 
 def test_a_write_that_was_given_up_ends_with_the_servers_answer(place: Path) -> None:

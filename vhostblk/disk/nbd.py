@@ -7,13 +7,14 @@ copied once, between guest memory and a buffer of the command's own: a command t
 where a request has many pieces, it can be sent again, and one that was given up writes nowhere.
 
 A connection that is lost is made anew in the background; requests are held meanwhile, and those
-that had no answer are sent again, up to a time.
+that had no answer are sent again, up to a time.  Before them goes whatever has changed since the
+last flush: the server may have lost it.
 """
 
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ctypes import addressof, c_char
 from dataclasses import dataclass
 from threading import Event
@@ -21,6 +22,7 @@ from threading import Event
 from vhostblk.disk import libnbd
 from vhostblk.disk.api import Disk, DiskInfo
 from vhostblk.disk.nbd_link import Link, LostError
+from vhostblk.disk.nbd_unstable import Send, Unstable
 from vhostblk.disk.nbd_where import Where
 from vhostblk.errors import VhostBlkError
 
@@ -30,11 +32,11 @@ CONNECT_SECONDS = 10.0
 """How long one attempt to connect may take."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
 """Seconds between attempts: twice as long each time."""
+MOST_UNSTABLE = 32 << 20
+"""Bytes that are kept for the next server; with more the disk flushes by itself."""
 _SECTOR = 512
 _LARGEST_BLOCK = 4096  # a Linux guest refuses blocks larger than its pages
 _LONGEST = 32 << 20  # what a server takes that does not say (NBD protocol, "Block sizes")
-
-_Send = Callable[[Link], asyncio.Future[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,8 @@ class Nbd(Disk):
         self._lost_at = 0.0
         self._called_off = Event()
         self._again: asyncio.Task[None] | None = None
+        self._unstable = Unstable()
+        self._emptying = asyncio.Lock()
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -81,6 +85,7 @@ class Nbd(Disk):
             VhostBlkError: No server, no such export, or one that cannot be a disk.
         """
         self._called_off, self._back = Event(), asyncio.Event()
+        self._unstable, self._emptying = Unstable(), asyncio.Lock()
         try:
             handle = await self._connect()
         except OSError as error:
@@ -92,7 +97,8 @@ class Nbd(Disk):
             handle.close()
             raise
         self._export = export
-        self._use(handle)
+        self._link = Link(handle, self._lose)
+        self._back.set()
 
     async def close(self) -> None:
         """Hang up; whatever is under way ends."""
@@ -162,40 +168,57 @@ class Nbd(Disk):
                     "aio_pwrite", piece, size, offset + at, libnbd.NOBODY, flags, keep=piece
                 )
 
-            await self._do(send, changes=True)
+            await self._change(send, len(piece))
         if fua and not flags:
             await self.flush()
 
     async def flush(self) -> None:
         """Have the server make stable what it has."""
-        if self._known().flush:
-            await self._do(lambda link: link.ask("aio_flush", libnbd.NOBODY, 0), changes=False)
+        if not self._known().flush:
+            return
+        covered = 0
+
+        def send(link: Link) -> asyncio.Future[None]:
+            nonlocal covered
+            covered = self._unstable.last
+            return link.ask("aio_flush", libnbd.NOBODY, 0)
+
+        await self._do(send, changes=False)
+        self._unstable.stable(covered)
 
     async def discard(self, offset: int, length: int) -> None:
         """Have the server forget a range."""
-        await self._do(
-            lambda link: link.ask("aio_trim", length, offset, libnbd.NOBODY, 0), changes=True
-        )
+        await self._change(lambda link: link.ask("aio_trim", length, offset, libnbd.NOBODY, 0))
 
     async def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Have the server write zeroes itself."""
         flags = 0 if unmap else libnbd.FLAG_NO_HOLE
-        await self._do(
-            lambda link: link.ask("aio_zero", length, offset, libnbd.NOBODY, flags), changes=True
-        )
+        await self._change(lambda link: link.ask("aio_zero", length, offset, libnbd.NOBODY, flags))
+
+    async def _change(self, send: Send, length: int = 0) -> None:
+        """Send what changes the disk, with *length* bytes of data."""
+        await self._do(send, changes=True, length=length)
+        async with self._emptying:  # who comes meanwhile waits: there is no end to memory else
+            if self._unstable.cost > MOST_UNSTABLE:
+                await self.flush()
 
     def _parts(self, length: int) -> list[tuple[int, int]]:
         """Cut what is longer than the server takes at once: offset and length of each part."""
         most = min(self._known().maximum or _LONGEST, _LONGEST) // _SECTOR * _SECTOR
         return [(at, min(most, length - at)) for at in range(0, length, most)]
 
-    async def _do(self, send: _Send, *, changes: bool) -> None:
+    async def _do(self, send: Send, *, changes: bool, length: int = 0) -> None:
         """Send a command, again whenever the connection was lost, until there is an answer."""
         until = self._lost_at + self._timeout if self._link is None else None
         while True:
             link = await self._linked(until)
             try:
-                await _answer(send(link), changes=changes)
+                future = send(link)
+                try:
+                    await _answer(future, changes=changes)
+                finally:  # of one that was given up, too
+                    if changes and self._known().flush and _is_done_well(future):
+                        self._unstable.add(send, length)
             except LostError:
                 until = until or asyncio.get_running_loop().time() + self._timeout
             else:
@@ -226,11 +249,9 @@ class Nbd(Disk):
             connecting.add_done_callback(_hang_up)
             raise
 
-    def _use(self, handle: libnbd.Handle) -> None:
-        self._link = Link(handle, self._lose)
-        self._back.set()
-
     def _lose(self) -> None:
+        if self._link is None:  # it was not in use yet
+            return
         self._link = None
         self._back.clear()
         self._lost_at = asyncio.get_running_loop().time()
@@ -256,14 +277,24 @@ class Nbd(Disk):
         """Connect once more; raises OSError where there is no server."""
         handle = await self._connect()
         try:
-            if _look(handle) != self._export:
-                log.error("%s: another disk is there now: it is not used", self._where.text)
-                handle.close()
-                return False
-            self._use(handle)
+            same = _look(handle) == self._export
+            link = Link(handle, self._lose) if same else None
         except OSError:  # it is gone already
             handle.close()
             raise
+        if link is None:
+            log.error("%s: another disk is there now: it is not used", self._where.text)
+            handle.close()
+            return False
+        try:
+            await self._unstable.replay(link)
+        except LostError:
+            raise OSError(errno.ENOTCONN, "lost again") from None
+        except BaseException:
+            link.close()
+            raise
+        self._link = link
+        self._back.set()
         log.warning("%s: the server is back", self._where.text)
         return True
 
@@ -293,6 +324,10 @@ async def _answer(future: asyncio.Future[None], *, changes: bool) -> None:
         _forget(future)
         raise asyncio.CancelledError
     future.result()
+
+
+def _is_done_well(future: asyncio.Future[None]) -> bool:
+    return future.done() and future.exception() is None
 
 
 def _forget(future: asyncio.Future[None]) -> None:
