@@ -25,7 +25,7 @@ from vhostblk.cli import main
             ["foo:x"],
             (
                 "foo:x: no disk has the scheme 'foo' (there are file, memory, null,"
-                " nbd, nbd+unix, nbds, nbds+unix, python);"
+                " nbd, nbd+unix, nbds, nbds+unix, nbd+exec, qcow2, python);"
                 " for a file of that name write file:foo:x"
             ),
         ),

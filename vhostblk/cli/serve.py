@@ -158,6 +158,7 @@ def serve(
       file:PATH,cache=none     the same, with options
       memory:4G                memory, allocated as it is written
       null:4G                  nothing: reads give zeroes, writes are forgotten
+      qcow2:PATH               a qcow2 image, by qemu-nbd
       nbd:unix:PATH, nbd:HOST  an export of an NBD server
       python:module:Class,...  a Python class, with its arguments
       LAYER:key=value,...|DISK any of these with a layer in front of it; several stack

@@ -7,8 +7,10 @@ its manual page says, e.g. ``nbd_aio_pread(3)``.
 
 import ctypes
 import errno
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from functools import cache
 
@@ -44,6 +46,8 @@ _FUNCTIONS = {
     "set_uri_allow_local_file": (c_int, c_void_p, c_bool),
     "aio_connect_uri": (c_int, c_void_p, c_char_p),
     "aio_connect_unix": (c_int, c_void_p, c_char_p),
+    "aio_connect_systemd_socket_activation": (c_int, c_void_p, ctypes.POINTER(c_char_p)),
+    "kill_subprocess": (c_int, c_void_p, c_int),
     "aio_connect_tcp": (c_int, c_void_p, c_char_p, c_char_p),
     "aio_is_ready": (c_int, c_void_p),
     "aio_is_dead": (c_int, c_void_p),
@@ -84,6 +88,7 @@ class Handle:
         self._handle = self._library.nbd_create()
         if not self._handle:
             raise self._error()
+        self._has_child = False
         # We look at an error before we look at a buffer.
         self.switch("set_pread_initialize", on=False)
 
@@ -123,12 +128,34 @@ class Handle:
                 raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s")
             self.call("poll", _POLL_MS)
 
+    def start(self, command: Sequence[bytes]) -> None:
+        """
+        Begin a connection to a server that is started for it; it ends with the connection.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        words = (c_char_p * (len(command) + 1))(*command, None)
+        self.call("aio_connect_systemd_socket_activation", words)
+        self._has_child = True
+
+    def give_up(self) -> None:
+        """End what has not become a connection, and the server that was started for it."""
+        if self._has_child:
+            with suppress(OSError):  # it has ended by itself
+                self.call("kill_subprocess", signal.SIGKILL)
+        self.close()
+
     def completed(self) -> int:
         """Return the number of a command that is over, 0 where none is."""
         return max(0, int(self._library.nbd_aio_peek_command_completed(self._handle)))
 
     def close(self) -> None:
-        """End it; what is under way is forgotten, and its buffers are no more used."""
+        """
+        End it; what is under way is forgotten, and its buffers are no more used.
+
+        Waits for the end of a server that was started for it.
+        """
         self._library.nbd_close(self._handle)
         self._handle = None
 

@@ -17,7 +17,7 @@ from vhostblk.disk.layers import LAYERS, check, stack
 from vhostblk.disk.memfd import Memfd
 from vhostblk.disk.memory import Memory
 from vhostblk.disk.nbd import Nbd
-from vhostblk.disk.nbd_where import FORM, where
+from vhostblk.disk.nbd_where import FORM, qcow2, started, where
 from vhostblk.disk.null import Null
 from vhostblk.disk.python import load
 from vhostblk.errors import VhostBlkError
@@ -119,7 +119,7 @@ def beside(
         if spec.scheme != "file":
             raise VhostBlkError(f"lock is for files: a {spec.scheme}: disk has no image lock")
         spec = spec.with_option("lock", lock)
-    if read_only and spec.scheme == "file":
+    if read_only and spec.scheme in {"file", "qcow2"}:
         spec = spec.with_option("read-only", "on")
     return spec if record is None else recorded(spec, record)
 
@@ -197,8 +197,20 @@ def _python(spec: DiskSpec) -> Disk:
 
 
 def _nbd(spec: DiskSpec) -> Disk:
-    timeout = parse_time(spec.options.get("timeout", "30s"), "timeout")
-    return Nbd(where(spec.scheme, spec.body, spec.options), timeout=timeout / 1e9)
+    return Nbd(where(spec.scheme, spec.body, spec.options), timeout=_timeout(spec))
+
+
+def _started(spec: DiskSpec) -> Disk:
+    return Nbd(started(spec.scheme, spec.body, spec.options), timeout=_timeout(spec))
+
+
+def _qcow2(spec: DiskSpec) -> Disk:
+    read_only = _switch(spec.options, "read-only", default=False)
+    return Nbd(qcow2(spec.body, read_only=read_only), timeout=_timeout(spec))
+
+
+def _timeout(spec: DiskSpec) -> float:
+    return parse_time(spec.options.get("timeout", "30s"), "timeout") / 1e9
 
 
 def _size(spec: DiskSpec) -> int:
@@ -233,5 +245,9 @@ SCHEMES: Mapping[str, Scheme] = {
     "nbd+unix": Scheme(_nbd, frozenset({"timeout"}), "nbd+unix:///EXPORT?socket=PATH"),
     "nbds": Scheme(_nbd, frozenset({"timeout"}), "nbds://HOST[:PORT]/EXPORT"),
     "nbds+unix": Scheme(_nbd, frozenset({"timeout"}), "nbds+unix:///EXPORT?socket=PATH"),
+    "nbd+exec": Scheme(
+        _started, frozenset({"export", "timeout"}), "nbd+exec:COMMAND[,export=NAME]"
+    ),
+    "qcow2": Scheme(_qcow2, frozenset({"read-only", "timeout"}), "qcow2:PATH[,read-only=on]"),
     "python": Scheme(_python, None, "python:module:Class[,arg=value,…]"),
 }

@@ -1,8 +1,13 @@
 """Where an NBD server is: what somebody wrote, and the beginning of a connection to it."""
 
+import errno
+import os
 import re
+import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 
 from vhostblk.disk.libnbd import Handle
@@ -12,6 +17,8 @@ PORT = 10809
 """Of NBD servers, by IANA."""
 
 FORM = "nbd:unix:PATH[,export=NAME], nbd:HOST[:PORT][,export=NAME] or nbd://…"
+START = "start"
+"""A server of our own, by systemd's socket activation."""
 _TCP = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]/]+))(?::([0-9]{1,5}))?")
 _MAX_PORT = 65535
 
@@ -23,15 +30,19 @@ class Where:
 
     Args:
         text: As it was written, for messages.
-        how: The function of libnbd that connects.
-        to: What that is given.
+        how: The function of libnbd that connects; or `START`.
+        to: What that is given; or the command.
         export: Its name; None: it is in the URI.
+        file: What has to be there before a server is started.
+        hint: What to do where the program is missing.
     """
 
     text: str
     how: str
     to: tuple[str, ...]
     export: str | None
+    file: str | None = None
+    hint: str = ""
 
     def connect(self, seconds: float, called_off: Event) -> Handle:
         """
@@ -47,12 +58,23 @@ class Where:
             handle.switch("set_uri_allow_local_file", on=True)
             if self.export is not None:
                 handle.call("set_export_name", self.export.encode())
-            handle.call(self.how, *(word.encode() for word in self.to))
+            if self.how == START:
+                handle.start([os.fsencode(word) for word in self._command()])
+            else:
+                handle.call(self.how, *(word.encode() for word in self.to))
             handle.wait_until_ready(seconds, called_off.is_set)
         except BaseException:
-            handle.close()
+            handle.give_up()
             raise
         return handle
+
+    def _command(self) -> list[str]:
+        """Return how to start the server, out of reach of a terminal's ^C: we end it ourselves."""
+        if shutil.which(self.to[0]) is None:
+            raise FileNotFoundError(errno.ENOENT, f"there is no program {self.to[0]}{self.hint}")
+        if self.file is not None and not Path(self.file).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        return ["setsid", *self.to]
 
 
 def where(scheme: str, body: str, options: Mapping[str, str]) -> Where:
@@ -84,3 +106,29 @@ def where(scheme: str, body: str, options: Mapping[str, str]) -> Where:
     return Where(
         text, "aio_connect_tcp", (match[1] or match[2], match[3] or str(PORT)), export or ""
     )
+
+
+def started(scheme: str, body: str, options: Mapping[str, str]) -> Where:
+    """
+    Read the command of a server that is to be started: ``nbd+exec:COMMAND``.
+
+    Raises:
+        VhostBlkError: It is none.
+    """
+    text = f"{scheme}:{body}"
+    try:
+        command = shlex.split(body)
+    except ValueError as error:
+        raise VhostBlkError(f"{text}: not a command as a shell has it: {error}") from None
+    if not command:
+        raise VhostBlkError(f"{text}: no command: write {scheme}:COMMAND")
+    return Where(text, START, tuple(command), options.get("export", ""))
+
+
+def qcow2(path: str, *, read_only: bool) -> Where:
+    """Return the server of an image: qemu-nbd, which ends with the disk."""
+    # Absolute: QEMU takes a word and a colon for a protocol.
+    file = str(Path(path).absolute())
+    rights = ("--read-only",) if read_only else ()
+    command = ("qemu-nbd", "--format=qcow2", "--discard=unmap", *rights, file)
+    return Where(f"qcow2:{path}", START, command, "", file=file, hint=": apt install qemu-utils")
