@@ -40,6 +40,13 @@ def test_requests_in_golden_bytes() -> None:
     assert [r.in_length for r in golden.values()] == [512, 0, 0, 20, 0, 0, 0]
 
 
+def test_ranges_are_what_they_were_made_of() -> None:
+    """For a model that has to follow what is done to a disk."""
+    ranges = Range(1, 2, 1), Range(3, 4)
+    assert Request.write_zeroes(ranges).ranges == ranges
+    assert Request.flush().ranges == ()
+
+
 def test_request_reads_as_words() -> None:
     """Errors name requests by the standard's name, or by number."""
     assert str(Request.read(8, 512)) == "IN at sector 8 (0 out, 512 in)"

@@ -97,6 +97,11 @@ class Request:
         return cls(type=RequestType.WRITE_ZEROES, out=b"".join(r.pack() for r in ranges))
 
     @property
+    def ranges(self) -> tuple[Range, ...]:
+        """Return what DISCARD or WRITE_ZEROES is about."""
+        return tuple(Range(*fields) for fields in RANGE.iter_unpack(self.out))
+
+    @property
     def readable(self) -> bytes:
         """Return everything the device reads."""
         return HEADER.pack(self.type, self.ioprio, self.sector) + self.out

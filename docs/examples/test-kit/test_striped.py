@@ -10,6 +10,7 @@ from striped import STRIPE, Striped
 from vhostblk.guest.conformance.suite import *  # noqa: F403 - the tests for any back-end
 from vhostblk.guest.history import ConcurrentLoad, History, check
 from vhostblk.guest.strategies import Limits, chains, requests
+from vhostblk.spec.virtio_blk import RequestType
 
 SIZE = 1 << 20
 
@@ -42,10 +43,14 @@ def test_requests_of_every_kind(vhostblk_guest):
         done = vhostblk_guest.run(request, framing=data.draw(chains(request)))
         assert done.status == 0
         at = request.sector * 512
-        if request.out and request.type == 1:
-            model[at : at + len(request.out)] = request.out
-        if request.in_length and request.type == 0:
+        if request.type == RequestType.IN:
             assert done.data == model[at : at + request.in_length]
+        elif request.type == RequestType.OUT:
+            model[at : at + len(request.out)] = request.out
+        elif request.type == RequestType.WRITE_ZEROES:
+            for part in request.ranges:
+                end = (part.sector + part.num_sectors) * 512
+                model[part.sector * 512 : end] = bytes(part.num_sectors * 512)
 
     run()
 
