@@ -117,7 +117,7 @@ int vhb_take_some(struct vhb_queue *q, struct vhb_io *io, uint32_t ask)
     }
     if (n == 0)
         q->pace = 1;
-    else if (n == q->pace)
+    else if ((q->disk->ops->flush ? over : n) == q->pace)
         q->pace *= 2;
     if (n)
         note_taken(q);

@@ -194,6 +194,12 @@ PIECES = (131, 512, 1536, 2045, 2046, 2047, 3000)
 """Of a transfer that needs more room than a request has of its own, or more than there is."""
 
 
+def one_plan(kind: int, at: int) -> Plan:
+    """Return a request for 512 bytes, all of it from *at* on."""
+    header = Link(at, 16, 0, struct.pack("<IIQ", kind, 0, 0))
+    return Plan((header, Link(at + 16, 513, WRITE, b"\xee" * 513)))
+
+
 def long_plan(kind: int, pieces: int) -> Plan:
     """Return a request with so many bytes of data, each in a descriptor of its own."""
     at, table_at = GPA + HEAP + (128 << 10), GPA + HEAP

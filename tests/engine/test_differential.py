@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from engine.chains import PIECES, Plan, hostile_plans, lay, long_plan, plans
+from engine.chains import PIECES, Plan, hostile_plans, lay, long_plan, one_plan, plans
 from engine.conftest import ENGINES
 from engine.driver import GPA, HEAP, MEMORY, Lane
 from engine.harness import BLK, FEATURES
@@ -353,6 +353,20 @@ def live(kind: str, lives: int, steps: int, *phases: Phase) -> None:
 def test_both_engines_do_the_same(kind: str) -> None:
     """A few short lives; to shrink one that fails takes longer than a test may."""
     live(kind, 2 if "tracked" in kind else 4, 12)
+
+
+def test_what_is_over_at_once_goes_back_in_the_same_batches() -> None:
+    """Two that fail at once, between two that the disk has: where those are noted tells when."""
+    life = LIVES["packed-tracked"]()
+    life.begin(largest=[16, 16], layout=_whole, asks=False)
+    places = [GPA + HEAP + 8192 * i for i in range(5)]
+    kinds = (RequestType.IN, RequestType.IN, 99, 99, RequestType.IN)
+    asked = [one_plan(kind, at) for kind, at in zip(kinds, places, strict=True)]
+    try:
+        life.ask(n=0, requests=asked[:1], ends=[])
+        life.ask(n=0, requests=asked[1:], ends=[])
+    finally:
+        life.teardown()
 
 
 @pytest.mark.slow
