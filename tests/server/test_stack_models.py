@@ -2,6 +2,7 @@
 
 import errno
 import random
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -167,6 +168,39 @@ def test_layers_in_any_order_are_the_disk_below(
     below = dice.choice((Plain(BASE), Late(BASE, seed)))
     engine = engine_for(names, dice)
     check(written, below, seed, engine, vhost_user_guest, packed=dice.random() < 0.5)
+
+
+HEAD, TAIL = 64, 40
+"""Sectors in front of a partition and behind it."""
+
+
+def partitioned(dice: random.Random) -> tuple[bytes, bytes]:
+    """Return what is in front of a partition as large as the model, an MBR first, and behind it."""
+    entry = bytes((0, 0, 0, 0, 0x83, 0, 0, 0)) + struct.pack("<II", HEAD, SECTORS)
+    table = (bytes(446) + entry).ljust(510, b"\0") + b"\x55\xaa"
+    return table + dice.randbytes((HEAD - 1) * SECTOR), dice.randbytes(TAIL * SECTOR)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_partition_is_a_part_of_the_disk_below(
+    seed: int, vhost_user_guest: Connect, tmp_path: Path, *, packed: bool
+) -> None:
+    """With layers in front and behind: it reads as written, and what is around it stays."""
+    dice = random.Random(seed)
+    head, tail = partitioned(dice)
+    below = dice.choice((Plain, Late))(head + BASE + tail)
+    front = dice.sample(sorted(OF_THE_CORE - {"offset", "truncate"}), seed % 3)
+    behind = dice.sample(sorted(OF_THE_CORE - {"offset", "truncate"}), seed // 3)
+    names = [*front, "partition", *behind]
+    written = [
+        "partition:number=1" if name == "partition" else dice.choice(forms(name, tmp_path))
+        for name in names
+    ]
+    model = bytearray(BASE)
+    with serving("native") as server:
+        run(server, vhost_user_guest, make(written, below), dice, model, packed=packed)
+    assert below.data == head + model + tail
 
 
 @pytest.mark.slow
